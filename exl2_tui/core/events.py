@@ -1,0 +1,132 @@
+"""Everything the core reports while it works, as typed frozen data. Standard library only; printed as JSON by --json.
+
+An event carries the id of the request, load or job it belongs to, so that late events of something stopped can be
+dropped by the receiver.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+FinishReason = Literal["stop_token", "stop_string", "length", "context", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The event as a JSON object with its class name under "event"."""
+        return {"event": type(self).__name__, **dataclasses.asdict(self)}
+
+
+# Loading a model
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress(Event):
+    """`done` of `total` bytes of weights are in place; `tensor` is the one just finished."""
+
+    model: str
+    done: int
+    total: int
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFinished(Event):
+    """A model is ready.
+
+    Sizes in bytes; context in tokens; format such as "EXL2 4.13 bpw" or "fp16"; device "cpu" or "cuda:0".
+    """
+
+    model: str
+    architecture: str
+    format: str
+    context: int
+    weight_bytes: int
+    cache_bytes: int
+    seconds: float
+    device: str
+    kernels: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded(Event):
+    model: str
+
+
+# Generating text
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReady(Event):
+    """The prompt as it will be run.
+
+    `mode` is the one really used, `note` says why if it differs from the one asked for.
+    `dropped` counts the oldest messages that no longer fit into the context.
+    """
+
+    request_id: int
+    mode: str
+    prompt_tokens: int
+    cached_tokens: int
+    dropped: int
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillProgress(Event):
+    """`done` of `total` prompt tokens have been run."""
+
+    request_id: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDelta(Event):
+    """New text, whole characters, never part of a stop string; `token_ids` were produced since the last delta."""
+
+    request_id: int
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationFinished(Event):
+    """The last event of a request. Seconds of wall time; decode_seconds covers generated_tokens - 1 steps."""
+
+    request_id: int
+    reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    first_token_seconds: float
+    context_used: int
+    context_size: int
+    seed: int
+
+    @property
+    def prefill_speed(self) -> float:
+        """Prompt tokens per second that were really run (without those found in the cache)."""
+        fresh = self.prompt_tokens - self.cached_tokens
+        return fresh / self.prefill_seconds if self.prefill_seconds > 0 else 0.0
+
+    @property
+    def decode_speed(self) -> float:
+        """Generated tokens per second after the first one."""
+        return (self.generated_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed(Event):
+    """A request, load or job ended with an error a person can act on. request_id None: it belongs to no request."""
+
+    message: str
+    hint: str
+    request_id: int | None = None
