@@ -130,3 +130,35 @@ class Failed(Event):
     message: str
     hint: str
     request_id: int | None = None
+
+
+# The models of this machine
+
+ModelSource = Literal["built-in", "directory", "hub"]
+Fit = Literal["yes", "tight", "no", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One model directory as a list shows it.
+
+    size_bytes counts its tensor files; bits_per_weight is the average over the quantized decoder layers (16 for
+    float16); context is the model's own limit in tokens. `problem` says why it cannot be loaded, "" if nothing is wrong.
+    """
+
+    name: str
+    path: str
+    source: ModelSource
+    family: str
+    format: str
+    bits_per_weight: float
+    size_bytes: int
+    context: int
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsListed(Event):
+    """Every model found on this machine, in the order a list shows them."""
+
+    models: tuple[ModelInfo, ...]
