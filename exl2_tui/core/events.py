@@ -123,6 +123,50 @@ class GenerationFinished(Event):
         return (self.generated_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
 
 
+# Showing what the model would see
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPart:
+    """A run of the prompt: `special` parts are single control tokens such as <|im_end|>; role is whose text it is."""
+
+    text: str
+    special: bool
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPreview(Event):
+    """Answers Service.preview_prompt: the exact prompt of the messages in `mode`, in order, and its token count.
+
+    `token` is the number the caller gave. `mode` is the one really used and `note` says why if another was asked for.
+    `error` is the reason why there is no prompt (then parts are empty), else "".
+    """
+
+    token: int
+    mode: str
+    parts: tuple[PromptPart, ...]
+    token_count: int
+    stop_strings: tuple[str, ...] = ()
+    note: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModeChoice:
+    """One row of the mode picker."""
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModesListed(Event):
+    """Answers Service.list_modes: every prompt mode, "auto" first."""
+
+    modes: tuple[ModeChoice, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Failed(Event):
     """A request, load or job ended with an error a person can act on. request_id None: it belongs to no request."""
