@@ -1,0 +1,247 @@
+"""Builds the native libraries with ninja and installs them as package data; everything else is in pyproject.toml.
+
+Development: `python setup.py build_ext --inplace` (or `pip install --no-build-isolation -e .`); a second run rebuilds
+only what changed. The libraries use the stable ABI of LibTorch: they need torch's headers to compile, not torch itself
+to link, contain no Python symbol and run on every torch from 2.10. Hence the wheel tag py3-none-<platform>.
+
+csrc/*_cpu.cpp and csrc/cpu/*.cpp make exl2_tui/_C_cpu.so. A file whose name ends in _generic, _avx2 or _avx512 is
+compiled for that instruction set, inside its own namespace (csrc/cpu/isa.h).
+csrc/*_cuda.cpp and csrc/cuda/*.cu make exl2_tui/_C_cuda.so, where nvcc is found (EXL2_TUI_CUDA=0 leaves it out).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import NoReturn
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+SOURCES = ROOT / "csrc"
+TORCH_TARGET = "0x020a000000000000"  # 2.10: the oldest torch that has all we call
+ISA_FLAGS = {
+    "generic": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c", "-mbmi2"],
+    "avx512": [
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni"),
+        *("-mfma", "-mf16c", "-mbmi2", "-mprefer-vector-width=512"),
+    ],
+}
+# No -ffast-math: linked in, it sets flush-to-zero for the whole process, and EXL2 scales are often fp16 subnormals.
+COMMON_FLAGS = [
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-semantic-interposition"),
+    *("-Wall", "-Wextra", "-Werror"),
+]
+CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static", "-DUSE_CUDA"]
+
+
+def stop(message: str) -> NoReturn:
+    """Ends the build with one readable sentence instead of a traceback."""
+    sys.exit(f"\nexl2-tui: cannot build the native library: {message}\n")
+
+
+def torch_include() -> Path:
+    """torch's headers in the environment that the package is built for. Importing torch would cost seconds."""
+    places = [Path(sysconfig.get_path(name)) / "torch" for name in ("purelib", "platlib")]
+    spec = importlib.util.find_spec("torch")
+    if spec is not None and spec.origin is not None:
+        places.insert(0, Path(spec.origin).parent)
+    for place in places:
+        if (place / "include/torch/csrc/stable/library.h").is_file():
+            return place / "include"
+    stop(
+        "torch 2.10 or newer must be installed first, since its headers are needed. Run "
+        "`pip install torch ninja setuptools wheel`, then `pip install --no-build-isolation .`"
+    )
+
+
+def compiler() -> str:
+    """The C++ compiler: $CXX, or the first that is installed."""
+    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
+        if name and shutil.which(name.split()[0]):
+            return name
+    stop("no C++ compiler found (looked for $CXX, g++, clang++, c++). On Debian or Ubuntu: apt install g++")
+
+
+def ninja() -> str:
+    """The ninja program, of the PyPI package or of the system."""
+    beside = Path(sys.executable).parent / "ninja"
+    if beside.is_file():
+        return str(beside)
+    if importlib.util.find_spec("ninja") is not None:
+        import ninja as package
+
+        return str(Path(package.BIN_DIR) / "ninja")
+    found = shutil.which("ninja")
+    if found is None:
+        stop("ninja is missing: pip install ninja")
+        return found
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler, where there is one and it is wanted."""
+    if os.environ.get("EXL2_TUI_CUDA") == "0":
+        return None
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which("nvcc", path=f"{home}/bin" if home else None)
+
+
+class NinjaFile:
+    """A build.ninja that is only written when its text changes, so that a second build has nothing to do."""
+
+    def __init__(self, directory: Path, variables: dict[str, str]) -> None:
+        self.directory = directory
+        self.lines = ["ninja_required_version = 1.5", *(f"{key} = {value}" for key, value in variables.items())]
+
+    def rule(self, name: str, command: str, *, depfile: bool = False) -> None:
+        self.lines += ["", f"rule {name}", f"  command = {command}", f"  description = {name} $out"]
+        if depfile:
+            self.lines += ["  depfile = $out.d", "  deps = gcc"]
+
+    def build(
+        self, output: Path, rule: str, inputs: list[Path], *, after: list[Path] | None = None, **extra: str
+    ) -> None:
+        def text(path: Path) -> str:
+            return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+        behind = f" | {' '.join(map(text, after))}" if after else ""
+        self.lines += ["", f"build {text(output)}: {rule} {' '.join(map(text, inputs))}{behind}"]
+        self.lines += [f"  {key} = {value}" for key, value in extra.items()]
+
+    def run(self, program: str) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / "build.ninja"
+        content = "\n".join(self.lines) + "\n"
+        if not path.is_file() or path.read_text() != content:
+            path.write_text(content)
+        jobs = os.environ.get("MAX_JOBS")
+        command = [program, "-C", str(self.directory), *(["-j", jobs] if jobs else [])]
+        if subprocess.run(command, check=False).returncode != 0:
+            stop("compiling failed; the compiler's messages are above")
+
+
+def quoted(path: Path) -> str:
+    return f'"{path}"'
+
+
+def isa_of(source: Path) -> str | None:
+    return next((isa for isa in ISA_FLAGS if source.stem.endswith(f"_{isa}")), None)
+
+
+def write_cpu(ninja_file: NinjaFile, build: Path, target: Path) -> None:
+    """Rules for _C_cpu.so, and for the empty libtorch.so that stands for torch's own when linking."""
+    stub = build / "stub/libtorch.so"
+    (build / "stub").mkdir(parents=True, exist_ok=True)
+    empty = build / "stub/empty.cpp"
+    if not empty.is_file():
+        empty.write_text("")
+    apple = sys.platform == "darwin"
+    ninja_file.rule("cxx", "$cxx -MMD -MF $out.d $cflags $isa -c $in -o $out", depfile=True)
+    ninja_file.rule("stub", "$cxx -shared -fPIC -nostdlib -Wl,-soname,libtorch.so $in -o $out")
+    # Against a stub, since torch's library would bind us to the C++ runtime and the glibc that it was built with.
+    against = "-undefined dynamic_lookup" if apple else f"-Wl,--no-as-needed -L{quoted(stub.parent)} -ltorch"
+    hygiene = "" if apple else "-Wl,--exclude-libs,ALL -Wl,--as-needed -pthread"
+    ninja_file.rule("link", f"$cxx -shared $objects {against} {hygiene} -o $out")
+
+    machine = platform.machine().lower()
+    objects = []
+    for source in sorted([*SOURCES.glob("*_cpu.cpp"), *(SOURCES / "cpu").glob("*.cpp")]):
+        isa = isa_of(source)
+        if isa not in (None, "generic") and machine not in ("x86_64", "amd64"):
+            continue
+        flags = "" if isa is None else " ".join([f"-DEXL2_ISA={isa}", f"-DEXL2_ISA_{isa.upper()}=1", *ISA_FLAGS[isa]])
+        output = build / "cpu" / f"{source.stem}.o"
+        ninja_file.build(output, "cxx", [source], isa=flags)
+        objects.append(output)
+    if not apple:
+        ninja_file.build(stub, "stub", [empty])
+    ninja_file.build(
+        target, "link", objects, after=[] if apple else [stub], objects=" ".join(quoted(path) for path in objects)
+    )
+
+
+def write_cuda(ninja_file: NinjaFile, build: Path, target: Path, sources: list[Path]) -> None:
+    """Rules for _C_cuda.so. Compiled against the headers of whatever torch is there, also a CPU-only one."""
+    ninja_file.rule("nvcc", "$nvcc -MD -MF $out.d $cudaflags -c $in -o $out", depfile=True)
+    ninja_file.rule("nvlink", "$nvcc -shared -cudart static $objects -L$stub -ltorch -o $out")
+    objects = []
+    for source in sources:
+        output = build / "cuda" / f"{source.stem}.o"
+        ninja_file.build(output, "nvcc" if source.suffix == ".cu" else "cxx", [source], isa="-DUSE_CUDA")
+        objects.append(output)
+    ninja_file.build(
+        target,
+        "nvlink",
+        objects,
+        after=[build / "stub/libtorch.so"],
+        objects=" ".join(quoted(path) for path in objects),
+        stub=quoted(build / "stub"),
+    )
+
+
+class NinjaBuild(build_ext):
+    """setuptools names the outputs; ninja makes all of them in one run."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split("."))) + ".so"  # no Python tag: there is nothing of Python in it
+
+    def run(self) -> None:
+        build = ROOT / "build" / "native"
+        include = torch_include()
+        includes = [f"-I{quoted(SOURCES)}", f"-isystem {quoted(include)}"]
+        define = f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"
+        variables = {"cxx": compiler(), "cflags": " ".join([*COMMON_FLAGS, define, *includes])}
+        cuda_sources = cuda_files()
+        if cuda_sources:
+            variables |= {"nvcc": str(nvcc()), "cudaflags": " ".join([*CUDA_FLAGS, define, *includes])}
+        ninja_file = NinjaFile(build, variables)
+        libraries = [build / "_C_cpu.so"]
+        write_cpu(ninja_file, build, libraries[0])
+        if cuda_sources:
+            libraries.append(build / "_C_cuda.so")
+            write_cuda(ninja_file, build, libraries[1], cuda_sources)
+        ninja_file.run(ninja())
+        for extension, library in zip(self.extensions, libraries, strict=True):
+            self.install(library, Path(self.get_ext_fullpath(extension.name)))
+        # setuptools' own run() would compile; only its bookkeeping for --inplace is wanted, and install() does that.
+
+    def install(self, library: Path, target: Path) -> None:
+        if target.is_file() and target.read_bytes() == library.read_bytes():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed into place: a process that has the old library mapped keeps it, instead of crashing.
+        temporary = target.with_suffix(".so.new")
+        shutil.copyfile(library, temporary)
+        temporary.replace(target)
+
+
+def cuda_files() -> list[Path]:
+    """Sources of the CUDA library; empty where it is not built."""
+    if nvcc() is None:
+        return []
+    return sorted([*SOURCES.glob("*_cuda.cpp"), *(SOURCES / "cuda").glob("*.cu")])
+
+
+class PlatformWheel(bdist_wheel):
+    """Any Python 3, no Python ABI, this platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
+
+
+if __name__ == "__main__":
+    names = ["exl2_tui._C_cpu", *(["exl2_tui._C_cuda"] if cuda_files() else [])]
+    setup(
+        ext_modules=[Extension(name, sources=[]) for name in names],
+        cmdclass={"build_ext": NinjaBuild, "bdist_wheel": PlatformWheel},
+    )
