@@ -75,6 +75,14 @@ class NotFoundError(Exl2Error):
     """A model, job, chat or file that was named does not exist."""
 
 
+class ContextError(Exl2Error):
+    """A prompt, message or row of text is longer than the context."""
+
+
+class GenerationError(Exl2Error):
+    """A model computed something no token can be chosen from."""
+
+
 class QuantizationError(Exl2Error):
     """A layer cannot be quantized, or a finished model is broken."""
 
