@@ -1,10 +1,17 @@
-// The seam between the step (csrc/cpu/step.cpp) and the matmul kernels: y = x W (+ bias), W packed once at load.
+// Linear layers on the CPU: out = x @ dequant(weight) + bias.   (Interface; no torch, no allocation, no threads here.)
 //
-// A packed linear is one contiguous, 64-byte aligned blob that starts with a LinearHeader; what follows is private to
-// the kernels of one instruction set. Columns are cut into tiles; a caller spreads tiles over its threads.
-// Knows nothing of torch, threads or models.
+// A weight is repacked once, at load, into one contiguous, self-describing, 64-byte aligned blob that every instruction
+// set of this machine family reads (linear_layout.h describes the bytes). A product is then two steps:
+//
+//   prepare    activations -> scratch: gathered by the weight's row permutation and, on the fast path, quantized to
+//              8 or 16 bit per block of rows. Linears with equal input_key() read the same scratch (q, k and v; gate and up).
+//   multiply   scratch x tiles [tile_begin, tile_end) -> columns 16*tile_begin ... of out. Tiles are independent:
+//              threads take ranges of tiles.
+//
+// Shape letters: M rows of x (tokens), K input features, N output features as stored (padded), G groups.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace exl2 {
@@ -12,73 +19,69 @@ namespace exl2 {
 enum class LinearKind : int32_t { kExl2 = 0, kGptq = 1, kDense = 2 };
 enum class DenseType : int32_t { kF16 = 0, kBF16 = 1, kF32 = 2 };
 
-// What a checkpoint holds for one linear, as raw pointers. Unused pointers are null.
+// A weight as it lies on disk. Pointers are borrowed during pack() only. The caller has validated shapes and ranges
+// (core/formats); pack() trusts them.
 struct LinearSource {
-  LinearKind kind;
-  DenseType dense_type;  // of `weight`
-  bool exact;            // keep activations in float32 instead of quantizing them to 8 bits
-  int64_t K;             // in_features
-  int64_t N;             // columns as stored (EXL2 pads to a multiple of 32)
-  int64_t out_features;  // columns that exist; multiply() writes no other
-  // EXL2, spec/exl2-format.md section 2
-  const uint32_t* q_weight;   // (R, N)
-  const uint32_t* q_scale;    // (groups, N / 8)
-  const uint16_t* q_scale_max;  // (groups) float16
-  const uint16_t* q_groups;   // (2 * groups)
-  int64_t groups;
-  // GPTQ, spec/gptq-format.md
-  const uint32_t* qweight;  // (K * bits / 32, N)
-  const uint8_t* zeros;     // (groups, N) integer zero points as applied
-  const uint16_t* scales;   // (groups, N) float16
-  int32_t bits;
-  int64_t group_size;       // rows per group in permuted order
-  // both: packed row k holds input feature perm[k]; null is the identity
-  const int32_t* perm;
-  // float
-  const void* weight;  // (out_features, K)
-  // all kinds: (out_features) float32, or null; multiply() adds it
-  const float* bias;
+  LinearKind kind = LinearKind::kDense;
+  int64_t K = 0;             // input features (logical rows)
+  int64_t N = 0;             // columns stored
+  int64_t out_features = 0;  // columns written by multiply (<= N)
+  bool exact = false;        // fp32 activations and accumulation instead of integer activations
+
+  // Row permutation of the quantized kinds: packed row k holds input feature perm[k]. int32 (K); null: identity.
+  const int32_t* perm = nullptr;
+
+  // EXL2 (spec/exl2-format.md)
+  const uint32_t* q_weight = nullptr;     // (R, N) codes
+  const uint32_t* q_scale = nullptr;      // (G, N/8) 4-bit scale codes
+  const uint16_t* q_scale_max = nullptr;  // (G) fp16 bits
+  const uint16_t* q_groups = nullptr;     // (2G) bits, first word row
+  int64_t q_weight_rows = 0;              // R
+
+  // GPTQ (spec/gptq-format.md). Rows of group g are the packed rows after those of groups 0..g-1.
+  const uint32_t* qweight = nullptr;    // (K*bits/32, N) codes, rows in original order
+  const int32_t* zeros = nullptr;       // (G, N) true zero points, 0..2^bits
+  const uint16_t* scales = nullptr;     // (G, N) fp16 bits
+  const int32_t* group_rows = nullptr;  // (G) rows of each group, sum K; null: group_size rows each, last may be short
+  int64_t group_size = 0;
+  int32_t bits = 0;  // 2, 3, 4, 8
+
+  int64_t n_groups = 0;  // G, both quantized kinds
+
+  // Dense
+  const void* weight = nullptr;  // (N, K) row-major, as Hugging Face stores it
+  DenseType dense_type = DenseType::kF16;
+
+  // Bias of the output, null if there is none; fp16 bits or float, out_features values.
+  const void* bias = nullptr;
+  bool bias_is_f32 = false;
 };
 
-// First bytes of every blob. 64 bytes.
-struct LinearHeader {
-  uint32_t magic;         // kLinearMagic
-  uint32_t isa;           // which table packed it (Isa in isa.h); another table must refuse it
-  int64_t K;
-  int64_t N;              // out_features
-  int64_t bytes;          // of the whole blob
-  int64_t tiles;          // column tiles
-  int64_t tile_columns;   // columns per tile; the last one may be partly out of range
-  uint64_t input_key;     // linears with equal keys share the result of prepare(), e.g. q, k, v
-  uint32_t layout;        // private
-  uint32_t flags;         // private
-};
-static_assert(sizeof(LinearHeader) == 64, "the payload starts on a cache line");
-
-constexpr uint32_t kLinearMagic = 0x4c32584cu;
-
-inline const LinearHeader& linear_header(const uint8_t* blob) {
-  return *reinterpret_cast<const LinearHeader*>(blob);
-}
-
+// One instruction set's implementation. All pointers to blobs and scratch are 64-byte aligned.
 struct LinearKernels {
-  // Bytes of the blob for `source`; 0 when this layout is not supported.
+  // Size of the blob in bytes, a multiple of 64.
   int64_t (*packed_bytes)(const LinearSource& source);
-  // Writes the header and tables (tile_begin == 0) and the tiles [tile_begin, tile_end).
+  // Writes tiles [tile_begin, tile_end) and, with tile_begin == 0, everything in front of the tiles. Disjoint ranges
+  // may be packed concurrently; the blob need not be cleared before.
   void (*pack)(const LinearSource& source, uint8_t* blob, int64_t tile_begin, int64_t tile_end);
-  int64_t (*tiles)(const LinearSource& source);
-  // Bytes of scratch that prepare() fills for M rows; a multiple of 64.
+  // Tiles of 16 columns.
+  int64_t (*tiles)(const uint8_t* blob);
+  // Bytes of scratch that prepare() writes for M rows.
   int64_t (*scratch_bytes)(const uint8_t* blob, int64_t M);
-  // Turns x (M, K), row stride ldx, into the kernel's own form. Called once per part in [0, parts), in any order, by
-  // any threads; all parts must be done before multiply().
+  // Part `part` of `parts` equal shares of the work; all parts must be done before multiply() starts.
+  // x (M, K) float32 with row stride ldx (elements).
   void (*prepare)(const uint8_t* blob, const float* x, int64_t M, int64_t ldx, uint8_t* scratch, int part, int parts);
-  // out (M, out_features), row stride ldo: overwritten, or added to when `accumulate`, for the columns of the tiles.
-  void (*multiply)(const uint8_t* blob, const uint8_t* scratch, int64_t M, float* out, int64_t ldo, bool accumulate,
-                   int64_t tile_begin, int64_t tile_end);
+  // out (M, out_features) float32 with row stride ldo (elements); overwritten in the columns of the tiles.
+  void (*multiply)(const uint8_t* blob, const uint8_t* scratch, int64_t M, float* out, int64_t ldo, int64_t tile_begin,
+                   int64_t tile_end);
+  // Equal keys (and equal M): one prepare() serves both linears.
+  uint64_t (*input_key)(const uint8_t* blob);
 };
+
+constexpr int64_t kLinearTileColumns = 16;
 
 const LinearKernels* linear_kernels_generic();
-const LinearKernels* linear_kernels_avx2();    // null when compiled for another architecture
-const LinearKernels* linear_kernels_avx512();
+const LinearKernels* linear_kernels_avx2();    // x86-64 builds only
+const LinearKernels* linear_kernels_avx512();  // x86-64 builds only
 
 }  // namespace exl2
