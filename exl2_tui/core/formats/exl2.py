@@ -220,9 +220,7 @@ class Exl2Weight:
             return Fault("q_scale_max", "finite scales of 0 or more", float(self.q_scale_max[~sane][0]))
         numbers = torch.arange(self.in_features, dtype=torch.int32)
         if not torch.equal(torch.sort(self.q_invperm).values, numbers):
-            return Fault(
-                "q_invperm", f"every number from 0 to {self.in_features - 1} once", "a number twice or beyond"
-            )
+            return Fault("q_invperm", f"every number from 0 to {self.in_features - 1} once", "a number twice or beyond")
         return None
 
     @classmethod
