@@ -1,0 +1,67 @@
+"""The KV cache of one sequence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from exl2_tui.core.config import ModelConfig
+from exl2_tui.core.errors import MemoryLimitError, ShapeError, UnsupportedError
+
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+class KVCache:
+    """Keys (after rope) and values, each (layers, G, capacity, D), so that a head's tokens lie side by side.
+
+    Memory is reserved at once but touched only as tokens arrive. Layers write at `length`; the model moves `length`
+    on after the last layer, so an interrupted step leaves the cache as it was.
+    kind "fp16" is for use, "fp32" adds no rounding and serves as the oracle.
+    """
+
+    def __init__(
+        self, config: ModelConfig, capacity: int, kind: str = "fp16", device: torch.device | str = "cpu"
+    ) -> None:
+        if kind not in DTYPES:
+            raise UnsupportedError(f'the cache kind "{kind}" is not one of {", ".join(DTYPES)}')
+        if capacity < 1:
+            raise ShapeError(f"a cache for {capacity} tokens is asked for, but it must hold at least one")
+        shape = (config.num_hidden_layers, config.num_key_value_heads, capacity, config.head_dim)
+        self.kind = kind
+        self.length = 0
+        self.keys = torch.empty(shape, dtype=DTYPES[kind], device=device)
+        self.values = torch.empty(shape, dtype=DTYPES[kind], device=device)
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    def truncate(self, length: int) -> None:
+        check_truncate(length, self.length)
+        self.length = length
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores keys and values (G, T, D) of the new tokens; returns those of all S, (G, S, D), in the same dtype."""
+        end = self.length + keys.shape[1]
+        self.keys[layer, :, self.length : end] = keys
+        self.values[layer, :, self.length : end] = values
+        return self.keys[layer, :, :end].to(keys.dtype), self.values[layer, :, :end].to(values.dtype)
+
+
+def check_room(count: int, length: int, capacity: int) -> None:
+    """Raises MemoryLimitError if `count` more tokens do not fit behind the `length` stored ones."""
+    if length + count > capacity:
+        raise MemoryLimitError(
+            f"{count} tokens do not fit: the context holds {capacity} tokens and {length} are in use",
+            hint="Load the model with a longer context, or shorten the conversation.",
+        )
+
+
+def check_truncate(length: int, stored: int) -> None:
+    """Raises ShapeError unless `length` tokens are there to keep."""
+    if not 0 <= length <= stored:
+        raise ShapeError(f"the cache cannot be cut to {length} tokens: it holds {stored}")

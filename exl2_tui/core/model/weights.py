@@ -1,0 +1,162 @@
+"""Reads the parts of a model from a checkpoint, whatever form they are stored in, and tells what is missing.
+
+Tensors come as views of mapped files. Whoever reads one copies it into its own layout and then releases it, so that
+the file's pages never add up to a second copy of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import Tensor
+
+from exl2_tui.core.config import ModelConfig
+from exl2_tui.core.errors import CheckpointError, UnsupportedError
+from exl2_tui.core.formats import DenseWeight, Exl2Weight, LinearWeight
+from exl2_tui.core.model.layout import LinearSpec, model_linears, model_vectors
+
+LINEAR_PARTS = {
+    "exl2": ("q_weight", "q_scale", "q_scale_max", "q_groups", "q_invperm", "bias"),
+    "gptq": ("qweight", "qzeros", "scales", "g_idx", "bias"),
+    "float": ("weight", "bias"),
+}
+# Left behind by old exporters; recomputed from the config, never read.
+DERIVED_SUFFIXES = (".rotary_emb.inv_freq", ".q_perm", ".q_group_map", ".masked_bias")
+
+
+class TensorSource(Protocol):
+    """What models use of a Checkpoint."""
+
+    @property
+    def names(self) -> Iterable[str]: ...
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def tensor(self, name: str) -> Tensor: ...
+
+    def linear_kind(self, prefix: str) -> str | None: ...
+
+    def linear(self, prefix: str, in_features: int, out_features: int, bias: bool | None) -> LinearWeight: ...
+
+    def release(self, name: str) -> None: ...
+
+
+def read_linear(source: TensorSource, spec: LinearSpec) -> LinearWeight:
+    """The weight of one linear, validated against its shape. Raises CheckpointError if it is missing or malformed."""
+    if source.linear_kind(spec.prefix) is not None or (spec.fused is None and spec.tied_to is None):
+        return source.linear(spec.prefix, spec.in_features, spec.out_features, _bias(source, spec))
+    if spec.tied_to is not None:
+        return DenseWeight(read_matrix(source, spec.tied_to, spec.out_features, spec.in_features), None)
+    assert spec.fused is not None
+    whole = replace(spec, prefix=spec.fused.prefix, out_features=spec.fused.out_features, fused=None)
+    return _columns(read_linear(source, whole), spec, spec.fused.start)
+
+
+def linear_names(source: TensorSource, spec: LinearSpec) -> tuple[str, ...]:
+    """Full names of the tensors that read_linear takes for this linear; none if it is not stored in any form."""
+    kind = source.linear_kind(spec.prefix)
+    if kind is not None:
+        names = (f"{spec.prefix}.{part}" for part in LINEAR_PARTS[kind])
+        return tuple(name for name in names if name in source)
+    if spec.fused is not None:
+        return linear_names(source, replace(spec, prefix=spec.fused.prefix, fused=None))
+    return (spec.tied_to,) if spec.tied_to is not None and spec.tied_to in source else ()
+
+
+def release_linear(source: TensorSource, spec: LinearSpec) -> None:
+    """Gives the file pages of a linear back once its weight was copied."""
+    for name in linear_names(source, spec):
+        source.release(name)
+
+
+def read_matrix(source: TensorSource, name: str, rows: int, columns: int) -> Tensor:
+    """A float matrix such as the embedding (V, C), in its stored dtype."""
+    return _float_tensor(source, name, ((rows, columns),))
+
+
+def read_norm(source: TensorSource, name: str, heads: int, size: int) -> Tensor:
+    """A norm's weight (size,) in its stored dtype; with heads > 1 also (heads, size), as EXL2 files expand it."""
+    shapes: tuple[tuple[int, ...], ...] = ((size,), (heads, size))
+    return _float_tensor(source, name, shapes)
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """How the tensors that are there differ from those the config asks for, by full name.
+
+    used: what the model reads. unused: harmless, but worth telling, since a wrong architecture shows here.
+    """
+
+    missing: tuple[str, ...]
+    used: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def check(self) -> None:
+        """Raises CheckpointError if anything is missing."""
+        if not self.missing:
+            return
+        first = ", ".join(self.missing[:3]) + (", ..." if len(self.missing) > 3 else "")
+        verb = "tensor is" if len(self.missing) == 1 else "tensors are"
+        raise CheckpointError(
+            f"{len(self.missing)} {verb} missing: {first}",
+            hint="The download may be incomplete, or config.json belongs to another model.",
+        )
+
+
+def take_inventory(source: TensorSource, config: ModelConfig) -> Inventory:
+    """Compares names only; shapes and dtypes are checked when a tensor is read."""
+    missing = [name for name in model_vectors(config) if name not in source]
+    used = {name: None for name in model_vectors(config) if name in source}
+    for spec in model_linears(config):
+        names = linear_names(source, spec)
+        used.update(dict.fromkeys(names))
+        missing.extend(_missing_parts(spec, names))
+    unused = (name for name in source.names if name not in used and not name.endswith(DERIVED_SUFFIXES))
+    return Inventory(tuple(missing), tuple(used), tuple(unused))
+
+
+def _missing_parts(spec: LinearSpec, names: tuple[str, ...]) -> Iterator[str]:
+    if not names:
+        yield f"{spec.prefix}.weight"
+    elif spec.bias and not any(name.endswith(".bias") for name in names):
+        yield f"{spec.prefix}.bias"
+
+
+def _bias(source: TensorSource, spec: LinearSpec) -> bool | None:
+    """GPTQ writers store a bias of zeros even where the architecture has none: None takes it as it is found."""
+    return None if source.linear_kind(spec.prefix) == "gptq" and not spec.bias else spec.bias
+
+
+def _columns(weight: LinearWeight, spec: LinearSpec, start: int) -> LinearWeight:
+    """The outputs start ... start + spec.out_features - 1 of a fused linear."""
+    stop = start + spec.out_features
+    bias = None if weight.bias is None else weight.bias[start:stop]
+    if isinstance(weight, DenseWeight):
+        return DenseWeight(weight.weight[start:stop], bias)
+    if isinstance(weight, Exl2Weight):
+        raise UnsupportedError("an EXL2 layer is stored fused, but EXL2 files keep q, k, v apart", tensor=spec.prefix)
+    if start % 32 or stop % 32:
+        raise UnsupportedError(
+            f"a fused GPTQ layer can be split at multiples of 32 outputs, not at {start} and {stop}", tensor=spec.prefix
+        )
+    return replace(
+        weight,
+        qweight=weight.qweight[:, start:stop].contiguous(),
+        qzeros=weight.qzeros[:, start * weight.bits // 32 : stop * weight.bits // 32].contiguous(),
+        scales=weight.scales[:, start:stop].contiguous(),
+        bias=bias,
+    )
+
+
+def _float_tensor(source: TensorSource, name: str, shapes: tuple[tuple[int, ...], ...]) -> Tensor:
+    if name not in source:
+        raise CheckpointError("the tensor is missing", tensor=name)
+    tensor = source.tensor(name)
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"expected a float dtype, found {tensor.dtype}", tensor=name)
+    if tuple(tensor.shape) not in shapes:
+        expected = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
+        raise CheckpointError(f"expected shape {expected}, found {tuple(tensor.shape)}", tensor=name)
+    return tensor
