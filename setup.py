@@ -34,6 +34,8 @@ ISA_FLAGS = {
     "avx512": [
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni"),
         *("-mfma", "-mf16c", "-mbmi2", "-mprefer-vector-width=512"),
+        # GCC 12 warns of its own header: "undefined" vectors are initialized with themselves (GCC bug 105593).
+        *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
     ],
 }
 # No -ffast-math: linked in, it sets flush-to-zero for the whole process, and EXL2 scales are often fp16 subnormals.
@@ -85,7 +87,7 @@ def ninja() -> str:
     found = shutil.which("ninja")
     if found is None:
         stop("ninja is missing: pip install ninja")
-        return found
+    return found
 
 
 def nvcc() -> str | None:

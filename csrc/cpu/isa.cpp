@@ -1,5 +1,7 @@
 #include "isa.h"
 
+#include "kernels.h"
+
 namespace exl2 {
 
 const char* isa_name(Isa isa) {
@@ -32,6 +34,15 @@ Isa isa_best() {
   if (isa_available(Isa::kAvx512)) return Isa::kAvx512;
   if (isa_available(Isa::kAvx2)) return Isa::kAvx2;
   return Isa::kGeneric;
+}
+
+const Kernels* kernels_of(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512) return kernels_avx512();
+  if (isa == Isa::kAvx2) return kernels_avx2();
+#endif
+  (void)isa;
+  return kernels_generic();
 }
 
 }  // namespace exl2
