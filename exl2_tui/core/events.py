@@ -186,8 +186,8 @@ Fit = Literal["yes", "tight", "no", "unknown"]
 class ModelInfo:
     """One model directory as a list shows it.
 
-    size_bytes counts its tensor files; bits_per_weight is the average over the quantized decoder layers (16 for
-    float16); context is the model's own limit in tokens. `problem` says why it cannot be loaded, "" if nothing is wrong.
+    size_bytes counts its tensor files; bits_per_weight is the average over the decoder's linear layers (16 for
+    float16); context is the model's own limit in tokens. `problem` says why it cannot be loaded, "" if it can.
     """
 
     name: str
@@ -206,3 +206,145 @@ class ModelsListed(Event):
     """Every model found on this machine, in the order a list shows them."""
 
     models: tuple[ModelInfo, ...]
+
+
+# Converting a model. `job` is the work directory; sizes are stored bytes; bpw counts scales, groups and permutation.
+
+ConvertStage = Literal["calibrate", "measure", "allocate", "quantize", "compile", "evaluate"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobEstimate(Event):
+    """What a job is expected to take, before it starts: memory and disk in bytes, time in seconds."""
+
+    job: str
+    peak_memory: int
+    available_memory: int
+    disk: int
+    free_disk: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StageStarted(Event):
+    """A stage begins. `resumed` if an earlier run had already done part of it."""
+
+    job: str
+    stage: ConvertStage
+    bits: float = 0.0
+    resumed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationReady(Event):
+    """Rows x length tokens fit the model, measure_rows of them measure it, held_out_rows judge it."""
+
+    job: str
+    description: str
+    rows: int
+    length: int
+    measure_rows: int
+    held_out_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgress(Event):
+    """`done` of `total` steps of the whole job; seconds_left is None until there is something to go by."""
+
+    job: str
+    stage: ConvertStage
+    done: int
+    total: int
+    detail: str
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMeasured(Event):
+    """Every candidate of a block (or linear) was tried: its bits per weight and the error it brings."""
+
+    job: str
+    key: str
+    bpw: tuple[float, ...]
+    errors: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Allocated(Event):
+    """The bits are spent. `bpw` per key in model order; `predicted_error` is the sum that was made small."""
+
+    job: str
+    bits: float
+    reached_bpw: float
+    keys: tuple[str, ...]
+    bpw: tuple[float, ...]
+    predicted_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerQuantized(Event):
+    """One linear is done. error: relative error of its block's output against the original; recipe as stored."""
+
+    job: str
+    key: str
+    recipe: str
+    bpw: float
+    error: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointed(Event):
+    """Everything up to `layer` of `stage` survives a crash from here on."""
+
+    job: str
+    stage: ConvertStage
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class QualityWarning(Event):
+    """Something that may make the result worse than it needs to be. `key`: the tensor or file it is about, or ""."""
+
+    job: str
+    message: str
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated(Event):
+    """The finished model against the original on held-out rows.
+
+    kl: mean Kullback-Leibler divergence per token in nats; top1: share of tokens with the same most probable successor.
+    """
+
+    job: str
+    bits: float
+    kl: float
+    top1: float
+    perplexity: float
+    original_perplexity: float
+    tokens: int
+    broken: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWritten(Event):
+    """One finished model directory."""
+
+    job: str
+    bits: float
+    reached_bpw: float
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobFinished(Event):
+    """All bitrates are done. `broken` counts those that failed the evaluation."""
+
+    job: str
+    paths: tuple[str, ...]
+    broken: int
+    seconds: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from exl2_tui.core.errors import ConfigError
 
@@ -100,3 +100,64 @@ class LoadOptions:
     device: str = "auto"
     exact: bool = False
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.cache not in get_args(CacheKind):
+            raise ConfigError(f"unknown cache kind {self.cache!r}", hint=f"Choose {' or '.join(get_args(CacheKind))}")
+        if self.context is not None and self.context < 1:
+            raise ConfigError(f"context is {self.context}, but must be at least 1")
+        if self.threads < 0:
+            raise ConfigError(f"threads is {self.threads}, but must be 0 (all cores) or more")
+
+
+RecipeName = Literal["refined", "classic"]
+Allocation = Literal["sum", "largest"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertRequest:
+    """Make EXL2 models of `source`, an unquantized model directory, with `work` as the job's directory.
+
+    bits: one model per average bpw of the decoder's linears, all overhead counted. head_bits: recipe of the output head.
+    output None: a directory per model inside `work`. calibration None: the built-in set; column: of JSONL or parquet.
+    rows, length (tokens per row) and their measuring counterparts None: chosen for the recipe and the model's context.
+    measurement: a file to reuse instead of measuring; measure_to: stop after measuring and write it there.
+    allocation "largest" makes the largest error small, as the early release did. shard_size in MiB, 0: unlimited.
+    """
+
+    source: str
+    work: str
+    bits: tuple[float, ...] = (4.0,)
+    head_bits: int = 6
+    recipe: RecipeName = "refined"
+    allocation: Allocation = "sum"
+    output: str | None = None
+    calibration: str | None = None
+    column: str | None = None
+    rows: int | None = None
+    length: int | None = None
+    measure_rows: int | None = None
+    measure_length: int | None = None
+    measurement: str | None = None
+    measure_to: str | None = None
+    shard_size: int = 8192
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.bits or any(not 2.0 <= value <= 8.05 for value in self.bits):
+            raise ConfigError(f"bits per weight are {self.bits}, but must lie between 2 and 8")
+        if len(set(self.bits)) != len(self.bits):
+            raise ConfigError(f"bits per weight {self.bits} name the same target twice")
+        if self.head_bits not in (2, 3, 4, 5, 6, 8):
+            raise ConfigError(f"head_bits is {self.head_bits}, but must be one of 2, 3, 4, 5, 6, 8")
+        if self.recipe not in get_args(RecipeName) or self.allocation not in get_args(Allocation):
+            raise ConfigError(f"unknown recipe {self.recipe!r} or allocation {self.allocation!r}")
+        if self.measure_to is not None and (self.output is not None or self.measurement is not None):
+            raise ConfigError("measuring only cannot be combined with an output directory or a given measurement")
+        for name in ("rows", "length", "measure_rows", "measure_length"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= 1 << 24:
+                raise ConfigError(f"{name} is {value}, but must be at least 1")
+        if self.shard_size < 0:
+            raise ConfigError(f"shard_size is {self.shard_size} MiB, but must be 0 (unlimited) or more")
