@@ -8,6 +8,7 @@ that relaxation is off by less than one option of one slot. Pure Python: there a
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class _Relaxation:
     def __init__(self, hulls: Sequence[list[Option]]) -> None:
         segments: list[_Segment] = []
         for hull in hulls:
-            for left, right in zip(hull, hull[1:], strict=False):
+            for left, right in itertools.pairwise(hull):
                 bits, gain = right.bits - left.bits, left.error - right.error
                 segments.append(_Segment(gain / bits, bits, gain))
         segments.sort(key=lambda segment: -segment.slope)
@@ -206,7 +207,7 @@ def _round_down(slots: Slots, hulls: Sequence[list[Option]], budget: int) -> tup
     steps = [
         ((left.error - right.error) / (right.bits - left.bits), slot, index)
         for slot, hull in enumerate(hulls)
-        for index, (left, right) in enumerate(zip(hull, hull[1:], strict=False))
+        for index, (left, right) in enumerate(itertools.pairwise(hull))
     ]
     for _, slot, index in sorted(steps, key=lambda step: -step[0]):
         cost = hulls[slot][index + 1].bits - hulls[slot][index].bits
