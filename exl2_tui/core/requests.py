@@ -118,7 +118,7 @@ Allocation = Literal["sum", "largest"]
 class ConvertRequest:
     """Make EXL2 models of `source`, an unquantized model directory, with `work` as the job's directory.
 
-    bits: one model per average bpw of the decoder's linears, all overhead counted. head_bits: recipe of the output head.
+    bits: one model per average bpw of the decoder's linears, all overhead counted. head_bits: recipe of the head.
     output None: a directory per model inside `work`. calibration None: the built-in set; column: of JSONL or parquet.
     rows, length (tokens per row) and their measuring counterparts None: chosen for the recipe and the model's context.
     measurement: a file to reuse instead of measuring; measure_to: stop after measuring and write it there.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import QuantizationError
 from exl2_tui.core.quant.grid import GroupScales, classic_search, zero_point
 from exl2_tui.core.quant.recipe import QParams
@@ -80,7 +81,7 @@ def factorize(hessian: Tensor, damping: float = CLASSIC_DAMPING) -> Factor:
     )
 
 
-def solve(weight: Tensor, factor: Factor, params: QParams) -> Solution:
+def solve(weight: Tensor, factor: Factor, params: QParams, cancel: CancelToken | None = None) -> Solution:
     """Quantizes weight (K, N) float32 (original row order, unchanged) with the classic scale search."""
     if not bool(torch.isfinite(weight).all()):
         raise QuantizationError(
@@ -94,6 +95,8 @@ def solve(weight: Tensor, factor: Factor, params: QParams) -> Solution:
     loss = 0.0
     start = 0
     for bits, rows in groups:
+        if cancel is not None:
+            cancel.check()
         end = start + rows
         scale = classic_search(current[start:end], bits)
         errors = round_group(current[start:end], factor.upper[start:end, start:end], scale, bits, codes, rounded, start)
