@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.errors import MemoryLimitError, ShapeError, UnsupportedError
+from exl2_tui.core.errors import ContextError, ShapeError, UnsupportedError
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -53,9 +53,9 @@ class KVCache:
 
 
 def check_room(count: int, length: int, capacity: int) -> None:
-    """Raises MemoryLimitError if `count` more tokens do not fit behind the `length` stored ones."""
+    """Raises ContextError if `count` more tokens do not fit behind the `length` stored ones."""
     if length + count > capacity:
-        raise MemoryLimitError(
+        raise ContextError(
             f"{count} tokens do not fit: the context holds {capacity} tokens and {length} are in use",
             hint="Load the model with a longer context, or shorten the conversation.",
         )

@@ -60,7 +60,7 @@ class LanguageModel(Protocol):
         """Appends T >= 1 tokens to the cache; returns float32 logits on the CPU.
 
         (V,) for the token after the last one, or with all_logits (T, V), row t for the token after ids[t].
-        Raises ShapeError for an id outside the vocabulary, MemoryLimitError if the cache is too small,
+        Raises ShapeError for an id outside the vocabulary, ContextError if the cache is too small,
         CancelledError if cancelled; the cache is unchanged after any error.
         """
 

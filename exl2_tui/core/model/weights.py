@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
+from exl2_tui.core.checkpoint.linears import EXL2_TENSORS, GPTQ_TENSORS
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import CheckpointError, UnsupportedError
 from exl2_tui.core.formats import DenseWeight, Exl2Weight, LinearWeight
 from exl2_tui.core.model.layout import LinearSpec, model_linears, model_vectors
 
 LINEAR_PARTS = {
-    "exl2": ("q_weight", "q_scale", "q_scale_max", "q_groups", "q_invperm", "bias"),
-    "gptq": ("qweight", "qzeros", "scales", "g_idx", "bias"),
+    "exl2": (*EXL2_TENSORS, "bias"),
+    "gptq": (*GPTQ_TENSORS, "bias"),
     "float": ("weight", "bias"),
 }
 # Left behind by old exporters; recomputed from the config, never read.
@@ -46,7 +48,7 @@ class TensorSource(Protocol):
 def read_linear(source: TensorSource, spec: LinearSpec) -> LinearWeight:
     """The weight of one linear, validated against its shape. Raises CheckpointError if it is missing or malformed."""
     if source.linear_kind(spec.prefix) is not None or (spec.fused is None and spec.tied_to is None):
-        return source.linear(spec.prefix, spec.in_features, spec.out_features, _bias(source, spec))
+        return source.linear(spec.prefix, spec.in_features, spec.out_features, spec.bias)
     if spec.tied_to is not None:
         return DenseWeight(read_matrix(source, spec.tied_to, spec.out_features, spec.in_features), None)
     assert spec.fused is not None
@@ -93,7 +95,7 @@ class Inventory:
     used: tuple[str, ...]
     unused: tuple[str, ...]
 
-    def check(self) -> None:
+    def check(self, path: Path | None = None) -> None:
         """Raises CheckpointError if anything is missing."""
         if not self.missing:
             return
@@ -101,6 +103,7 @@ class Inventory:
         verb = "tensor is" if len(self.missing) == 1 else "tensors are"
         raise CheckpointError(
             f"{len(self.missing)} {verb} missing: {first}",
+            file=path,
             hint="The download may be incomplete, or config.json belongs to another model.",
         )
 
@@ -122,11 +125,6 @@ def _missing_parts(spec: LinearSpec, names: tuple[str, ...]) -> Iterator[str]:
         yield f"{spec.prefix}.weight"
     elif spec.bias and not any(name.endswith(".bias") for name in names):
         yield f"{spec.prefix}.bias"
-
-
-def _bias(source: TensorSource, spec: LinearSpec) -> bool | None:
-    """GPTQ writers store a bias of zeros even where the architecture has none: None takes it as it is found."""
-    return None if source.linear_kind(spec.prefix) == "gptq" and not spec.bias else spec.bias
 
 
 def _columns(weight: LinearWeight, spec: LinearSpec, start: int) -> LinearWeight:

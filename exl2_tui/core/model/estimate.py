@@ -1,0 +1,157 @@
+"""Will it fit: the memory a model takes, computed from file headers before a byte of weights is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from exl2_tui.core.config import ModelConfig
+from exl2_tui.core.errors import MemoryLimitError, UnsupportedError
+from exl2_tui.core.model.layout import head_linear, model_linears
+from exl2_tui.core.model.memory import available_memory
+from exl2_tui.core.model.weights import TensorSource, linear_names, take_inventory
+
+Fits = Literal["yes", "tight", "no"]
+
+PROMPT_CHUNK = 512  # tokens run at once while a prompt is read
+DEFAULT_CONTEXT_LIMIT = 32768  # more than this only for those who ask: attention over it takes seconds per token
+CONTEXT_STEP = 256
+COMFORTABLE = 0.9  # of the available memory
+
+
+class TensorSize(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+class MeasurableSource(TensorSource, Protocol):
+    """A TensorSource whose headers tell sizes."""
+
+    def info(self, name: str) -> TensorSize: ...
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """All in bytes; available None: the system does not tell. context: tokens the cache is for."""
+
+    context: int
+    weights: int
+    cache: int
+    scratch: int
+    available: int | None
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.scratch
+
+    @property
+    def fits(self) -> Fits:
+        if self.available is None or self.total <= COMFORTABLE * self.available:
+            return "yes"
+        return "tight" if self.total <= self.available else "no"
+
+
+def estimate(
+    source: MeasurableSource,
+    config: ModelConfig,
+    context: int | None = None,
+    cache: str = "fp16",
+    *,
+    dense: bool = False,
+    available: int | None = None,
+) -> MemoryEstimate:
+    """What loading would take. context None: the longest up to the model's own (and a sensible limit) that fits.
+
+    dense: weights become float32 (the reference), else they stay packed. available: None asks the system.
+    """
+    room = available_memory() if available is None else available
+    weights = dense_bytes(source, config) if dense else packed_bytes(source, config)
+    if context is None:
+        context = _longest_context(config, cache, weights, dense, room)
+    return MemoryEstimate(
+        context, weights, cache_bytes(config, context, cache), scratch_bytes(config, context, dense), room
+    )
+
+
+def require_fit(found: MemoryEstimate, cache: str, model: str) -> None:
+    """Raises MemoryLimitError with a remedy if the estimate says no."""
+    if found.fits != "no" or found.available is None:
+        return
+    small = found.weights + found.scratch < COMFORTABLE * found.available
+    if small and cache == "fp16":
+        hint = "Choose a smaller context, or the cache kind q8, which takes about half."
+    elif small:
+        hint = "Choose a smaller context."
+    else:
+        hint = "Close other programs, or take a smaller model or one with fewer bits per weight."
+    raise MemoryLimitError(
+        f"{model} needs {_gigabytes(found.total)} ({_gigabytes(found.weights)} for weights, "
+        f"{_gigabytes(found.cache)} for a context of {found.context} tokens), "
+        f"but {_gigabytes(found.available)} are available",
+        hint=hint,
+    )
+
+
+def packed_bytes(source: MeasurableSource, config: ModelConfig) -> int:
+    """Weights as stored, each once; a tied head counts again, because it is packed for its kernel."""
+    used = _size(source, take_inventory(source, config).used)
+    head = head_linear(config)
+    is_tied = head.tied_to is not None and source.linear_kind(head.prefix) is None
+    return used + (_size(source, linear_names(source, head)) if is_tied else 0)
+
+
+def dense_bytes(source: TensorSource, config: ModelConfig) -> int:
+    """Weights as float32 matrices; a tied head that is not stored shares the embedding."""
+    elements = config.vocab_size * config.hidden_size
+    for spec in model_linears(config):
+        if spec.tied_to is None or source.linear_kind(spec.prefix) is not None:
+            elements += spec.in_features * spec.out_features
+    return 4 * elements
+
+
+def cache_bytes(config: ModelConfig, context: int, kind: str) -> int:
+    """Keys and values of `context` tokens. q8 has one fp16 scale per 32 values."""
+    dim = config.head_dim
+    if kind == "fp16":
+        per_head = 4 * dim
+    elif kind == "q8":
+        per_head = 2 * dim + 4 * -(-dim // 32)
+    elif kind == "fp32":
+        per_head = 8 * dim
+    else:
+        raise UnsupportedError(f'the cache kind "{kind}" is not one of fp16, q8')
+    return per_head * config.num_key_value_heads * config.num_hidden_layers * context
+
+
+def scratch_bytes(config: ModelConfig, context: int, dense: bool) -> int:
+    """Float32 activations of one chunk of a prompt; the reference also widens a layer's cache and builds a mask."""
+    tokens = min(PROMPT_CHUNK, context)
+    widths = 4 * config.hidden_size + 2 * config.query_size + 2 * config.kv_size + 3 * config.intermediate_size
+    activations = 4 * tokens * widths + 4 * config.vocab_size
+    if not dense:
+        return activations
+    return activations + 8 * context * config.query_size + 16 * tokens * context
+
+
+def _longest_context(config: ModelConfig, cache: str, weights: int, dense: bool, room: int | None) -> int:
+    """At least one step, so that the caller can tell what is missing."""
+    longest = min(config.max_position_embeddings, DEFAULT_CONTEXT_LIMIT)
+    if room is None:
+        return longest
+
+    def total(context: int) -> int:
+        return weights + cache_bytes(config, context, cache) + scratch_bytes(config, context, dense)
+
+    steps = range(longest // CONTEXT_STEP * CONTEXT_STEP, CONTEXT_STEP, -CONTEXT_STEP)
+    candidates = [longest, *steps]
+    fitting = (context for context in candidates if total(context) <= COMFORTABLE * room)
+    return next(fitting, min(longest, CONTEXT_STEP))
+
+
+def _size(source: MeasurableSource, names: Iterable[str]) -> int:
+    return sum(source.info(name).nbytes for name in names)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
