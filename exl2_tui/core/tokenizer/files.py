@@ -147,7 +147,8 @@ def _added_pieces(directory: Path, names: dict[str, Any], settings_path: Path) -
     for key, entry in decoder.items():
         token_id = int(key) if key.isascii() and key.isdigit() and len(key) < 10 else None
         text = _checked(_spelling(entry), token_id, settings_path)
-        flags = {name: entry.get(name) is True for name in ("lstrip", "rstrip", "normalized", "single_word", "special")}
+        marks = entry if isinstance(entry, dict) else {}
+        flags = {name: marks.get(name) is True for name in ("lstrip", "rstrip", "normalized", "single_word", "special")}
         found[text] = AddedPiece(text, token_id, **flags)
 
     extra = names.get("additional_special_tokens")
