@@ -1,0 +1,189 @@
+// Linear layers, portable C++: no intrinsics. These Lanes are the specification that the AVX2 and AVX-512 ones follow,
+// name by name.
+#define EXL2_ISA linear_generic
+#include "linear_layout.h"
+
+namespace exl2 {
+namespace EXL2_ISA {
+
+struct Lanes {
+  static constexpr int kTokens = 4;            // tokens and tiles of the register block of the many-token forms
+  static constexpr int kStageTiles = 1;
+  static constexpr bool kWidthMatters = false;  // dot4 is exact for every width
+
+  struct F {  // one float per column
+    float v[16];
+  };
+  struct I {  // a line: 64 bytes, or one int32 per column, the lowest byte first
+    uint32_t v[16];
+  };
+  using Acc = I;  // int32 per column
+
+  template <typename Body>
+  static F each(Body&& f) {
+    F out;
+    for (int c = 0; c < 16; c++) out.v[c] = f(c);
+    return out;
+  }
+  template <typename Body>
+  static I each_i(Body&& f) {
+    I out;
+    for (int c = 0; c < 16; c++) out.v[c] = uint32_t(f(c));
+    return out;
+  }
+
+  // floats
+  static F zero() { return set1(0.0f); }
+  static F set1(float a) {
+    return each([&](int) { return a; });
+  }
+  static F load(const float* p) {
+    return each([&](int c) { return p[c]; });
+  }
+  static F load_partial(const float* p, int n) {
+    return each([&](int c) { return c < n ? p[c] : 0.0f; });
+  }
+  static F load_f16(const uint16_t* p) {
+    return each([&](int c) { return half_to_float(p[c]); });
+  }
+  static F load_bf16(const uint16_t* p) {
+    return each([&](int c) { return bf16_to_float(p[c]); });
+  }
+  static F gather(const float* p, const int32_t* index) {  // 0 where the index is negative
+    return each([&](int c) { return index[c] < 0 ? 0.0f : p[index[c]]; });
+  }
+  static F lookup(const float* table, const uint8_t* nibbles) {  // table (16), nibbles (8): low nibble first
+    return each([&](int c) { return table[nibbles[c / 2] >> (c % 2 * 4) & 15]; });
+  }
+  static void store(float* p, F a) { memcpy(p, a.v, sizeof a.v); }
+  static void store_partial(float* p, F a, int n) {
+    for (int c = 0; c < n; c++) p[c] = a.v[c];
+  }
+  static F add(F a, F b) {
+    return each([&](int c) { return a.v[c] + b.v[c]; });
+  }
+  static F sub(F a, F b) {
+    return each([&](int c) { return a.v[c] - b.v[c]; });
+  }
+  static F mul(F a, F b) {
+    return each([&](int c) { return a.v[c] * b.v[c]; });
+  }
+  static F fma(F a, F b, F c) {  // rounded once or twice, as the machine has it
+    return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+  }
+  static F max_abs(F a, F b) {
+    return each([&](int c) { return b.v[c] > a.v[c] ? b.v[c] : -b.v[c] > a.v[c] ? -b.v[c] : a.v[c]; });
+  }
+  static float reduce_max(F a) {
+    float out = a.v[0];
+    for (int c = 1; c < 16; c++) out = a.v[c] > out ? a.v[c] : out;
+    return out;
+  }
+  static float reduce_add(F a) {
+    float out = 0.0f;
+    for (int c = 0; c < 16; c++) out += a.v[c];
+    return out;
+  }
+
+  // integers
+  static I zero_i() { return set1_i(0); }
+  static I set1_i(int32_t a) {
+    return each_i([&](int) { return a; });
+  }
+  static I load_u16(const uint16_t* p) {
+    return each_i([&](int c) { return p[c]; });
+  }
+  static I add_i(I a, I b) {
+    return each_i([&](int c) { return a.v[c] + b.v[c]; });
+  }
+  static I sub_i(I a, I b) {
+    return each_i([&](int c) { return a.v[c] - b.v[c]; });
+  }
+  static I shift_left8(I a) {
+    return each_i([&](int c) { return a.v[c] << 8; });
+  }
+  static I high_byte(I a) {
+    return each_i([&](int c) { return int32_t(a.v[c] + 128) >> 8; });
+  }
+  static I round(F a) {  // |a| < 2^22, ties to even: adding 1.5 * 2^23 leaves the integer in the low mantissa bits
+    return each_i([&](int c) {
+      const float shifted = a.v[c] + 12582912.0f;
+      int32_t bits;
+      memcpy(&bits, &shifted, 4);
+      return bits - 0x4b400000;
+    });
+  }
+  static F to_float(I a) {
+    return each([&](int c) { return float(int32_t(a.v[c])); });
+  }
+  static int32_t reduce_add_i(I a) {
+    uint32_t out = 0;
+    for (int c = 0; c < 16; c++) out += a.v[c];
+    return int32_t(out);
+  }
+  static void store_bytes(int32_t* p, I a) {  // the low byte of each lane, 16 bytes
+    for (int q = 0; q < 4; q++) {
+      uint32_t word = 0;
+      for (int r = 0; r < 4; r++) word |= (a.v[4 * q + r] & 255) << (8 * r);
+      p[q] = int32_t(word);
+    }
+  }
+
+  // codes
+  static I load_line(const uint8_t* p) {
+    I out;
+    memcpy(out.v, p, sizeof out.v);
+    return out;
+  }
+  static void store_line(uint8_t* p, I a) { memcpy(p, a.v, sizeof a.v); }
+  template <int BY>
+  static I shift_right16(I a) {  // may move bits between the bytes of a lane; the masks below drop them
+    return each_i([&](int c) { return a.v[c] >> BY; });
+  }
+  template <int BY>
+  static I shift_left16(I a) {
+    return each_i([&](int c) { return a.v[c] << BY; });
+  }
+  template <int MASK>
+  static I and_bytes(I a) {
+    return each_i([&](int c) { return a.v[c] & MASK * 0x01010101u; });
+  }
+  template <int MASK>
+  static I or_masked(I a, I b) {  // a | (b & mask)
+    return each_i([&](int c) { return a.v[c] | (b.v[c] & MASK * 0x01010101u); });
+  }
+  static void rows_of_quad(F* rows, I code) {  // rows[r]: byte r of each lane
+    for (int r = 0; r < 4; r++) {
+      rows[r] = each([&](int c) { return float(code.v[c] >> (8 * r) & 255); });
+    }
+  }
+
+  // products
+  static Acc start_zero() { return zero_i(); }
+  static Acc start(I zero, int32_t negative_sum) {
+    return each_i([&](int c) { return int32_t(zero.v[c]) * negative_sum; });
+  }
+  static Acc start_low(Acc high, I zero, int32_t negative_sum) {  // the low term, after the high one
+    return add_i(shift_left8(high), start(zero, negative_sum));
+  }
+  // acc += the 4 unsigned bytes of each lane times the 4 signed bytes of x. J numbers the products of a slab that go
+  // into this accumulator, LAST marks the last one: for instruction sets that keep 16-bit sums in between.
+  template <int BITS, int J, bool LAST>
+  static void dot4(Acc& acc, I code, int32_t x) {
+    acc = each_i([&](int c) {
+      int32_t sum = int32_t(acc.v[c]);
+      for (int r = 0; r < 4; r++) sum += int32_t(code.v[c] >> (8 * r) & 255) * int8_t(x >> (8 * r));
+      return sum;
+    });
+  }
+  static I value(const Acc& acc) { return acc; }
+};
+
+}  // namespace EXL2_ISA
+}  // namespace exl2
+
+#include "linear_product.h"
+
+namespace exl2 {
+const LinearKernels* linear_kernels_generic() { return &EXL2_ISA::kKernels; }
+}  // namespace exl2

@@ -1,0 +1,223 @@
+// The packed linear: what lies where in the blob. (Shared text of the linear_*.cpp files; each includes it in its own
+// namespace EXL2_ISA, because functions shared between files with different compile flags would be merged by the linker.)
+//
+//   header | sections | scale tables (EXL2) | row map | bias | tile 0 | tile 1 | ...          every part 64-byte aligned
+//
+// A tile is 16 output columns over all rows, contiguous, read once in address order. A *slab* is 32 rows of it and, at b
+// bits per weight, exactly b lines of 64 bytes. A line of plane width w holds 8/w *quads*; a quad is 4 rows x 16 columns,
+// 64 codes, one per byte: 32-bit lane c holds rows 4j..4j+3 of column c. That is the operand shape of vpdpbusd, which
+// multiplies 4 bytes of each lane with 4 activations and adds into the lane: columns never mix, nothing is ever summed
+// across lanes. Widths that do not divide 8 are split into bit planes: 3 = 2+1, 5 = 4+1, 6 = 4+2 (low plane first).
+//
+//   quad j of a plane of width w: line j*w/8, bits (j*w)%8 .. +w-1 of each byte.
+//
+// Bytes moved per token and weight are therefore the file's: b/8 for codes, and per (group, column) half a byte (EXL2:
+// the 4-bit scale code, 8 bytes per group and tile, at the head of the tile) or 4 bytes (GPTQ: fp16 scale and uint16
+// zero point; the file has 2 + b/8).
+//
+// A *block* is the run of slabs that shares one activation scale and one int32 accumulation: at most kBlockSlabs of a
+// group. A *section* is a run of groups of equal width and size, so that inner loops know both.
+//
+// A dense tile is K times 16 values in the stored type: row k, columns 16t..16t+15.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "linear.h"
+
+// Kernels are templates all the way down; what is not inlined spills its accumulators.
+#define EXL2_INLINE inline __attribute__((always_inline))
+#define EXL2_INLINE_LAMBDA __attribute__((always_inline))
+
+namespace exl2 {
+namespace EXL2_ISA {
+
+constexpr uint64_t kMagic = 0x314e494c32584c45ull;  // "ELX2LIN1", little-endian
+constexpr int kColumns = int(kLinearTileColumns);
+constexpr int kSlabRows = 32;
+constexpr int kLine = 64;
+constexpr int kSlabQuads = kSlabRows / 4;
+
+struct Section {
+  int32_t bits;
+  int32_t terms;             // int8 terms per activation: 1, or 2 = high and low byte of a 16-bit one
+  int32_t slabs;             // per block
+  int32_t blocks_per_group;  // a group is blocks_per_group * slabs * 32 rows
+  int32_t groups;
+  int32_t first_group;
+  int32_t first_block;
+  int32_t padding;
+  int64_t first_row;      // packed row
+  int64_t code_offset;    // bytes from the start of the tile
+  int64_t x_offset;       // activation bytes per token before this section
+};
+
+struct Header {
+  uint64_t magic;
+  uint64_t input_key;
+  int64_t total_bytes;
+  int32_t kind;  // LinearKind
+  int32_t dense_type;
+  int32_t exact;
+  int32_t has_row_map;
+  int64_t K;             // input features
+  int64_t packed_rows;   // rows in a tile: K, plus the padding of groups that are no multiple of 32
+  int64_t out_features;
+  int64_t tiles;
+  int64_t n_groups;
+  int64_t n_sections;
+  int64_t n_blocks;
+  int64_t x_bytes;       // int8 activation bytes per token
+  int64_t sections_at;   // offsets in bytes from the start of the blob
+  int64_t tables_at;     // float (G, 16): scale of each scale code
+  int64_t row_map_at;    // int32 (packed_rows): input feature, -1 for padding
+  int64_t bias_at;       // float (16 * tiles)
+  int64_t tiles_at;
+  int64_t tile_bytes;
+  int64_t params_bytes;  // scales (and zeros) at the head of each tile
+};
+
+static inline int64_t align_line(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
+static inline const Header& header_of(const uint8_t* blob) { return *reinterpret_cast<const Header*>(blob); }
+
+static inline const Section* sections_of(const uint8_t* blob) {
+  return reinterpret_cast<const Section*>(blob + header_of(blob).sections_at);
+}
+
+static inline const uint8_t* tile_of(const uint8_t* blob, int64_t tile) {
+  const Header& h = header_of(blob);
+  return blob + h.tiles_at + tile * h.tile_bytes;
+}
+
+// --- half precision, portable and with subnormals (they carry EXL2 scales) ---
+
+static inline float half_to_float(uint16_t h) {
+  const uint32_t sign = uint32_t(h & 0x8000) << 16;
+  const uint32_t exponent = (h >> 10) & 31, mantissa = h & 1023;
+  uint32_t bits;
+  float value;
+  if (exponent == 0) {  // subnormal: mantissa * 2^-24, exact in float
+    value = float(mantissa) * 5.9604644775390625e-8f;
+    memcpy(&bits, &value, 4);
+    bits |= sign;
+  } else {
+    bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | (mantissa << 13);
+  }
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
+// The fp16 value nearest to x >= 0, ties to even: what fp16(x) means in spec/exl2-format.md.
+static inline float round_to_half(float x) {
+  if (!(x < 65520.0f)) return half_to_float(x != x ? 0x7e00 : 0x7c00);
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  // Adding and subtracting a power of two whose ulp is the fp16 ulp at x rounds as the hardware does: to even.
+  int32_t exponent = int32_t(bits >> 23);
+  if (exponent < 113) exponent = 113;  // below 2^-14 the fp16 ulp stays 2^-24
+  const uint32_t magic_bits = uint32_t(exponent + 13) << 23;
+  float magic;
+  memcpy(&magic, &magic_bits, 4);
+  volatile float sum = x + magic;  // volatile: -ffast-math must not cancel it
+  return sum - magic;
+}
+
+static inline float bf16_to_float(uint16_t h) {
+  const uint32_t bits = uint32_t(h) << 16;
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
+// --- plan: sizes and sections of a source, the same before and during packing ---
+
+// Weights of few bits carry an error of 5 to 30 %: 8-bit activations (about 0.5 %) vanish in it. From 5 bits on they
+// would not, and both bytes of a 16-bit activation are multiplied. Numbers: tests/ops/test_linear.py.
+constexpr int terms_of(int bits) { return bits >= 5 ? 2 : 1; }
+
+// Rows that share an activation scale: 32 for one byte, where every row's rounding counts; 128 for two.
+constexpr int max_block_slabs(int terms) { return terms == 1 ? 1 : 4; }
+
+static inline int64_t group_rows_of(const LinearSource& s, int64_t g) {
+  if (s.kind == LinearKind::kExl2) {
+    const int64_t begin = s.q_groups[2 * g + 1];
+    const int64_t end = g + 1 < s.n_groups ? s.q_groups[2 * g + 3] : s.q_weight_rows;
+    return (end - begin) * 32 / s.q_groups[2 * g];
+  }
+  if (s.group_rows) return s.group_rows[g];
+  const int64_t begin = g * s.group_size;
+  return s.K - begin < s.group_size ? s.K - begin : s.group_size;
+}
+
+static inline int group_bits_of(const LinearSource& s, int64_t g) {
+  return s.kind == LinearKind::kExl2 ? s.q_groups[2 * g] : s.bits;
+}
+
+// Fills h and, when given, the sections; returns false for a width without a layout.
+static inline bool plan(const LinearSource& s, Header& h, Section* sections) {
+  h = Header{};
+  h.magic = kMagic;
+  h.kind = int32_t(s.kind);
+  h.dense_type = int32_t(s.dense_type);
+  h.exact = s.exact || s.kind == LinearKind::kDense;
+  h.K = s.K;
+  h.out_features = s.out_features;
+  h.tiles = (s.out_features + kColumns - 1) / kColumns;
+  int64_t code_bytes = 0;
+  if (s.kind == LinearKind::kDense) {
+    h.packed_rows = s.K;
+    code_bytes = align_line(s.K * kColumns * (s.dense_type == DenseType::kF32 ? 4 : 2));
+  } else {
+    h.n_groups = s.n_groups;
+    h.params_bytes = align_line(h.n_groups * (s.kind == LinearKind::kExl2 ? 8 : 64));
+    h.has_row_map = s.perm != nullptr;
+    Section last = {};
+    for (int64_t g = 0; g < s.n_groups; g++) {
+      const int64_t rows = group_rows_of(s, g);
+      const int bits = group_bits_of(s, g);
+      if (bits < 2 || bits > 8 || bits == 7) return false;
+      const int slabs = int((rows + kSlabRows - 1) / kSlabRows);
+      if (rows % kSlabRows) h.has_row_map = 1;
+      if (h.n_sections > 0 && last.bits == bits && last.slabs * last.blocks_per_group == slabs) {
+        last.groups++;
+      } else {
+        last = Section{};
+        last.bits = bits;
+        last.terms = terms_of(bits);
+        last.slabs = slabs < max_block_slabs(last.terms) ? slabs : max_block_slabs(last.terms);
+        while (last.slabs > 1 && slabs % last.slabs) last.slabs--;
+        last.blocks_per_group = last.slabs ? slabs / last.slabs : 0;
+        last.groups = 1;
+        last.first_group = int32_t(g);
+        last.first_block = int32_t(h.n_blocks);
+        last.first_row = h.packed_rows;
+        last.code_offset = h.params_bytes + code_bytes;
+        last.x_offset = h.x_bytes;
+        h.n_sections++;
+      }
+      if (sections) sections[h.n_sections - 1] = last;
+      h.n_blocks += last.blocks_per_group;
+      h.packed_rows += int64_t(slabs) * kSlabRows;
+      h.x_bytes += int64_t(slabs) * kSlabRows * last.terms;
+      code_bytes += int64_t(slabs) * bits * kLine;
+    }
+  }
+  int64_t at = align_line(sizeof(Header));
+  h.sections_at = at;
+  at += align_line(h.n_sections * int64_t(sizeof(Section)));
+  h.tables_at = at;
+  at += s.kind == LinearKind::kExl2 ? h.n_groups * kLine : 0;
+  h.row_map_at = at;
+  at += h.has_row_map ? align_line(h.packed_rows * 4) : 0;
+  h.bias_at = at;
+  at += h.tiles * kLine;
+  h.tiles_at = at;
+  h.tile_bytes = h.params_bytes + code_bytes;
+  h.total_bytes = at + h.tiles * h.tile_bytes;
+  return true;
+}
+
+}  // namespace EXL2_ISA
+}  // namespace exl2
