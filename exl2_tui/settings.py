@@ -69,11 +69,8 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class AppearanceSettings:
-    """theme: one of THEMES. turns: how many turns stay on screen. wrap_code: break long lines of code."""
-
     theme: str = "auto"
     turns: int = 30
-    wrap_code: bool = False
 
     def __post_init__(self) -> None:
         if self.theme not in THEMES:

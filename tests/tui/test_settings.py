@@ -32,7 +32,7 @@ EVERYTHING = Settings(
     sampler=SamplerSettings(temperature=0.0, top_k=3, seed=12),
     load=LoadOptions(context=2048, cache="q8", device="cpu", exact=True, threads=3),
     models=ModelSettings(last="/models/ünï", directories=("/a", "/b c")),
-    appearance=AppearanceSettings("light", 12, True),
+    appearance=AppearanceSettings("light", 12),
     keys={"chat.send": "ctrl+j,f9"},
 )
 

@@ -1,0 +1,246 @@
+"""Exl2App: wires service, session, settings and screens together. No feature lives here.
+
+The first frame is drawn before anything heavy is imported: the service is made after it, and loads torch on a thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, cast
+
+from textual import on
+from textual.app import App
+from textual.binding import BindingType
+from textual.message import Message
+from textual.timer import Timer
+
+from exl2_tui.bridge import EventBridge
+from exl2_tui.clipboard import OSC52_LIMIT, copy_with_helper
+from exl2_tui.core.events import Event, LoadFinished, ModesListed, PromptPreview
+from exl2_tui.keymap import bindings, problems
+from exl2_tui.screens.chat import ChatScreen
+from exl2_tui.screens.dialogs import HelpScreen
+from exl2_tui.screens.mode_picker import ModePicker
+from exl2_tui.session import ChatSession, ChatStore
+from exl2_tui.settings import Settings, load_settings, save_settings
+from exl2_tui.state import Changes, Clock, ModelService
+from exl2_tui.store.memory import MemoryStore
+from exl2_tui.text import one_line
+from exl2_tui.themes import THEMES, theme_name
+from exl2_tui.widgets.bars import StatusRow
+
+FLUSH_SECONDS = 0.05
+QUIT_SECONDS = 0.8
+STYLES = Path(__file__).parent / "styles"
+
+ServiceFactory = Callable[[Callable[[Event], None]], ModelService]
+
+
+class Exl2App(App[None]):
+    """The full-screen program."""
+
+    TITLE = "exl2-tui"
+    ENABLE_COMMAND_PALETTE = False
+    CSS_PATH: ClassVar[list[str | Path]] = [STYLES / "base.tcss", STYLES / "dialogs.tcss"]  # type: ignore[assignment]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]
+
+    class Wake(Message):
+        """Events wait in the bridge."""
+
+    class Saved(Message):
+        """A save that carried `token` is on disk."""
+
+        def __init__(self, token: int) -> None:
+            super().__init__()
+            self.token = token
+
+    def __init__(
+        self,
+        service_factory: ServiceFactory,
+        settings: Settings,
+        *,
+        model: str = "",
+        mode: str = "",
+        system: str | None = None,
+        problem: str = "",
+        theme: str = "exl2-dark",
+        store_factory: Callable[[Callable[[int], object]], ChatStore] | None = None,
+        clock: Clock = time.monotonic,
+        wall_clock: Clock = time.time,
+    ) -> None:
+        super().__init__()
+        for known in THEMES.values():
+            self.register_theme(known)
+        self.theme = theme
+        self._service_factory = service_factory
+        self._problem = problem
+        self._clock = clock
+        self._bridge = EventBridge(lambda: self.post_message(self.Wake()))
+        self._flush_timer: Timer | None = None
+        self._last_flush = 0.0
+        self._model = model
+        self.service: ModelService | None = None
+        store = (store_factory or MemoryStore)(lambda token: self.post_message(self.Saved(token)))
+        self.session = ChatSession(settings, store, clock=clock, wall_clock=wall_clock)
+        if mode:
+            self.session.chat.mode = mode
+        if system is not None:
+            self.session.chat.system = system
+
+    @property
+    def settings(self) -> Settings:
+        return self.session.settings
+
+    def on_mount(self) -> None:
+        self.set_keymap(self.settings.keys)
+        self.push_screen(ChatScreen(self.session, copy=self.copy, mode_chosen=self._remember_mode, clock=self._clock))
+        wrong = [self._problem, *problems(self.settings.keys)]
+        if any(wrong):
+            self.notify(one_line(" ".join(filter(None, wrong))), severity="warning", timeout=12, markup=False)
+        self.call_after_refresh(self._start_service)
+
+    def _start_service(self) -> None:
+        """After the first frame: only now the engine's modules are imported."""
+        self.service = self._service_factory(self._bridge.push)
+        self.session.attach(self.service)
+        self.repaint(self.session.load(self._model, self.settings.load))
+
+    # Events
+
+    @on(Wake)
+    def _woken(self) -> None:
+        """Flushes at once when it is quiet, else when the pace of FLUSH_SECONDS allows."""
+        wait = FLUSH_SECONDS - (time.monotonic() - self._last_flush)
+        if wait <= 0:
+            self._drain_bridge()
+        elif self._flush_timer is None:
+            self._flush_timer = self.set_timer(wait, self._drain_bridge)
+
+    def _drain_bridge(self) -> None:
+        self._flush_timer = None
+        changes = Changes()
+        for event in self._bridge.drain():
+            if isinstance(event, PromptPreview | ModesListed):
+                for screen in self.screen_stack:
+                    if isinstance(screen, ChatScreen | ModePicker):
+                        screen.service_event(event)
+                continue
+            changes = changes | self.session.apply(event)
+            if isinstance(event, LoadFinished):
+                self._remember_model()
+        self.repaint(changes)
+        self._last_flush = time.monotonic()
+
+    @on(Saved)
+    def _turn_saved(self, event: Saved) -> None:
+        self.repaint(self.session.saved(event.token))
+
+    def repaint(self, changes: Changes) -> None:
+        """Passes changes to the screens that show them."""
+        if changes == Changes():
+            return
+        for screen in self.screen_stack:
+            if isinstance(screen, ChatScreen) and screen.is_mounted:
+                screen.repaint(changes)
+
+    # What is remembered
+
+    def change_settings(self, settings: Settings) -> None:
+        """Uses and saves new settings; the disk is written on a thread."""
+        self.session.settings = settings
+        self.run_worker(partial(self._write_settings, settings), thread=True, group="settings", exit_on_error=False)
+
+    def _write_settings(self, settings: Settings) -> None:
+        try:
+            save_settings(settings)
+        except OSError as error:
+            self.call_from_thread(self._say, f"Settings could not be saved: {error.strerror}")
+
+    def _remember_model(self) -> None:
+        name = self._model or self.session.model.name
+        models = self.settings.models
+        if name and name != models.last:
+            self.change_settings(dataclasses.replace(self.settings, models=dataclasses.replace(models, last=name)))
+
+    def _remember_mode(self, mode: str) -> None:
+        chat = dataclasses.replace(self.settings.chat, mode=mode)
+        self.change_settings(dataclasses.replace(self.settings, chat=chat))
+
+    # Actions
+
+    def copy(self, text: str, what: str) -> None:
+        """OSC 52 at once, a helper program on a thread, one line of feedback."""
+        size = len(text.encode("utf-8", "replace"))
+        self.copy_to_clipboard(text)
+        self.run_worker(
+            partial(self._copy_with_helper, text, what, size), thread=True, group="clipboard", exit_on_error=False
+        )
+
+    def _copy_with_helper(self, text: str, what: str, size: int) -> None:
+        helped = copy_with_helper(text)
+        if not helped and size > OSC52_LIMIT:
+            said = f"Copied {what} ({size:,} bytes; some terminals cut that much)"
+        else:
+            said = f"Copied {what}"
+        self.call_from_thread(self._say, said)
+
+    def _say(self, text: str) -> None:
+        for screen in self.screen_stack:
+            for status in screen.query(StatusRow):
+                status.say(text)
+
+    def action_help(self) -> None:
+        if not isinstance(self.screen, HelpScreen):
+            self.push_screen(HelpScreen(self.settings.keys))
+
+    def action_next_theme(self) -> None:
+        names = list(THEMES)
+        current = next((name for name in names if THEMES[name].name == self.theme), names[0])
+        name = names[(names.index(current) + 1) % len(names)]
+        self.theme = THEMES[name].name
+        self._say(f"Theme {name}")
+        appearance = dataclasses.replace(self.settings.appearance, theme=name)
+        self.change_settings(dataclasses.replace(self.settings, appearance=appearance))
+
+    async def action_quit(self) -> None:
+        """Leaves at once; `run` gives the engine a moment to notice."""
+        if self.service is not None:
+            self.service.cancel()
+        self.exit()
+
+
+def run(
+    model: str | None = None,
+    mode: str = "",
+    system: str | None = None,
+    service_factory: ServiceFactory | None = None,
+) -> None:
+    """Opens the app and returns when the person quits. model: path or name; None takes the last one or the built-in."""
+    settings, problem = load_settings()
+    app = Exl2App(
+        service_factory or _real_service,
+        settings,
+        model=model or settings.models.last,
+        mode=mode,
+        system=system,
+        problem=problem,
+        theme=theme_name(settings.appearance.theme),
+    )
+    app.run()
+    service = app.service
+    if service is not None:
+        service.close(QUIT_SECONDS)
+    if app.return_code:
+        raise SystemExit(app.return_code)
+
+
+def _real_service(post: Callable[[Event], None]) -> ModelService:
+    from exl2_tui.service import Service
+
+    return cast(ModelService, Service(post))

@@ -1,0 +1,109 @@
+"""Every key of the app in one table: bindings, footer, help and remapping read it.
+
+Ids are what `[keys]` in the settings names. Keys that terminals cannot send (ctrl+i, ctrl+m, ctrl+h, ctrl+enter) and
+those a terminal multiplexer takes (ctrl+b) are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from textual.binding import Binding
+
+Place = Literal["app", "chat", "composer", "turn"]
+
+UNSENDABLE = {
+    "ctrl+i": "it is tab",
+    "ctrl+m": "it is enter",
+    "ctrl+h": "it is backspace",
+    "ctrl+left_square_bracket": "it is escape",
+    "ctrl+enter": "most terminals send plain enter",
+    "ctrl+tab": "most terminals do not send it",
+    "ctrl+b": "tmux takes it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One action. label: in the footer, at most two words. help: one phrase. shown: in the footer."""
+
+    id: str
+    keys: str
+    action: str
+    label: str
+    help: str
+    place: Place
+    shown: bool = False
+    priority: bool = False
+
+
+KEYS = (
+    Key("app.help", "f1", "help", "Help", "this page", "app", shown=True),
+    Key("app.quit", "ctrl+q", "quit", "Quit", "quit; an answer being written is kept", "app", priority=True),
+    Key("app.theme", "f12", "next_theme", "Theme", "dark, light, or the terminal's own colours", "app"),
+    Key("chat.stop", "escape", "stop", "Stop", "stop the answer or the load; the text stays", "chat", shown=True),
+    Key("chat.new", "ctrl+n", "new_chat", "New", "new chat", "chat", shown=True),
+    Key("chat.retry", "ctrl+r", "retry", "Retry", "answer again; the old answer is kept", "chat", shown=True),
+    Key("chat.mode", "ctrl+t", "pick_mode", "Mode", "prompt mode, with the exact prompt", "chat", shown=True),
+    Key("chat.system", "f8", "edit_system", "System", "system prompt of this chat", "chat", shown=True),
+    Key("chat.copy", "ctrl+c", "copy_or_stop", "Copy", "copy the selection; else stop", "chat", priority=True),
+    Key("chat.page_up", "pageup", "page(-1)", "Up", "scroll up", "chat"),
+    Key("chat.page_down", "pagedown", "page(1)", "Down", "scroll down", "chat"),
+    Key("chat.top", "ctrl+home", "scroll_top", "Top", "to the beginning", "chat"),
+    Key("chat.end", "ctrl+end", "scroll_end", "End", "to the end", "chat"),
+    Key("turn.previous", "alt+up", "turn(-1)", "Turn", "mark the turn before", "chat"),
+    Key("turn.next", "alt+down", "turn(1)", "Turn", "mark the turn after", "chat"),
+    Key("composer.send", "enter", "send", "Send", "send; while an answer is written, queue", "composer"),
+    Key("composer.newline", "ctrl+j,shift+enter,alt+enter", "newline", "Line", "new line", "composer"),
+    Key("composer.older", "up", "older", "Older", "on the first row: earlier messages", "composer"),
+    Key("composer.newer", "down", "newer", "Newer", "on the last row: later messages", "composer"),
+    Key("turn.copy", "y", "turn_copy", "Copy", "copy the turn", "turn"),
+    Key("turn.code", "c", "turn_code", "Code", "copy its code; again: the next block", "turn"),
+    Key("turn.edit", "e", "turn_edit", "Edit", "ask the question differently", "turn"),
+    Key("turn.retry", "r", "turn_retry", "Retry", "answer it again", "turn"),
+    Key("turn.older", "left", "turn_version(-1)", "Version", "the version before", "turn"),
+    Key("turn.newer", "right", "turn_version(1)", "Version", "the version after", "turn"),
+    Key("turn.open", "o", "turn_open", "Open", "open or fold its reasoning", "turn"),
+)
+
+
+def bindings(place: Place) -> list[Binding]:
+    """The bindings of one place, for a BINDINGS list."""
+    return [
+        Binding(key.keys, key.action, key.label, show=key.shown, priority=key.priority, id=key.id, tooltip=key.help)
+        for key in KEYS
+        if key.place == place
+    ]
+
+
+def effective(overrides: dict[str, str]) -> dict[str, str]:
+    """Keys by id with the person's own choices; unknown ids are ignored."""
+    return {key.id: overrides.get(key.id, key.keys) for key in KEYS}
+
+
+def problems(overrides: dict[str, str]) -> list[str]:
+    """What is wrong with remapped keys: unknown ids, keys no terminal sends, one key for two actions of a place."""
+    found = [f"{name} is no key binding" for name in overrides if name not in {key.id for key in KEYS}]
+    taken: dict[tuple[str, str], str] = {}
+    chosen = effective(overrides)
+    for key in KEYS:
+        for pressed in (part.strip() for part in chosen[key.id].split(",")):
+            if reason := UNSENDABLE.get(pressed):
+                found.append(f"{key.id}: {pressed} does not work, {reason}")
+            area = key.place if key.place in ("turn", "composer") else "screen"
+            other = taken.setdefault((area, pressed), key.id)
+            if other != key.id:
+                found.append(f"{key.id} and {other} both use {pressed}")
+    return found
+
+
+NAMES = {"escape": "esc", "pageup": "PgUp", "pagedown": "PgDn", "left": "←", "right": "→", "up": "↑", "down": "↓"}
+
+
+def spell(keys: str) -> str:
+    """Keys as a person reads them: "ctrl+n" -> "^n", the first of several."""
+    first = keys.split(",")[0].strip()
+    modifier, _, key = first.rpartition("+")
+    name = NAMES.get(key, key)
+    return f"^{name}" if modifier == "ctrl" else f"{modifier}+{name}" if modifier else name

@@ -1,0 +1,365 @@
+"""ChatScreen: transcript, composer, meters. It draws what the session says changed and turns keys into its actions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import Screen
+from textual.timer import Timer
+from textual.widgets import Footer
+
+from exl2_tui.core.events import Event, ModeChoice, ModesListed
+from exl2_tui.keymap import bindings
+from exl2_tui.screens.dialogs import TextDialog
+from exl2_tui.screens.mode_picker import ModePicker
+from exl2_tui.session import ChatSession
+from exl2_tui.state import Changes, Clock
+from exl2_tui.store.tree import Turn
+from exl2_tui.text import one_line
+from exl2_tui.widgets.bars import Row, StatusRow
+from exl2_tui.widgets.composer import Composer
+from exl2_tui.widgets.status import header, progress_row, status_row, welcome
+from exl2_tui.widgets.transcript import Transcript
+from exl2_tui.widgets.turn_view import TurnView
+
+TICK_SECONDS = 0.25
+TURN_KEYS = {
+    "y": "turn_copy",
+    "c": "turn_code",
+    "e": "turn_edit",
+    "r": "turn_retry",
+    "o": "turn_open",
+    "left": "turn_version(-1)",
+    "right": "turn_version(1)",
+}
+
+
+class ChatScreen(Screen[None]):
+    """The place where people talk to a model."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("chat")]
+
+    def __init__(
+        self,
+        session: ChatSession,
+        *,
+        copy: Callable[[str, str], None],
+        mode_chosen: Callable[[str], None],
+        clock: Clock = time.monotonic,
+    ) -> None:
+        super().__init__(id="chat")
+        self._session = session
+        self._copy = copy
+        self._mode_chosen = mode_chosen
+        self._clock = clock
+        self._modes: tuple[ModeChoice, ...] = (ModeChoice("auto", "what the model's own template says"),)
+        self._ticker: Timer | None = None
+        self._ticks = 0
+        self._waiting_lines = 0
+        self._next_code = 0
+        self._shown_turn: Turn | None = None
+
+    def compose(self) -> ComposeResult:
+        appearance = self._session.settings.appearance
+        yield Row(id="header")
+        yield Transcript(appearance.turns)
+        with Vertical(id="bottom"):
+            yield Row(id="pill")
+            yield Row(id="queue")
+            yield Composer(enter_sends=self._session.settings.chat.enter_sends, turn_key=self.turn_key)
+            yield StatusRow(id="status")
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self._ticker = self.set_interval(TICK_SECONDS, self._tick, pause=True)
+        composer = self.query_one(Composer)
+        composer.focus()
+        self.repaint(Changes(model=True, turns=True, status=True, queue=True))
+
+    # Drawing
+
+    def repaint(self, changes: Changes) -> None:
+        """Draws what changed and nothing else."""
+        session = self._session
+        transcript = self.query_one(Transcript)
+        if changes.turns:
+            self._finish_shown()
+            transcript.set_welcome(welcome(session))
+            transcript.show(session.chat)
+        writing = session.writing
+        if writing is not None and writing.chat is session.chat:
+            self._shown_turn = writing.turn
+            if changes.live or changes.turns:
+                transcript.feed(writing.turn)
+                self._draw_progress()
+        if changes.model:
+            self._draw_header()
+        if changes.status or changes.model:
+            self._draw_status()
+        if changes.queue:
+            self._draw_queue()
+        if changes.flash:
+            self.query_one(StatusRow).say(changes.flash)
+        self._set_ticking(writing is not None or session.model.status == "loading")
+
+    def service_event(self, event: Event) -> None:
+        """Remembers the list of modes for the next time the picker opens."""
+        if isinstance(event, ModesListed):
+            self._modes = event.modes
+
+    def _finish_shown(self) -> None:
+        """The answer that was being drawn has ended: draw its last text and its record."""
+        turn = self._shown_turn
+        if turn is not None and turn.state != "writing":
+            self._shown_turn = None
+            self.query_one(Transcript).finish(turn)
+
+    def _draw_header(self) -> None:
+        self.query_one("#header", Row).put(*header(self._session))
+
+    def _draw_status(self) -> None:
+        self.query_one(StatusRow).show(*status_row(self._session, self._ticks))
+
+    def _draw_queue(self) -> None:
+        queue = self._session.queue
+        row = self.query_one("#queue", Row)
+        row.display = bool(queue)
+        if queue:
+            more = f" and {len(queue) - 1} more" if len(queue) > 1 else ""
+            when = "after this answer" if self._session.writing is not None else "when the model is ready"
+            row.put(
+                Content.assemble(("  waiting  ", "$warning"), (one_line(queue[0].text, 60) + more, "$secondary")),
+                Content.styled(f"{when} · esc takes it back ", "$secondary"),
+            )
+
+    def _draw_progress(self) -> None:
+        writing = self._session.writing
+        view = self.query_one(Transcript).view(writing.turn) if writing is not None else None
+        if writing is not None and view is not None and view.is_mounted:
+            view.show_progress(*progress_row(writing, self._clock(), self._ticks))
+            view.refresh_notices()
+
+    def _set_ticking(self, on: bool) -> None:
+        if self._ticker is not None:
+            if on:
+                self._ticker.resume()
+            else:
+                self._ticker.pause()
+
+    def _tick(self) -> None:
+        """Moves the spinner and the seconds; runs only while something is going on."""
+        self._ticks += 1
+        if self.is_current:
+            self._draw_progress()
+            self._draw_status()
+
+    def on_transcript_following(self, event: Transcript.Following) -> None:
+        """Shows how much waits below while the reader is scrolled up."""
+        pill = self.query_one("#pill", Row)
+        pill.display = event.waiting > 0
+        if event.waiting:
+            lines = "line" if event.waiting == 1 else "lines"
+            pill.put(Content.styled(f"  ↓ {event.waiting:,} new {lines}", "$primary"), Content("^end shows them "))
+
+    def on_turn_view_marked(self, event: TurnView.Marked) -> None:
+        transcript = self.query_one(Transcript)
+        self._mark(None if transcript.marked is event.turn else event.turn)
+
+    # Actions
+
+    def on_composer_submitted(self, event: Composer.Submitted) -> None:
+        self._mark(None)
+        self.repaint(self._session.send(event.text))
+        self.query_one(Transcript).go_to_end()
+
+    def on_composer_scrolled(self, event: Composer.Scrolled) -> None:
+        self.action_page(event.pages)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "stop":
+            session = self._session
+            return session.writing is not None or session.model.status == "loading" or bool(session.queue) or None
+        return super().check_action(action, parameters)
+
+    def action_stop(self) -> None:
+        """Stops the answer, else takes waiting messages back, else cancels the load, else drops the turn cursor."""
+        session = self._session
+        changes = session.stop() if session.writing is not None else Changes()
+        if session.queue:
+            self._give_back(session.take_queue())
+            changes = changes | Changes(queue=True)
+        elif changes == Changes():
+            transcript = self.query_one(Transcript)
+            if transcript.marked is not None:
+                self._mark(None)
+            elif session.model.status == "loading":
+                changes = session.cancel_load()
+            else:
+                self.query_one(Composer).focus()
+        self.repaint(changes)
+
+    def _give_back(self, text: str) -> None:
+        composer = self.query_one(Composer)
+        draft = composer.message
+        composer.set_message(f"{text}\n{draft}" if draft.strip() else text)
+
+    def action_new_chat(self) -> None:
+        self._mark(None)
+        self.repaint(self._session.new_chat())
+        self.query_one(Composer).focus()
+
+    def action_retry(self) -> None:
+        self.repaint(self._session.retry())
+        self.query_one(Transcript).go_to_end()
+
+    def action_pick_mode(self) -> None:
+        session = self._session
+        draft = self.query_one(Composer).message
+
+        def ask(mode: str, token: int) -> None:
+            session.preview(draft, mode, token)
+
+        def chosen(mode: str | None) -> None:
+            if mode is not None and mode != session.chat.mode:
+                self.repaint(session.set_mode(mode) | Changes(flash=f"Prompt mode {mode} from here on"))
+                self._mode_chosen(mode)
+
+        self.app.push_screen(ModePicker(self._modes, session.chat.mode, ask, ready=session.ready), chosen)
+        session.list_modes()
+
+    def action_edit_system(self) -> None:
+        def chosen(text: str | None) -> None:
+            if text is not None and text != self._session.chat.system:
+                self.repaint(self._session.set_system(text))
+
+        self.app.push_screen(
+            TextDialog(
+                "System prompt",
+                self._session.chat.system,
+                placeholder="How the model should behave, for example: Answer briefly.",
+                hint="It stands before the whole chat and stays when old turns are dropped.",
+            ),
+            chosen,
+        )
+
+    def action_copy_or_stop(self) -> None:
+        """Copies what is selected; with nothing selected it stops the answer, and otherwise says how to quit."""
+        selected = self.query_one(Composer).selected_text or self.get_selected_text()
+        if selected:
+            self._copy(selected, "the selection")
+            self.clear_selection()
+        elif self._session.writing is not None:
+            self.action_stop()
+        else:
+            self.query_one(StatusRow).say("Nothing is selected. ^q quits.")
+
+    def action_page(self, pages: int) -> None:
+        transcript = self.query_one(Transcript)
+        if pages < 0:
+            transcript.scroll_page_up(animate=False)
+        else:
+            transcript.scroll_page_down(animate=False)
+
+    def action_scroll_top(self) -> None:
+        self.query_one(Transcript).go_to_top()
+
+    def action_scroll_end(self) -> None:
+        self.query_one(Transcript).go_to_end()
+
+    # The turn cursor
+
+    def turn_key(self, key: str) -> bool:
+        """Keys pressed in the composer while a turn is marked; True if the key was meant for the turn."""
+        if self.query_one(Transcript).marked is None:
+            return False
+        action = TURN_KEYS.get(key)
+        if action is None:
+            if len(key) == 1 or key in ("enter", "space", "backspace"):
+                self._mark(None)
+            return False
+        self.call_later(self.run_action, action)
+        return True
+
+    def action_turn(self, step: int) -> None:
+        transcript = self.query_one(Transcript)
+        self._mark(transcript.mark(step))
+
+    def _mark(self, turn: Turn | None) -> None:
+        self._next_code = 0
+        self.query_one(Transcript).mark_turn(turn)
+        status = self.query_one(StatusRow)
+        if turn is None:
+            status.hush()
+            return
+        retry = "e edit" if turn.role == "user" else "c copy code  r retry"
+        status.say(f"y copy  {retry}  ← → versions  esc done", seconds=0)
+
+    def action_turn_copy(self) -> None:
+        turn = self.query_one(Transcript).marked
+        if turn is not None:
+            self._copy(turn.text, "the message")
+
+    def action_turn_code(self) -> None:
+        """Copies the next code block of the marked answer."""
+        transcript = self.query_one(Transcript)
+        turn = transcript.marked
+        view = transcript.view(turn) if turn is not None else None
+        blocks = view.live.blocks if view is not None and view.turn.role == "assistant" else []
+        if not blocks:
+            self.query_one(StatusRow).say("There is no code in this turn")
+            return
+        number = self._next_code % len(blocks)
+        self._next_code = number + 1
+        name = f"code block {number + 1} of {len(blocks)}" if len(blocks) > 1 else "the code block"
+        self._copy(blocks[number].code.text, name)
+
+    def action_turn_edit(self) -> None:
+        turn = self.query_one(Transcript).marked
+        if turn is None or turn.role != "user":
+            self.query_one(StatusRow).say("Only questions can be edited")
+            return
+
+        def chosen(text: str | None) -> None:
+            if text is not None and text.strip():
+                self._mark(None)
+                self.repaint(self._session.edit(turn, text))
+                self.query_one(Transcript).go_to_end()
+
+        self.app.push_screen(
+            TextDialog("Ask differently", turn.text, hint="The old question and its answers are kept."), chosen
+        )
+
+    def action_turn_retry(self) -> None:
+        turn = self.query_one(Transcript).marked
+        if turn is not None:
+            self._mark(None)
+            self.repaint(self._session.retry(turn))
+            self.query_one(Transcript).go_to_end()
+
+    def action_turn_version(self, step: int) -> None:
+        transcript = self.query_one(Transcript)
+        turn = transcript.marked
+        if turn is None:
+            return
+        changes = self._session.show_version(turn, step)
+        if changes == Changes():
+            self.query_one(StatusRow).say("There is no other version that way")
+            return
+        self.repaint(changes)
+        versions = self._session.chat.siblings(turn)
+        shown = next((version for version in versions if version in self._session.chat.path()), None)
+        self._mark(shown)
+
+    def action_turn_open(self) -> None:
+        transcript = self.query_one(Transcript)
+        turn = transcript.marked
+        view = transcript.view(turn) if turn is not None else None
+        if view is not None and view.turn.role == "assistant":
+            for thought in view.live.thoughts:
+                thought.toggle()

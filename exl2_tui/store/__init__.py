@@ -1,0 +1,1 @@
+"""Chats as data: the turn tree and its database."""

@@ -1,0 +1,42 @@
+"""The one gate between outside text and the screen: model output, file names, hub metadata, error messages.
+
+A terminal obeys control characters, and a reader believes what bidirectional overrides and invisible tags show. Every
+character is judged alone, so a text may arrive in any pieces: clean(a) + clean(b) == clean(a + b). Escape sequences
+lose their ESC and stay visible as plain letters. Widgets show the result as `Content`, which never parses markup.
+"""
+
+from __future__ import annotations
+
+import re
+
+from rich.cells import cell_len, set_cell_size
+from textual.content import Content
+
+# C0 without tab and line feed, DEL, C1; marks, overrides and isolates of writing direction; line and paragraph
+# separators; word joiners and invisible operators; byte order mark; annotation marks; the tag block.
+FORBIDDEN = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f"
+    "\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f"
+)
+_FORBIDDEN = re.compile(f"[{FORBIDDEN}]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SPACE = re.compile(r"\s+")
+
+
+def clean(text: str) -> str:
+    """`text` without anything a terminal would obey; line feeds and tabs stay. Lone surrogates become U+FFFD."""
+    return _SURROGATE.sub("\ufffd", _FORBIDDEN.sub("", text))
+
+
+def one_line(text: str, width: int = 0) -> str:
+    """`text` cleaned and on one line; with a width, cut to that many cells with an ellipsis."""
+    line = _SPACE.sub(" ", clean(text)).strip()
+    if width and cell_len(line) > width:
+        line = set_cell_size(line, max(0, width - 1)).rstrip() + "…"
+    return line
+
+
+def plain(text: str, style: str = "") -> Content:
+    """Outside text as something a widget shows literally."""
+    return Content.styled(clean(text), style) if style else Content(clean(text))

@@ -1,0 +1,79 @@
+"""Rows of fixed height: places and model above, meters and feedback below."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.content import Content
+from textual.timer import Timer
+from textual.widgets import Static
+
+from exl2_tui.text import one_line
+
+METER_CELLS = 16
+FLASH_SECONDS = 4.0
+
+
+class Row(Static):
+    """One row that is redrawn only when its content changed, never laid out again."""
+
+    DEFAULT_CSS: ClassVar[str] = "Row { height: 1; width: 1fr; text-wrap: nowrap; text-overflow: ellipsis; }"
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__("", markup=False, id=id, classes=classes)
+        self._shown = Content("")
+        self._sides = (Content(""), Content(""))
+
+    def put(self, left: Content, right: Content | None = None) -> None:
+        """Shows `left` and, at the far end, `right`; where both do not fit, left gives way."""
+        self._sides = (left, right or Content(""))
+        width = self.content_size.width or 80
+        far = self._sides[1]
+        if far:
+            room = max(0, width - far.cell_length - 2)
+            left = left.truncate(room, ellipsis=True)
+            left = left.pad_right(max(0, width - far.cell_length - left.cell_length)) + far
+        if not left.is_same(self._shown):
+            self._shown = left
+            self.update(left, layout=False)
+
+    def on_resize(self) -> None:
+        self.put(*self._sides)
+
+    @property
+    def plain(self) -> str:
+        return self._shown.plain
+
+
+class StatusRow(Row):
+    """The meters; for some seconds, one line of feedback in their place."""
+
+    _timer: Timer | None = None
+    _meters = (Content(""), Content(""))
+    _saying = False
+
+    def show(self, left: Content, right: Content) -> None:
+        """New meters; they wait while feedback is shown."""
+        self._meters = (left, right)
+        if not self._saying:
+            self.put(left, right)
+
+    def say(self, text: str, style: str = "$primary", *, seconds: float = FLASH_SECONDS) -> None:
+        """Feedback; seconds 0 keeps it until `hush`."""
+        self._saying = True
+        self.put(Content.styled("  " + one_line(text), style))
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_timer(seconds, self.hush) if seconds else None
+
+    def hush(self) -> None:
+        """Back to the meters."""
+        self._saying = False
+        self.put(*self._meters)
+
+
+def meter(done: float, total: float, *, cells: int = METER_CELLS, style: str = "$primary") -> Content:
+    """A thin bar: the filled part in `style`, the rest in the border colour."""
+    share = min(1.0, max(0.0, done / total)) if total > 0 else 0.0
+    filled = min(cells, max(1 if done > 0 else 0, round(share * cells)))
+    return Content.assemble(("━" * filled, style), ("─" * (cells - filled), "$secondary"))

@@ -1,0 +1,78 @@
+"""CodeView: a fence, highlighted in parts, so that a line more never colours the whole block again."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.highlight import highlight
+from textual.widgets import Static
+
+from exl2_tui.markdown import Code
+from exl2_tui.themes import CodeTheme
+
+PART_LINES = 80  # lines per widget; grows with the block
+
+
+class CodeView(Vertical):
+    """One fence: its language, then parts of PART_LINES lines, of which only the last is drawn again."""
+
+    DEFAULT_CSS: ClassVar[str] = """
+    CodeView { height: auto; border-left: outer $panel; padding: 0 0 0 1; }
+    CodeView > Static { height: auto; width: 1fr; text-overflow: fold; }
+    """
+
+    def __init__(self, code: Code) -> None:
+        super().__init__(classes="-block")
+        self.code = code
+        self._parts: list[tuple[int, Static]] = []  # first line, widget
+        self._language = ""
+        self.styles.margin = (0, 0, 0, code.indent)
+
+    def compose(self) -> ComposeResult:
+        self._language = self.code.language
+        start = 0
+        while True:
+            end = min(len(self.code.lines), start + self._part_lines(start))
+            part = Static(self._draw(start, end), markup=False)
+            self._parts.append((start, part))
+            yield part
+            if end >= len(self.code.lines):
+                return
+            start = end
+
+    def show(self, code: Code) -> None:
+        """The same fence with more lines, or a short one that changed."""
+        self.code = code
+        if not self._parts:
+            return
+        if code.language != self._language:
+            self._language = code.language
+            self._update(0)
+        while True:
+            start = self._parts[-1][0]
+            end = start + self._part_lines(start)
+            self._update(len(self._parts) - 1)
+            if len(code.lines) <= end:
+                return
+            self._parts.append((end, Static("", markup=False)))
+            self.mount(self._parts[-1][1])
+
+    def _part_lines(self, start: int) -> int:
+        return max(PART_LINES, start // 100)
+
+    def _update(self, index: int) -> None:
+        start, part = self._parts[index]
+        part.update(self._draw(start, min(len(self.code.lines), start + self._part_lines(start))))
+
+    def _draw(self, start: int, end: int) -> Content:
+        lines = self.code.lines[start:end]
+        if end == len(self.code.lines) and self.code.tail and end - start < self._part_lines(start):
+            lines = [*lines, self.code.tail]
+        text = "\n".join(line.expandtabs(4) for line in lines)
+        body = highlight(text, language=self.code.language or "text", theme=CodeTheme)
+        if start == 0 and self.code.language:
+            return Content.styled(self.code.language, "$secondary") + "\n" + body
+        return body

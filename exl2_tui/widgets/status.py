@@ -1,0 +1,160 @@
+"""What the fixed rows say, as content made from the session. Pure functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from textual.content import Content
+
+from exl2_tui.session import ChatSession
+from exl2_tui.state import Writing
+from exl2_tui.text import one_line
+from exl2_tui.widgets.bars import meter
+
+SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧"
+WARN_AT = 0.85  # share of the context from which its meter warns
+
+
+def model_label(session: ChatSession) -> str:
+    """The model as a person calls it: the last part of its path."""
+    model = session.model
+    name = one_line(Path(model.name).name or model.name, 40)
+    return {
+        "none": "no model loaded",
+        "loading": f"loading {name or 'the model'}",
+        "failed": "no model loaded",
+        "ready": name,
+    }[model.status]
+
+
+def header(session: ChatSession) -> tuple[Content, Content]:
+    """Places and the chat's title left, model and mode right."""
+    left = Content.assemble((" Chat", "bold $primary"), ("  " + one_line(session.chat.title, 48), "$secondary"))
+    model, info = session.model, session.model.info
+    parts: list[str | tuple[str, str]] = [(model_label(session), "" if model.status == "ready" else "$secondary")]
+    if info is not None:
+        parts.append((f" {one_line(info.format, 20)}", "$secondary"))
+    parts.append((f" · {mode_label(session)} ", "$secondary"))
+    return left, Content.assemble(*parts)
+
+
+def mode_label(session: ChatSession) -> str:
+    """The chosen mode and, for "auto", the one it turned out to be."""
+    chosen = session.chat.mode
+    answer = session.chat.last("assistant")
+    used = answer.mode if answer is not None else ""
+    return one_line(f"{chosen} ({used})" if chosen == "auto" and used not in ("", "auto") else chosen, 30)
+
+
+def status_row(session: ChatSession, ticks: int) -> tuple[Content, Content]:
+    """Context meter, speed and sampler; while a model loads, how far it is."""
+    model, meters = session.model, session.meters
+    if model.status == "loading":
+        share = f"{model.done / model.total:4.0%}" if model.total else "    "
+        size = f"  {size_of(model.done)} of {size_of(model.total)}" if model.total else "  starting"
+        spin = SPINNER[ticks % len(SPINNER)]
+        left = Content.assemble(
+            (f"  {spin} loading ", "$primary"), meter(model.done, model.total), f" {share}", (size, "$secondary")
+        )
+        return left, Content.styled("esc cancels ", "$secondary")
+    if model.status == "failed":
+        return Content.styled("  ✗ the model is not loaded", "$error"), Content("")
+    if model.status == "none":
+        return Content.styled("  no model loaded", "$secondary"), Content("")
+    share_used = meters.context_used / meters.context_size if meters.context_size else 0.0
+    style = "$warning" if share_used >= WARN_AT else "$primary"
+    parts: list[str | Content | tuple[str, str]] = [
+        ("  ctx ", "$secondary"),
+        meter(meters.context_used, meters.context_size, style=style),
+        f" {meters.context_used:,} / {meters.context_size:,}",
+    ]
+    if meters.speed:
+        parts.append(f"   {meters.speed:,.1f} tok/s")
+    return Content.assemble(*parts), Content.styled(sampler_label(session) + " ", "$secondary")
+
+
+def sampler_label(session: ChatSession) -> str:
+    """The sampler in three words."""
+    sampler = session.settings.sampler
+    if sampler.temperature == 0:
+        return "greedy"
+    parts = [f"temp {sampler.temperature:g}"]
+    if sampler.top_p < 1:
+        parts.append(f"top-p {sampler.top_p:g}")
+    if sampler.top_k:
+        parts.append(f"top-k {sampler.top_k}")
+    if sampler.min_p:
+        parts.append(f"min-p {sampler.min_p:g}")
+    return "  ".join(parts)
+
+
+def progress_row(writing: Writing, now: float, ticks: int) -> tuple[Content, Content]:
+    """The moving row below an answer."""
+    spin = SPINNER[ticks % len(SPINNER)]
+    seconds = f"{max(0.0, now - writing.started):.1f} s"
+    if writing.phase == "stopping":
+        return Content.styled("■ stopping", "$warning"), Content("")
+    if writing.phase in ("saving", "reading"):
+        left = Content.styled(f"{spin} reading  ", "$primary")
+        if writing.prompt_tokens:
+            bar = meter(writing.prefilled, writing.prompt_tokens, cells=12)
+            left = left + bar + f" {writing.prefilled:,} of {writing.prompt_tokens:,} tokens · {seconds}"
+        return left, Content.styled("esc stop", "$secondary")
+    speed = writing.speed(now)
+    parts = [f"{speed:.1f} tok/s"] if speed else []
+    parts += [f"{writing.tokens:,} tokens", seconds]
+    left = Content.assemble((f"{spin} writing  ", "$primary"), " · ".join(parts))
+    return left, Content.styled("esc stop", "$secondary")
+
+
+def size_of(count: int) -> str:
+    """Bytes as people read them, in decimal units."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit in ("B", "kB") or value >= 99.5 else f"{value:.1f} {unit}"
+        value /= 1000
+    return ""
+
+
+def welcome(session: ChatSession) -> Content:
+    """What an empty chat shows: what is loaded, or why nothing is, and the first keys."""
+    model = session.model
+    lines: list[Content] = []
+    if model.status == "failed":
+        lines += [
+            Content.styled(
+                f"✗ {one_line(Path(model.name).name or model.name or 'The model')} could not be loaded", "bold $error"
+            ),
+            Content(""),
+            Content(one_line(model.error)),
+        ]
+        if model.hint:
+            lines.append(Content(one_line(model.hint)))
+        lines += [Content(""), Content.styled("What you write is kept and waits for a model.", "$secondary")]
+        return Content("\n").join(lines)
+    if model.info is not None:
+        info = model.info
+        lines += [
+            Content.styled(model_label(session), "bold"),
+            Content.styled(
+                f"{one_line(info.format)} · {size_of(info.weight_bytes)} · context {info.context:,} · "
+                f"{one_line(info.device)}, {one_line(info.kernels)} · loaded in {info.seconds:.1f} s",
+                "$secondary",
+            ),
+        ]
+    else:
+        lines += [Content.styled("Welcome to exl2-tui", "bold")]
+        if model.status == "loading":
+            lines.append(Content.styled("The model is being loaded. You can already write.", "$secondary"))
+    if session.chat.system.strip():
+        lines += [Content(""), Content.assemble(("system  ", "$primary"), one_line(session.chat.system, 200))]
+    lines.append(Content(""))
+    for key, text in (
+        ("enter", "sends, ^j adds a line"),
+        ("^t", "prompt mode, with the exact prompt the model will see"),
+        ("f8", "system prompt"),
+        ("f1", "all keys"),
+    ):
+        lines.append(Content.assemble((f"{key:<7}", "$primary"), (text, "$secondary")))
+    return Content("\n").join(lines)

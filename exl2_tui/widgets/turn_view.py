@@ -1,0 +1,169 @@
+"""TurnView: one question or answer in the transcript, with what became of it in the row below."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.message import Message
+
+from exl2_tui.core.events import GenerationFinished
+from exl2_tui.markdown import Line, Prose
+from exl2_tui.store.tree import Turn
+from exl2_tui.text import one_line, plain
+from exl2_tui.widgets.bars import Row
+from exl2_tui.widgets.live_text import LiveText
+from exl2_tui.widgets.prose import ProseView
+
+QUESTION_LIMIT = 6_000  # characters of a question that are drawn; the rest is named by its length
+REASONS = {
+    "stop_token": "",
+    "stop_string": "",
+    "length": "reached the longest answer allowed",
+    "context": "context is full",
+    "cancelled": "",
+}
+
+
+class TurnView(Vertical):
+    """A question is one widget; an answer is its segments, notices and a row of figures."""
+
+    DEFAULT_CSS: ClassVar[str] = """
+    TurnView { height: auto; margin-top: 1; padding: 0 2; border-left: blank; }
+    TurnView.-marked { border-left: outer $primary; }
+    TurnView > LiveText, TurnView > ProseView { max-width: 92; }
+    TurnView > LiveText { margin-left: 2; }
+    TurnView > .-notice { margin-left: 2; }
+    TurnView > Row { margin: 1 0 0 2; max-width: 92; color: $secondary; }
+    """
+
+    class Marked(Message):
+        """The turn was clicked."""
+
+        def __init__(self, turn: Turn) -> None:
+            super().__init__()
+            self.turn = turn
+
+    def __init__(self, turn: Turn, version: int, versions: int) -> None:
+        super().__init__()
+        self.turn = turn
+        self.version = version
+        self.versions = versions
+        self._shown = len(turn.text)
+        self._notice = ""
+
+    def compose(self) -> ComposeResult:
+        if self.turn.role == "user":
+            yield ProseView(self._question())
+            if self.versions > 1:
+                yield Row(classes="-figures")
+            return
+        yield LiveText(self.turn.text, done=self.turn.state != "writing")
+        yield Row(classes="-figures")
+
+    def on_mount(self) -> None:
+        self.refresh_notices()
+        if self.turn.state != "writing":
+            self.show_record()
+
+    @property
+    def unseen(self) -> int:
+        """Characters of the answer that are not drawn yet."""
+        return len(self.turn.text) - self._shown
+
+    @property
+    def unseen_lines(self) -> int:
+        return self.turn.text.count("\n", self._shown)
+
+    @property
+    def live(self) -> LiveText:
+        return self.query_one(LiveText)
+
+    def feed(self) -> None:
+        """Draws what came since the last time."""
+        if self.unseen and self.turn.role == "assistant":
+            new = self.turn.text[self._shown :]
+            self._shown = len(self.turn.text)
+            self.live.feed(new)
+
+    def finish(self) -> None:
+        """The answer has ended: everything is shown, with its record."""
+        self.feed()
+        self.live.finish()
+        self.refresh_notices()
+        self.show_record()
+
+    def refresh_notices(self) -> None:
+        """The lines above and below an answer that say what the person should know."""
+        text = _notice(self.turn)
+        if text.plain == self._notice:
+            return
+        self._notice = text.plain
+        for old in self.query(".-notice"):
+            old.remove()
+        view = ProseView(Prose([Line(line, "", "  ") for line in text.split("\n")]), classes="-notice")
+        if self.turn.state == "error":
+            self.mount(view, before=self.query_one(".-figures"))
+        else:
+            self.mount(view, before=self.live)
+
+    def show_progress(self, left: Content, right: Content) -> None:
+        """The moving row below an answer that is being written."""
+        self.query_one(".-figures", Row).put(left, right)
+
+    def show_record(self) -> None:
+        """What became of the answer, and which version it is."""
+        if self.turn.role == "user" and self.versions < 2:
+            return
+        pager = (
+            Content.styled(f"‹ {self.version} of {self.versions} ›", "$primary") if self.versions > 1 else Content("")
+        )
+        self.query_one(".-figures", Row).put(Content(record(self.turn)), pager)
+
+    def _question(self) -> Prose:
+        text = self.turn.text
+        more = len(text) - QUESTION_LIMIT
+        shown = [Line(plain(line, "bold"), "  ", "  ") for line in text[:QUESTION_LIMIT].split("\n")]
+        shown[0] = Line(shown[0].body, "› ", "  ")
+        if more > 0:
+            shown.append(Line(Content.styled(f"… {more:,} more characters", "$secondary"), "  ", "  "))
+        return Prose(shown)
+
+    def on_click(self) -> None:
+        if not self.screen.get_selected_text():
+            self.post_message(self.Marked(self.turn))
+
+
+def record(turn: Turn) -> str:
+    """The figures of a finished turn in one row."""
+    if turn.role == "user":
+        return ""
+    parts: list[str] = []
+    stats = turn.stats
+    if turn.state == "stopped":
+        parts.append("stopped by you")
+    if isinstance(stats, GenerationFinished):
+        if stats.decode_speed:
+            parts.append(f"{stats.decode_speed:.1f} tok/s")
+        parts.append(f"{stats.generated_tokens:,} tokens")
+        parts.append(f"{stats.prefill_seconds + stats.decode_seconds:.1f} s")
+        parts.append(f"first token {stats.first_token_seconds:.2f} s")
+        if reason := REASONS.get(stats.reason, ""):
+            parts.append(reason)
+    return " · ".join(parts)
+
+
+def _notice(turn: Turn) -> Content:
+    """Dropped messages, or the error with what to do about it."""
+    if turn.state == "error":
+        lines = [plain(f"✗ {one_line(turn.note)}", "$error")]
+        if turn.hint:
+            lines.append(plain(f"  {one_line(turn.hint)}"))
+        lines.append(Content.styled("  Your message and the text so far are kept. ^r tries again.", "$secondary"))
+        return Content("\n").join(lines)
+    if turn.dropped:
+        what = "message was" if turn.dropped == 1 else "messages were"
+        return Content.styled(f"The {turn.dropped:,} oldest {what} left out: the context is full.", "$warning")
+    return Content("")

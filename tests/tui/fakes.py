@@ -1,0 +1,206 @@
+"""A model service for tests and demos that speaks without torch, and a clock that stands still."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+from exl2_tui.core.events import (
+    Event,
+    Failed,
+    FinishReason,
+    GenerationFinished,
+    LoadFinished,
+    LoadProgress,
+    ModeChoice,
+    ModesListed,
+    PrefillProgress,
+    PromptPart,
+    PromptPreview,
+    PromptReady,
+    TokenDelta,
+    Unloaded,
+)
+from exl2_tui.core.requests import ChatRequest, LoadOptions, Message
+
+MODES = (
+    ModeChoice("auto", "the model's own chat template"),
+    ModeChoice("llama", "Llama 2 chat"),
+    ModeChoice("chatml", "Qwen, Orca and many finetunes"),
+    ModeChoice("llama3", "Llama 3 instruct"),
+    ModeChoice("raw", "a plain log with names, for base models"),
+)
+
+
+class FakeClock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeService:
+    """Every call is recorded; answers are posted by the test (`say`, `finish`, ...), or by themselves with `auto`."""
+
+    def __init__(self, post: Callable[[Event], None], *, auto: bool = False) -> None:
+        assert "torch" not in sys.modules
+        self.post = post
+        self.auto = auto
+        self.loads: list[tuple[str, LoadOptions]] = []
+        self.requests: list[ChatRequest] = []
+        self.cancelled: list[int | None] = []
+        self.previews: list[tuple[tuple[Message, ...], str, int]] = []
+        self.closed = False
+        self._ids = itertools.count(1)
+        self.load_id = -1
+        self.request_id = -1
+
+    # The face of Service
+
+    def load(self, model: str, options: LoadOptions) -> int:
+        self.loads.append((model, options))
+        self.load_id = next(self._ids)
+        if self.auto:
+            self.loaded()
+        return self.load_id
+
+    def unload(self) -> None:
+        self.post(Unloaded("nano-chat"))
+
+    def generate(self, request: ChatRequest) -> int:
+        self.requests.append(request)
+        self.request_id = next(self._ids)
+        return self.request_id
+
+    def cancel(self, request_id: int | None = None) -> None:
+        self.cancelled.append(request_id)
+
+    def preview_prompt(self, messages: Sequence[Message], mode: str, token: int) -> None:
+        self.previews.append((tuple(messages), mode, token))
+        parts = [PromptPart("<s>", True, "template")]
+        for message in messages:
+            parts.append(PromptPart("<|im_start|>", True, "template"))
+            parts.append(PromptPart(f"{message.role}\n", False, "template"))
+            parts.append(PromptPart(message.content, False, message.role))
+            parts.append(PromptPart("<|im_end|>", True, "template"))
+        used = "chatml" if mode == "auto" else mode
+        self.post(PromptPreview(token, used, tuple(parts), 7 + 11 * len(messages), ("<|im_end|>",)))
+
+    def list_modes(self) -> None:
+        self.post(ModesListed(MODES))
+
+    def list_models(self) -> None:
+        pass
+
+    def close(self, timeout: float) -> None:
+        self.closed = True
+
+    # What a test makes it say
+
+    def progress(self, done: int, total: int = 24_000_000) -> None:
+        self.post(LoadProgress("nano-chat", done, total, "model.layers.0"))
+
+    def loaded(self, name: str = "nano-chat", context: int = 2048) -> None:
+        self.post(
+            LoadFinished(
+                model=name,
+                architecture="LlamaForCausalLM",
+                format="EXL2 4.00 bpw",
+                context=context,
+                weight_bytes=9_300_000,
+                cache_bytes=4_000_000,
+                seconds=0.4,
+                device="cpu",
+                kernels="avx2",
+            )
+        )
+
+    def fail_load(self, message: str, hint: str = "") -> None:
+        self.post(Failed(message, hint, self.load_id))
+
+    def ready(self, *, dropped: int = 0, note: str = "", tokens: int = 20, mode: str = "chatml") -> None:
+        self.post(PromptReady(self.request_id, mode, tokens, 0, dropped, note))
+        self.post(PrefillProgress(self.request_id, tokens, tokens))
+
+    def say(self, text: str, tokens: int = 0) -> None:
+        count = tokens or max(1, len(text.split()))
+        self.post(TokenDelta(self.request_id, text, tuple(range(count))))
+
+    def finish(self, reason: FinishReason = "stop_token", tokens: int = 42) -> None:
+        self.post(
+            GenerationFinished(
+                request_id=self.request_id,
+                reason=reason,
+                prompt_tokens=20,
+                cached_tokens=0,
+                generated_tokens=tokens,
+                prefill_seconds=0.1,
+                decode_seconds=0.7,
+                first_token_seconds=0.12,
+                context_used=20 + tokens,
+                context_size=2048,
+                seed=1,
+            )
+        )
+
+    def fail(self, message: str, hint: str = "") -> None:
+        self.post(Failed(message, hint, self.request_id))
+
+
+class TypingService(FakeService):
+    """Answers by itself from a thread, at `speed` tokens per second. For the demo and the benchmarks."""
+
+    def __init__(
+        self, post: Callable[[Event], None], answers: Sequence[str], *, speed: float = 60.0, join: float = 0.03
+    ) -> None:
+        super().__init__(post)
+        self._answers = itertools.cycle(answers)
+        self._speed = speed
+        self._join = join
+        self._stop = threading.Event()
+
+    def load(self, model: str, options: LoadOptions) -> int:
+        number = super().load(model, options)
+        self._stop.clear()
+        threading.Thread(target=self._load, args=(model,), daemon=True).start()
+        return number
+
+    def generate(self, request: ChatRequest) -> int:
+        number = super().generate(request)
+        self._stop.clear()
+        threading.Thread(target=self._answer, args=(number,), daemon=True).start()
+        return number
+
+    def cancel(self, request_id: int | None = None) -> None:
+        super().cancel(request_id)
+        self._stop.set()
+
+    def _load(self, model: str) -> None:
+        for step in range(1, 21):
+            if self._stop.wait(0.05):
+                self.post(Failed("Loading was cancelled", "", self.load_id))
+                return
+            self.progress(step * 1_200_000)
+        self.loaded(model or "nano-chat-exl2-4.0", context=8192)
+
+    def _answer(self, number: int) -> None:
+        text = next(self._answers)
+        words = [text[start : start + 4] for start in range(0, len(text), 4)]
+        self.post(PromptReady(number, "chatml", 300, 100, 0, ""))
+        for done in (100, 200, 300):
+            self.post(PrefillProgress(number, done, 300))
+            if self._stop.wait(0.1):
+                break
+        size = max(1, round(self._speed * self._join))
+        for start in range(0, len(words), size):
+            if self._stop.wait(size / self._speed):
+                self.finish("cancelled", start)
+                return
+            part = words[start : start + size]
+            self.post(TokenDelta(number, "".join(part), tuple(range(len(part)))))
+        self.finish("stop_token", len(words))
