@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from exl2_tui.core.config import ModelConfig
+from exl2_tui.core.formats import Exl2Weight
 
 NANO_CHAT = Path(__file__).resolve().parents[3] / "shared" / "models" / "nano-chat"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -122,6 +125,94 @@ def write_random_model(
     cast = {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
     folder = write_model(path, raw, cast, shards=shards)
     if tokenizer:
-        for name in TOKENIZER_FILES:
-            shutil.copyfile(NANO_CHAT / name, folder / name)
+        copy_tokenizer(folder)
     return folder
+
+
+def random_exl2(weight: torch.Tensor, bias: torch.Tensor | None, widths: Sequence[int], seed: int) -> Exl2Weight:
+    """weight (N, K) float32 rounded to EXL2 with groups of 32 rows, widths in turn, and a random row order."""
+    perm = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(seed))
+    rows = weight.t()[perm].split(32)
+    bits = sorted((widths[g % len(widths)] for g in range(len(rows))), reverse=True)
+    scale_max = torch.stack([group.abs().max() for group in rows]).mul(2).half()
+    codes, scale_codes = [], []
+    for group, width, largest in zip(rows, bits, scale_max, strict=True):
+        zero = 1 << (width - 1)
+        wanted = group.abs().amax(0) / zero
+        scale = ((wanted * 256 / largest.float()).sqrt().ceil() - 1).clamp(0, 15)
+        step = (scale + 1).square() * (largest.float() / 256)
+        codes.append((group / step + zero).round().clamp(0, 2 * zero - 1).byte())
+        scale_codes.append(scale.byte())
+    return Exl2Weight.from_codes(
+        torch.cat(codes),
+        torch.stack(scale_codes),
+        scale_max,
+        [(width, len(group)) for width, group in zip(bits, rows, strict=True)],
+        perm,
+        None if bias is None else bias.half(),
+    )
+
+
+def write_random_exl2_model(
+    path: Path | str,
+    architecture: str = "LlamaForCausalLM",
+    *,
+    seed: int = 0,
+    widths: Sequence[int] = (8, 6, 5, 4, 3, 2),
+    twin: Path | str | None = None,
+    tokenizer: bool = False,
+    **config_overrides: Any,
+) -> Path:
+    """A tiny EXL2 directory as its writer leaves it: split linears, own head, norms of q and k per head.
+
+    twin: where to write, as float16 and fused where the architecture is, the model that its codes decode to.
+    """
+    overrides = {"vocab_size": 8192, **config_overrides} if tokenizer else config_overrides
+    raw = random_config(architecture, **overrides)
+    config = ModelConfig.from_dict(raw)
+    plain = random_tensors(replace(config, fused=False, tie_word_embeddings=False), seed)
+    stored: dict[str, torch.Tensor] = {}
+    decoded: dict[str, torch.Tensor] = {}
+    for name, tensor in plain.items():
+        prefix, _, kind = name.rpartition(".")
+        if prefix.endswith("_proj") or prefix == "lm_head":
+            if kind == "weight":
+                weight = random_exl2(tensor, plain.get(f"{prefix}.bias"), widths, seed + len(stored))
+                stored.update(weight.stored_tensors(prefix))
+                decoded[name] = weight.dequantize().t().contiguous()
+                if weight.bias is not None:
+                    decoded[f"{prefix}.bias"] = weight.bias
+            continue
+        stored[name] = decoded[name] = tensor.half()
+        if "self_attn.q_norm" in name:
+            stored[name] = tensor.half().expand(config.num_attention_heads, -1).contiguous()
+        if "self_attn.k_norm" in name:
+            stored[name] = tensor.half().expand(config.num_key_value_heads, -1).contiguous()
+    if twin is not None:
+        write_model(twin, {**raw, "tie_word_embeddings": False}, fuse(decoded) if config.fused else decoded)
+    quantization = {"quant_method": "exl2", "version": "0.3.2", "bits": 4.0, "head_bits": 6}
+    folder = write_model(path, {**raw, "quantization_config": quantization}, stored)
+    if tokenizer:
+        copy_tokenizer(folder)
+    return folder
+
+
+def fuse(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """q, k, v and gate, up joined as Phi-3 stores them."""
+    fused = {}
+    for name, tensor in tensors.items():
+        if name.endswith("q_proj.weight"):
+            parts = [tensors[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            fused[name.replace("q_proj", "qkv_proj")] = torch.cat(parts)
+        elif name.endswith("gate_proj.weight"):
+            up = tensors[name.replace("gate_proj", "up_proj")]
+            fused[name.replace("gate_proj", "gate_up_proj")] = torch.cat((tensor, up))
+        elif not name.endswith(("k_proj.weight", "v_proj.weight", "up_proj.weight")):
+            fused[name] = tensor
+    return fused
+
+
+def copy_tokenizer(folder: Path) -> None:
+    """Adds the tokenizer files of the shared model nano-chat."""
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(NANO_CHAT / name, folder / name)

@@ -78,7 +78,7 @@ def require_fit(found: MemoryEstimate, cache: str, model: str) -> None:
     """Raises MemoryLimitError with a remedy if the estimate says no."""
     if found.fits != "no" or found.available is None:
         return
-    small = found.weights + found.scratch < COMFORTABLE * found.available
+    small = found.weights < COMFORTABLE * found.available
     if small and cache == "fp16":
         hint = "Choose a smaller context, or the cache kind q8, which takes about half."
     elif small:
