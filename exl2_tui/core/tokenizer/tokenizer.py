@@ -7,6 +7,7 @@ used where it is the only one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -37,6 +38,9 @@ class Tokenizer:
         ends = {self.bos_id, *eos} - {None}
         self.special_ids = frozenset(special_ids) | frozenset(i for i in ends if i is not None)
         self.adds_bos = self.bos_id is not None and adds_bos
+        # The longest of several that begin at the same place, as the libraries do; matches nothing if there are none.
+        spellings = sorted((self.piece(i) for i in self.special_ids if self.piece(i)), key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
 
     @classmethod
     def load(cls, directory: Path | str) -> Tokenizer:
@@ -80,6 +84,18 @@ class Tokenizer:
         cannot produce control tokens.
         """
         return self._backend.encode_parts([_scalars(part) if isinstance(part, str) else part for part in parts])
+
+    def split(self, text: str) -> list[str | int]:
+        """The text cut at everything that spells a control token; those are given as ids."""
+        parts: list[str | int] = []
+        at = 0
+        for match in self._control.finditer(text):
+            token_id = self._backend.token_id(match[0])
+            assert token_id is not None
+            parts += [text[at : match.start()], token_id]
+            at = match.end()
+        parts.append(text[at:])
+        return [part for part in parts if part != ""]
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True, continuation: bool = False) -> str:
         """The text of ids; broken bytes become U+FFFD, ids outside the vocabulary nothing. See `stream`."""
