@@ -21,7 +21,7 @@ from exl2_tui.core.checkpoint.header import MAX_HEADER_BYTES, MAX_TENSORS, Tenso
 from exl2_tui.core.checkpoint.json_file import read_json_object
 from exl2_tui.core.checkpoint.linears import LINEAR_TENSORS, read_linear
 from exl2_tui.core.checkpoint.safetensors import SafetensorsFile, open_file
-from exl2_tui.core.errors import CheckpointError, NotFoundError, UnsupportedError
+from exl2_tui.core.errors import CheckpointError, NotFoundError, ShapeError, UnsupportedError
 from exl2_tui.core.formats import LinearWeight
 
 Kind = Literal["exl2", "gptq", "float"]
@@ -44,11 +44,11 @@ _INDEXED = re.compile(rb':\s*"([\w.+-]{1,200}\.safetensors)"')
 class Checkpoint:
     """An opened model directory. Tensors are views of mapped files, valid also after close()."""
 
-    def __init__(self, path: Path, config: dict[str, object], files: tuple[SafetensorsFile, ...]) -> None:
+    def __init__(self, path: Path, config: dict[str, object], owners: dict[str, SafetensorsFile]) -> None:
         self.path = path
         self.config = config
-        self._files = files
-        self._owners = {name: file for file in files for name in file.tensors}
+        self._owners = owners
+        self._files = tuple(dict.fromkeys(owners.values()))
         self._gptq_settings: GptqSettings | None = None
 
     @classmethod
@@ -66,27 +66,23 @@ class Checkpoint:
             raise NotFoundError("there is no such model directory", file=path)
         paths = _tensor_files(path)
         config = read_json_object(path / "config.json")
-        files: list[SafetensorsFile] = []
         owners: dict[str, SafetensorsFile] = {}
         header_bytes = 0
-        for tensor_file in paths:
-            opened = open_file(tensor_file)
-            header_bytes += opened.header_bytes
-            if header_bytes > MAX_HEADER_BYTES or len(owners) + len(opened.tensors) > MAX_TENSORS:
+        for file in map(open_file, paths):
+            header_bytes += file.header_bytes
+            if header_bytes > MAX_HEADER_BYTES or len(owners) + len(file.tensors) > MAX_TENSORS:
+                limit = f"{MAX_TENSORS} tensors and {MAX_HEADER_BYTES} header bytes"
+                raise CheckpointError(f"expected at most {limit}, found more", file=path)
+            twice = next((name for name in file.tensors if name in owners), None)
+            if twice is not None:
                 raise CheckpointError(
-                    f"expected at most {MAX_TENSORS} tensors and {MAX_HEADER_BYTES} header bytes, found more", file=path
+                    f"expected each tensor once, found it also in {owners[twice].path.name}",
+                    file=file.path,
+                    tensor=twice,
+                    hint="The directory holds two models or two copies of one; keep the files of one",
                 )
-            for name in opened.tensors:
-                if name in owners:
-                    raise CheckpointError(
-                        f"expected each tensor once, found it also in {owners[name].path.name}",
-                        file=tensor_file,
-                        tensor=name,
-                        hint="The directory holds two models or two copies of one; keep the files of one",
-                    )
-                owners[name] = opened
-            files.append(opened)
-        return cls(path, config, tuple(files))
+            owners.update(dict.fromkeys(file.tensors, file))
+        return cls(path, config, owners)
 
     @property
     def names(self) -> KeysView[str]:
@@ -133,6 +129,8 @@ class Checkpoint:
         bias: whether the model has one there; None takes what is found. A bias of zeros that the model does not have
         is left out. Raises CheckpointError for missing or contradicting tensors, UnsupportedError for other layouts.
         """
+        if in_features < 1 or out_features < 1:
+            raise ShapeError(f"expected a layer of at least 1 x 1, found {in_features} x {out_features}", tensor=prefix)
         kind = self.linear_kind(prefix)
         if kind is None:
             raise self._missing(f"{prefix}.weight", "weight, q_weight (EXL2) or qweight (GPTQ)")

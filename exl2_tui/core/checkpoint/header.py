@@ -21,7 +21,7 @@ from exl2_tui.core.errors import CheckpointError
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 64 << 20  # the largest real ones, mixtures of experts in one file, have about 20 MB
 MAX_TENSORS = 250_000
-MAX_NAME_BYTES = 512
+MAX_METADATA_BYTES = 4 << 20
 MAX_RANK = 8
 
 _DTYPES_BY_BITS = {
@@ -35,15 +35,13 @@ _DTYPES_BY_BITS = {
 DTYPE_BITS = {dtype: bits for bits, dtypes in _DTYPES_BY_BITS.items() for dtype in dtypes}
 
 _SPACE = re.compile(rb"[ \t\n\r]*")
-_PLAIN = re.compile(rb'[^"\\\x00-\x1f]*')
-_ENTRY = re.compile(rb"\{[^{}]{0,1024}\}")
+_KEY = re.compile(rb'("(?:[^"\\\x00-\x1f]|\\[^\x00-\x1f]){1,512}")[ \t\n\r]*:[ \t\n\r]*')
+_ENTRY = re.compile(rb"(\{[^{}]{0,1024}\})[ \t\n\r]*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """Where a tensor lies. dtype is the safetensors name; offset counts bytes from the start of the file."""
-
-    __slots__ = ("dtype", "file", "name", "nbytes", "offset", "shape")
 
     name: str
     dtype: str
@@ -169,46 +167,41 @@ def _entries(text: bytes, path: Path) -> Iterator[tuple[str, dict[str, object]]]
     if not text.startswith(b"{"):
         raise fail("'{'", 0)
     position = _after_space(text, 1)
-    first, metadata_seen = True, False
-    while text[position : position + 1] != b"}" or not first:
-        raw, after = _string(text, position)
-        if raw is None:
-            raise fail("a tensor name in quotes", position)
-        colon = _after_space(text, after)
-        if text[colon : colon + 1] != b":":
-            raise fail("':'", colon)
-        value = _after_space(text, colon + 1)
-        if raw == b'"__metadata__"':
-            end = _metadata_end(text, value)
+    more = text[position : position + 1] != b"}"
+    metadata_seen = False
+    while more:
+        key = _KEY.match(text, position)
+        if key is None:
+            raise fail("a tensor name in quotes and a colon", position)
+        if key.group(1) == b'"__metadata__"':
+            end = _metadata_end(text, key.end())
             if end is None or metadata_seen:
-                raise fail("one __metadata__ object of strings", value)
+                raise fail("one __metadata__ object of strings", key.end())
             metadata_seen = True
         else:
-            entry = _ENTRY.match(text, value)
+            entry = _ENTRY.match(text, key.end())
             if entry is None:
-                raise fail("an object with dtype, shape and data_offsets", value)
-            end = entry.end()
+                raise fail("an object with dtype, shape and data_offsets", key.end())
             try:
-                yield _name(raw), _DECODER.decode(entry.group().decode())
+                yield _name(key.group(1)), _DECODER.decode(entry.group(1).decode())
             except (ValueError, RecursionError) as error:  # json and UTF-8 errors are ValueErrors
                 raise fail("a tensor's name and object", position) from error
-        position, first = _after_space(text, end), False
-        if text[position : position + 1] != b",":
-            break
-        position = _after_space(text, position + 1)
+            end = entry.end()
+        position = end
+        more = text[position : position + 1] == b","
+        if more:
+            position = _after_space(text, position + 1)
     if text[position : position + 1] != b"}":
         raise fail("',' or '}'", position)
-    if text[position + 1 :].strip(b" \t\n\r\x00"):
+    if text[position + 1 :].strip(b" \t\n\r"):
         raise fail("nothing but padding", position + 1)
 
 
-def _name(raw: bytes) -> str:
-    """The name in a quoted JSON string. Raises ValueError for one that is too long or cannot be printed."""
-    if len(raw) > MAX_NAME_BYTES:
-        raise ValueError("name too long")
-    name = json.loads(raw.decode())
-    if not isinstance(name, str) or not name or not name.isprintable():
-        raise ValueError("name empty or not printable")
+def _name(quoted: bytes) -> str:
+    """The name in a quoted JSON string. Raises ValueError for one that cannot be printed as it is."""
+    name = json.loads(quoted.decode())
+    if not isinstance(name, str) or not name.isprintable():
+        raise ValueError("name not printable")
     return name
 
 
@@ -217,42 +210,14 @@ def _after_space(text: bytes, position: int) -> int:
     return match.end() if match else position
 
 
-def _string(text: bytes, position: int) -> tuple[bytes | None, int]:
-    """The JSON string that starts at `position`, quotes and escapes kept, and the place after it; or None."""
-    if text[position : position + 1] != b'"':
-        return None, position
-    place = position + 1
-    while True:
-        match = _PLAIN.match(text, place)
-        place = match.end() if match else place
-        mark = text[place : place + 1]
-        if mark == b'"':
-            return text[position : place + 1], place + 1
-        if mark != b"\\":  # a control character or the end
-            return None, place
-        place += 2
-
-
 def _metadata_end(text: bytes, position: int) -> int | None:
     """The place after a JSON object that maps strings to strings, or None if there is none at `position`."""
-    if text[position : position + 1] != b"{":
+    # Latin-1 gives each byte one character, so that the decoder's positions are byte positions.
+    head = text[position : position + MAX_METADATA_BYTES].decode("latin-1")
+    try:
+        value, length = _DECODER.raw_decode(head)
+    except (ValueError, RecursionError):
         return None
-    position = _after_space(text, position + 1)
-    if text[position : position + 1] == b"}":
-        return position + 1
-    while True:
-        for closing in (b":", b""):
-            raw, position = _string(text, position)
-            if raw is None:
-                return None
-            position = _after_space(text, position)
-            if closing:
-                if text[position : position + 1] != closing:
-                    return None
-                position = _after_space(text, position + 1)
-        mark = text[position : position + 1]
-        if mark == b"}":
-            return position + 1
-        if mark != b",":
-            return None
-        position = _after_space(text, position + 1)
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        return None
+    return _after_space(text, position + length)

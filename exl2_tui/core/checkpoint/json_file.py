@@ -23,9 +23,11 @@ def read_json_object(path: Path) -> dict[str, object]:
     except OSError as error:
         raise ConfigError(f"cannot read the file: {error.strerror or error}", file=path) from error
     except RecursionError as error:
-        raise ConfigError("expected JSON of some depth, found brackets without end", file=path) from error
+        raise ConfigError(
+            "expected JSON of a sane depth, found brackets within brackets without end", file=path
+        ) from error
     except ValueError as error:  # JSON and UTF-8 errors are ValueErrors
-        raise ConfigError(f"expected JSON, found something else: {ascii(str(error))[1:200]}", file=path) from error
+        raise ConfigError(f"expected JSON, found something else: {error}", file=path) from error
     if not isinstance(value, dict):
         raise ConfigError(f"expected a JSON object, found {type(value).__name__}", file=path)
     return value

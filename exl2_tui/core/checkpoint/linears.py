@@ -67,7 +67,7 @@ def _read_exl2(reader: TensorReader, prefix: str, in_features: int, out_features
         bias=None if loaded_bias is None else loaded_bias[:out_features].half(),
         out_features=out_features,
     )
-    weight.validate(info.file, prefix)
+    _validate(reader, weight, prefix)
     return weight
 
 
@@ -79,14 +79,13 @@ def _read_gptq(reader: TensorReader, prefix: str, in_features: int, out_features
     bits = _gptq_bits(info, in_features, out_features)
     if len(scales_info.shape) != 2 or scales_info.shape[1] != out_features or not scales_info.shape[0]:
         raise _wrong(scales_info, f"shape [groups, {out_features}]", list(scales_info.shape))
-    if scales_info.dtype not in FLOATS:
-        raise _wrong(scales_info, "a dtype of " + ", ".join(FLOATS), scales_info.dtype)
+    _expect_dtype(scales_info, FLOATS)
     groups = scales_info.shape[0]
     if groups > in_features:
         raise _wrong(scales_info, f"at most {in_features} groups", groups)
     group_size = _derived_group_size(in_features, groups, settings.group_size)
     if f"{prefix}.g_idx" in reader:
-        _expect_shape(reader, f"{prefix}.g_idx", (in_features,))
+        _expect_shape(reader, f"{prefix}.g_idx", (in_features,), ("I32",))
         g_idx, group_size = _simplified(reader.tensor(f"{prefix}.g_idx"), group_size, groups)
     else:
         g_idx = None
@@ -105,7 +104,7 @@ def _read_gptq(reader: TensorReader, prefix: str, in_features: int, out_features
         v2=settings.v2,
         gptqmodel=settings.gptqmodel,
     )
-    weight.validate(info.file, prefix)
+    _validate(reader, weight, prefix)
     return weight
 
 
@@ -142,8 +141,8 @@ def _simplified(g_idx: Tensor, group_size: int, groups: int) -> tuple[Tensor | N
 
     All zeros mean that too, whatever the number of groups: writers without act-order leave it so.
     """
-    if g_idx.dtype != torch.int32 or not bool(g_idx.any()):
-        return g_idx if g_idx.dtype != torch.int32 else None, group_size
+    if not bool(g_idx.any()):
+        return None, group_size
     if int(g_idx.min()) < 0 or int(g_idx.max()) >= groups:
         return g_idx, group_size  # validate() names it
     first = int((g_idx == 0).sum())
@@ -165,9 +164,7 @@ def _read_bias(
                 tensor=name,
             )
         return None
-    info = _expect_shape(reader, name, (length,))
-    if info.dtype not in FLOATS:
-        raise _wrong(info, "a dtype of " + ", ".join(FLOATS), info.dtype)
+    info = _expect_shape(reader, name, (length,), FLOATS)
     bias = reader.tensor(name)
     if expected or (expected is None and not drop_zeros):
         return bias
@@ -196,11 +193,28 @@ def _read_float(
     return DenseWeight(reader.tensor(info.name), _read_bias(reader, prefix, out_features, bias))
 
 
-def _expect_shape(reader: TensorReader, name: str, shape: tuple[int, ...]) -> TensorInfo:
+def _validate(reader: TensorReader, weight: Exl2Weight | GptqWeight, prefix: str) -> None:
+    """The format's own checks; the error names the file of its tensor, which may be another than the layer's first."""
+    try:
+        weight.validate(prefix=prefix)
+    except CheckpointError as error:
+        file = reader.info(error.tensor).file if error.tensor else None
+        raise CheckpointError(error.message, file=file, tensor=error.tensor) from error
+
+
+def _expect_shape(reader: TensorReader, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...] = ()) -> TensorInfo:
+    """The tensor's info. Raises CheckpointError for another shape or, if any are given, a dtype not among `dtypes`."""
     info = reader.info(name)
     if info.shape != shape:
         raise _wrong(info, f"shape {list(shape)}", list(info.shape))
+    if dtypes:
+        _expect_dtype(info, dtypes)
     return info
+
+
+def _expect_dtype(info: TensorInfo, dtypes: tuple[str, ...]) -> None:
+    if info.dtype not in dtypes:
+        raise _wrong(info, f"dtype {' or '.join(dtypes)}", info.dtype)
 
 
 def _wrong(info: TensorInfo, expected: str, found: object) -> CheckpointError:

@@ -178,6 +178,8 @@ class Exl2Weight:
                 return Fault(name, f"{rank} dimensions", tuple(tensor.shape))
         rows, groups = self.q_weight.shape[0], self.q_scale_max.shape[0]
         columns = padded_columns(self.out_features)
+        if groups > self.q_invperm.numel() // ROW_MULTIPLE:
+            return Fault("q_scale_max", f"at most one group per {ROW_MULTIPLE} input features", groups)
         layout = [
             Expected("q_weight", self.q_weight, torch.int32, (rows, columns)),
             Expected("q_scale_max", self.q_scale_max, torch.float16, (groups,)),
