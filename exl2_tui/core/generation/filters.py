@@ -146,6 +146,7 @@ def _nearest(distance: Tensor, probabilities: Tensor, mass: float) -> Tensor:
     Positive floats order as their bit patterns do, so the upper 16 bits (128 steps per octave) put the tokens into
     bins; only the bin in which the mass is reached has to be sorted.
     """
+    mass = max(mass, 1e-30)  # empty bins reach a mass of 0
     if len(distance) <= SORT_AT_MOST:
         order = torch.argsort(distance, stable=True)
         cumulative = probabilities.index_select(0, order).cumsum(0, dtype=torch.float64)

@@ -1,0 +1,163 @@
+"""Generator: prompt ids in, events out, over one model and one KV cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Generator as PythonGenerator
+
+from torch import Tensor
+
+from exl2_tui.core.cancel import CancelToken
+from exl2_tui.core.errors import CancelledError, ContextError, PromptError
+from exl2_tui.core.events import Event, FinishReason, GenerationFinished, PrefillProgress, TokenDelta
+from exl2_tui.core.generation.sampler import Sampler
+from exl2_tui.core.generation.text import TextStream, TextTokenizer
+from exl2_tui.core.model.protocol import Cache, LanguageModel
+from exl2_tui.core.requests import SamplerSettings
+
+# A prompt is run in chunks, so that a person sees progress several times a second on the slowest machine.
+CHUNK_SECONDS = 0.25
+FIRST_CHUNK = 64
+SMALLEST_CHUNK = 8
+LARGEST_CHUNK = 2048
+
+
+class Generator:
+    """Runs prompts one after another and keeps in the cache what the next one can use again.
+
+    The cache holds exactly the tokens in `_run` between any two events, so a request may be stopped, dropped or fail
+    anywhere and the next one still starts from a valid prefix.
+    """
+
+    def __init__(self, model: LanguageModel, tokenizer: TextTokenizer, cache: Cache) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._cache = cache
+        self._run: list[int] = []
+        self._chunk = FIRST_CHUNK
+
+    @property
+    def context_used(self) -> int:
+        """Tokens in the cache."""
+        return len(self._run)
+
+    @property
+    def context_size(self) -> int:
+        return self._cache.capacity
+
+    def cached_tokens(self, ids: Sequence[int]) -> int:
+        """How many of these prompt tokens need not be run again; the last one always is, for its logits."""
+        limit = min(len(self._run), len(ids) - 1)
+        differs = (i for i, (old, new) in enumerate(zip(self._run, ids, strict=False)) if old != new)
+        return max(0, min(limit, next(differs, limit)))
+
+    def stream(
+        self,
+        ids: Sequence[int],
+        settings: SamplerSettings,
+        *,
+        stop_strings: Iterable[str] = (),
+        stop_ids: Collection[int] = frozenset(),
+        max_new_tokens: int,
+        request_id: int = 0,
+        cancel: CancelToken | None = None,
+        strip: bool = False,
+    ) -> Iterator[Event]:
+        """PrefillProgress per chunk, TokenDelta as text is certain, GenerationFinished as the last event.
+
+        ids: the whole prompt, at least one token and at most the context. strip: leading whitespace is not shown.
+        Cancelling ends it with reason "cancelled" within one token, or one layer of a prompt chunk. Raises PromptError
+        or ContextError before anything ran; errors of the model pass through.
+        """
+        if not ids:
+            raise PromptError("the prompt is empty", hint="Type at least one character")
+        if len(ids) > self._cache.capacity:
+            raise ContextError(
+                f"the prompt has {len(ids)} tokens, but the context holds {self._cache.capacity}",
+                hint="Shorten the prompt, or load the model with a longer context",
+            )
+        cancel = cancel or CancelToken()
+        sampler = Sampler(settings, self._tokenizer.vocab_size)
+        text = TextStream(self._tokenizer, stop_strings, strip=strip)
+        cached = self.cached_tokens(ids)
+        started = prefilled = first = last = time.perf_counter()
+        generated = 0
+        reason: FinishReason = "length"
+        try:
+            logits = yield from self._prefill(ids, cached, request_id, cancel)
+            prefilled = first = last = time.perf_counter()
+            history = sampler.history(ids)
+            while generated < max_new_tokens:
+                cancel.check()
+                token = sampler.sample(logits, history)
+                generated += 1
+                last = time.perf_counter()
+                if generated == 1:
+                    first = last
+                if token in stop_ids:
+                    reason = "stop_token"
+                    break
+                shown, tokens = text.push(token)
+                if shown or tokens:
+                    yield TokenDelta(request_id, shown, tokens)
+                if text.stopped:
+                    reason = "stop_string"
+                    break
+                if generated == max_new_tokens:
+                    break
+                if self._cache.length == self._cache.capacity:
+                    reason = "context"
+                    break
+                history.append(token)
+                logits = self._forward([token], cancel)
+        except CancelledError:
+            reason = "cancelled"
+            if not generated:
+                prefilled = first = last = time.perf_counter()
+        shown, tokens = text.finish(cut=reason != "stop_token")
+        if shown or tokens:
+            yield TokenDelta(request_id, shown, tokens)
+        yield GenerationFinished(
+            request_id,
+            reason,
+            prompt_tokens=len(ids),
+            cached_tokens=cached,
+            generated_tokens=generated,
+            prefill_seconds=prefilled - started,
+            decode_seconds=last - first,
+            first_token_seconds=first - started,
+            context_used=self.context_used,
+            context_size=self.context_size,
+            seed=sampler.seed,
+        )
+
+    def _prefill(
+        self, ids: Sequence[int], cached: int, request_id: int, cancel: CancelToken
+    ) -> PythonGenerator[Event, None, Tensor]:
+        """Runs the prompt from token `cached` on; returns the logits (V,) after its last token."""
+        self._cache.truncate(cached)
+        del self._run[cached:]
+        yield PrefillProgress(request_id, cached, len(ids))
+        while True:
+            cancel.check()
+            done = len(self._run)
+            part = ids[done : done + self._chunk]
+            started = time.perf_counter()
+            logits = self._forward(part, cancel)
+            self._adapt(len(part), time.perf_counter() - started)
+            yield PrefillProgress(request_id, len(self._run), len(ids))
+            if len(self._run) == len(ids):
+                return logits
+
+    def _adapt(self, tokens: int, seconds: float) -> None:
+        """Doubles or halves the chunk so that it stays below CHUNK_SECONDS; steps of two keep runs comparable."""
+        if seconds > CHUNK_SECONDS:
+            self._chunk = max(SMALLEST_CHUNK, self._chunk // 2)
+        elif tokens == self._chunk and seconds < 0.4 * CHUNK_SECONDS:
+            self._chunk = min(LARGEST_CHUNK, self._chunk * 2)
+
+    def _forward(self, ids: Sequence[int], cancel: CancelToken) -> Tensor:
+        logits = self._model.forward(ids, self._cache, cancel=cancel)
+        self._run.extend(ids)
+        return logits
