@@ -14,22 +14,17 @@ from torch import Tensor
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import QuantizationError
-from exl2_tui.core.quant.gptq import Factor, Solution, factorize, solve
-from exl2_tui.core.quant.halves import Half, collect, relative_error, run
+from exl2_tui.core.model.linear import Linear
+from exl2_tui.core.model.norm import RMSNorm
+from exl2_tui.core.quant.gptq import Factor, Solution, factorize, round_to_nearest, solve
+from exl2_tui.core.quant.halves import Half, HessianSum, batches, collect, relative_error, run
+from exl2_tui.core.quant.measurement import MeasuredOption
 from exl2_tui.core.quant.recipe import QParams, classic_attention_options, classic_mlp_options
 
-SMALLEST_ACCURACY = 1e-6
+ROUNDED_HEAD = 1_000_000_000
+"""Weights above which a head is rounded to nearest."""
 WORST_BEST_ACCURACY = 0.1
 """If not even the best option of a half reaches this, the model or the text is broken."""
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredOption:
-    """One choice for a half: recipe per linear, stored bits of all of them, relative error of the half's output."""
-
-    recipes: Mapping[str, QParams]
-    total_bits: int
-    error: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +65,7 @@ def factors(half: Half, hessians: Mapping[str, Tensor]) -> dict[str, Factor]:
     return found
 
 
-def measure(
-    half: Half, states: Tensor, cancel: CancelToken | None, on_step: Callable[[str], None]
-) -> tuple[list[MeasuredOption], Tensor]:
+def measure(half: Half, states: Tensor, cancel: CancelToken | None) -> tuple[list[MeasuredOption], Tensor]:
     """Tries every option on states (R, T, C) float16; returns them with their errors and the original output."""
     hessians, reference = collect(half, states, cancel)
     shared = factors(half, hessians)
@@ -85,7 +78,6 @@ def measure(
             candidates[short, params] = solution.weight.T.to(
                 linear.weight.dtype if linear.weight.is_cuda else torch.float16
             )
-        on_step(short)
     originals = {short: linear.weight for short, linear in half.linears.items()}
     measured: list[MeasuredOption] = []
     try:
@@ -127,3 +119,29 @@ def quantize(
         linear.weight = solution.weight.T.to(linear.weight.dtype).contiguous()
     result = run(half, states, cancel)
     return QuantizedHalf(solutions, seconds, relative_error(result, target)), result
+
+
+def head(
+    norm: RMSNorm, linear: Linear, states: Tensor, params: QParams, cancel: CancelToken | None
+) -> tuple[Solution, float]:
+    """Quantizes the output head on states (R, T, C) float16; returns the relative error of its output too.
+
+    Very large heads are rounded to nearest, since their error feedback would take hours.
+    """
+    hessian = HessianSum(linear.weight.shape[1], linear.weight.device)
+    for _, x in batches(states, cancel):
+        hessian(norm.forward(x))
+    mean = hessian.total / states.shape[0]
+    weight = linear.weight.float().T.contiguous()
+    try:
+        factor = factorize(mean)
+        if weight.numel() > ROUNDED_HEAD:
+            solution = round_to_nearest(weight, factor.perm, params)
+        else:
+            solution = solve(weight, factor, params, cancel)
+    except QuantizationError as error:
+        raise QuantizationError(error.message, tensor="lm_head.weight", hint=error.hint) from None
+    difference = solution.weight - weight
+    lost = (difference * (mean @ difference)).sum()
+    whole = (weight * (mean @ weight)).sum()
+    return solution, float((lost / whole.clamp_min(1e-12)).clamp_min(0.0).sqrt())
