@@ -18,7 +18,8 @@ from textual.content import Content
 from exl2_tui.text import clean
 
 BLOCK_LIMIT = 2_500  # characters of one open block; longer ones are cut at a line, so that parsing stays cheap
-NESTED_LIMIT = 40_000  # the same where a cut would tear a fence or a table
+NESTED_LIMIT = 12_000  # the same where a cut would tear a fence or table inside a list
+LINE_LIMIT = 6_000  # characters of one line of prose; then it is broken at a space, for the same reason
 SLICE = 2_000  # characters parsed at a time
 PROSE_LINES = 60  # lines of one prose segment; grows with the text, so that the number of segments stays small
 
@@ -140,8 +141,12 @@ class Document:
         """Takes more text, in pieces of any size."""
         text = self._without_thought(clean(text))
         for start in range(0, len(text), SLICE):
-            self._source += text[start : start + SLICE]
-            self._settle()
+            piece = text[start : start + SLICE]
+            self._source += piece
+            if "\n" in piece:
+                self._settle()
+            if self._fence is None:
+                self._break_long_line()
         if text:
             self._draw_tail(final=False)
 
@@ -201,6 +206,7 @@ class Document:
         while (end := self._source.find("\n")) >= 0:
             line = self._source[:end]
             self._source = self._source[end + 1 :]
+            fence.code.tail = ""
             if fence.closes(line):
                 self._fence = None
                 self._blank = True
@@ -208,6 +214,15 @@ class Document:
             fence.code.lines.append(fence.dedent(line))
             self._total_lines += 1
         return False
+
+    def _break_long_line(self) -> None:
+        """A line of prose without an end gets one."""
+        line = self._source.rfind("\n") + 1
+        if len(self._source) - line > LINE_LIMIT:
+            space = self._source.rfind(" ", line + 1, line + LINE_LIMIT)
+            cut = space if space > 0 else line + LINE_LIMIT
+            self._source = f"{self._source[:cut]}\n{self._source[cut:].lstrip(' ')}"
+            self._settle()
 
     def _settle_blocks(self, complete: str) -> bool:
         """Settles blocks of `complete`, which ends with a line feed. True if something was left to look at again."""
@@ -219,9 +234,10 @@ class Document:
             if end - start > limit and (cut := complete.rfind("\n", start + 1, start + limit) + 1) > start:
                 self._append(_pieces_of(complete[start:cut], block.gap))
                 self._drop(complete, cut)
+                self._source = _table_head(complete[start:cut], block) + self._source
                 return True
             if index + 1 == len(blocks):
-                opening = _OPENING.match(complete[start:]) if block.fence else None
+                opening = _OPENING.match(complete[start:]) if block.kind == "fence" else None
                 if opening is None:
                     self._drop(complete, start)
                     return False
@@ -281,7 +297,7 @@ class _Block:
     first: int
     last: int
     gap: bool
-    fence: bool
+    kind: str
     fragile: bool
     pieces: list[Segment]
 
@@ -291,6 +307,13 @@ def _line_offsets(source: str) -> list[int]:
     for line in source.splitlines(keepends=True) if "\f" not in source else source.split("\n"):
         offsets.append(offsets[-1] + len(line))
     return offsets
+
+
+def _table_head(source: str, block: _Block) -> str:
+    """The header of a table that was cut, so that the rows that follow are a table again."""
+    lines = source.split("\n", 2)
+    head = f"{lines[0]}\n{lines[1]}\n" if block.kind == "table" and len(lines) == 3 and lines[2] else ""
+    return head if len(head) < BLOCK_LIMIT // 2 else ""
 
 
 def _pieces_of(source: str, gap: bool) -> list[Segment]:
@@ -314,8 +337,8 @@ def _blocks(source: str, blank_before: bool) -> Iterator[_Block]:
             else:
                 writer.node(item, "", "", gap, 0)
             kinds = {child.type for child in item.walk()}
-            fragile = "table" in kinds or ("fence" in kinds and item.type != "fence")
-            yield _Block(first, last, gap, item.type == "fence", fragile, writer.pieces)
+            fragile = item.type not in ("table", "fence") and bool(kinds & {"table", "fence"})
+            yield _Block(first, last, gap, item.type, fragile, writer.pieces)
 
 
 class _Writer:

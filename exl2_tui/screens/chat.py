@@ -64,6 +64,7 @@ class ChatScreen(Screen[None]):
         self._waiting_lines = 0
         self._next_code = 0
         self._shown_turn: Turn | None = None
+        self._can_stop = False
 
     def compose(self) -> ComposeResult:
         appearance = self._session.settings.appearance
@@ -107,6 +108,16 @@ class ChatScreen(Screen[None]):
         if changes.flash:
             self.query_one(StatusRow).say(changes.flash)
         self._set_ticking(writing is not None or session.model.status == "loading")
+        self._refresh_stop()
+
+    def _refresh_stop(self) -> None:
+        """Escape is in the footer while there is something to leave."""
+        session = self._session
+        busy = session.writing is not None or session.model.status == "loading" or bool(session.queue)
+        can_stop = busy or self.query_one(Transcript).marked is not None
+        if can_stop != self._can_stop:
+            self._can_stop = can_stop
+            self.refresh_bindings()
 
     def service_event(self, event: Event) -> None:
         """Remembers the list of modes for the next time the picker opens."""
@@ -183,8 +194,7 @@ class ChatScreen(Screen[None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "stop":
-            session = self._session
-            return session.writing is not None or session.model.status == "loading" or bool(session.queue) or None
+            return self._can_stop
         return super().check_action(action, parameters)
 
     def action_stop(self) -> None:
@@ -293,12 +303,13 @@ class ChatScreen(Screen[None]):
     def _mark(self, turn: Turn | None) -> None:
         self._next_code = 0
         self.query_one(Transcript).mark_turn(turn)
+        self._refresh_stop()
         status = self.query_one(StatusRow)
         if turn is None:
             status.hush()
             return
-        retry = "e edit" if turn.role == "user" else "c copy code  r retry"
-        status.say(f"y copy  {retry}  ← → versions  esc done", seconds=0)
+        more = "e edit" if turn.role == "user" else "c copy code · r retry"
+        status.say(f"y copy · {more} · ← → versions · esc done", seconds=0)
 
     def action_turn_copy(self) -> None:
         turn = self.query_one(Transcript).marked

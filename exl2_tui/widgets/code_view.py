@@ -14,6 +14,7 @@ from exl2_tui.markdown import Code
 from exl2_tui.themes import CodeTheme
 
 PART_LINES = 80  # lines per widget; grows with the block
+HIGHLIGHT_LIMIT = 10_000  # characters of a part; longer ones (minified files) stay plain
 
 
 class CodeView(Vertical):
@@ -25,11 +26,10 @@ class CodeView(Vertical):
     """
 
     def __init__(self, code: Code) -> None:
-        super().__init__(classes="-block")
+        super().__init__()
         self.code = code
         self._parts: list[tuple[int, Static]] = []  # first line, widget
         self._language = ""
-        self.styles.margin = (0, 0, 0, code.indent)
 
     def compose(self) -> ComposeResult:
         self._language = self.code.language
@@ -72,7 +72,8 @@ class CodeView(Vertical):
         if end == len(self.code.lines) and self.code.tail and end - start < self._part_lines(start):
             lines = [*lines, self.code.tail]
         text = "\n".join(line.expandtabs(4) for line in lines)
-        body = highlight(text, language=self.code.language or "text", theme=CodeTheme)
+        language = self.code.language if len(text) <= HIGHLIGHT_LIMIT else ""
+        body = highlight(text, language=language or "text", theme=CodeTheme)
         if start == 0 and self.code.language:
             return Content.styled(self.code.language, "$secondary") + "\n" + body
         return body

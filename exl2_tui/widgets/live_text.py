@@ -20,10 +20,7 @@ VIEWS: dict[type[Segment], Any] = {Prose: ProseView, Code: CodeView, Table: Tabl
 class LiveText(Vertical):
     """Shows text that may still be growing. `feed` takes pieces, `finish` says that no more will come."""
 
-    DEFAULT_CSS: ClassVar[str] = """
-    LiveText { height: auto; }
-    LiveText > .-space { margin-top: 1; }
-    """
+    DEFAULT_CSS: ClassVar[str] = "LiveText { height: auto; }"
 
     def __init__(self, text: str = "", *, done: bool = True) -> None:
         super().__init__()
@@ -58,7 +55,8 @@ class LiveText(Vertical):
     def _view(self, segment: Segment, index: int) -> SegmentView:
         view: SegmentView = VIEWS[type(segment)](segment)
         joined = isinstance(segment, Prose) and index > 0 and isinstance(self._views[index - 1], ProseView)
-        view.set_class(index > 0 and (not joined or _begins_with_gap(segment)), "-space")
+        above = 1 if index > 0 and (not joined or _begins_with_gap(segment)) else 0
+        view.styles.margin = (above, 0, 0, segment.indent if isinstance(segment, Code | Table) else 0)
         self._views[index:] = [view]
         return view
 

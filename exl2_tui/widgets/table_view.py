@@ -20,10 +20,9 @@ class TableView(Static):
     DEFAULT_CSS: ClassVar[str] = "TableView { width: 1fr; height: auto; text-wrap: nowrap; text-overflow: fold; }"
 
     def __init__(self, table: Table) -> None:
-        super().__init__("", markup=False, classes="-block")
+        super().__init__("", markup=False)
         self._table = table
         self._drawn: tuple[int, Content] = (-1, Content(""))
-        self.styles.margin = (0, 0, 0, table.indent)
 
     def show(self, table: Table) -> None:
         self._table = table

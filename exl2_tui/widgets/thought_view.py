@@ -16,7 +16,7 @@ class ThoughtView(Static):
     DEFAULT_CSS: ClassVar[str] = "ThoughtView { width: 1fr; height: auto; color: $secondary; }"
 
     def __init__(self, thought: Thought) -> None:
-        super().__init__("", markup=False, classes="-block")
+        super().__init__("", markup=False)
         self._thought = thought
         self.opened = False
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from textual.app import ComposeResult
-from textual.containers import VerticalScroll
+from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
@@ -26,12 +26,14 @@ class Transcript(VerticalScroll, can_focus=False):
     """Shows a chat. `show` after turns changed, `feed` after text arrived."""
 
     DEFAULT_CSS: ClassVar[str] = """
-    Transcript { height: 1fr; scrollbar-size-vertical: 1; padding: 0 0 1 0; }
-    Transcript > .-edge { height: 1; color: $secondary; padding: 0 3; display: none; }
-    Transcript.-more-above > #earlier { display: block; }
-    Transcript.-more-below > #later { display: block; }
-    Transcript > #empty { height: auto; padding: 1 3; display: none; }
-    Transcript.-empty > #empty { display: block; }
+    Transcript { height: 1fr; scrollbar-size-vertical: 1; }
+    /* At least as high as the view: an anchored container would push shorter content to its bottom. */
+    #turns { height: auto; min-height: 100%; }
+    #turns > .-edge { height: 1; color: $secondary; padding: 0 3; display: none; }
+    Transcript.-more-above #turns > #earlier { display: block; }
+    Transcript.-more-below #turns > #later { display: block; }
+    #turns > #empty { height: auto; padding: 1 3; display: none; }
+    Transcript.-empty #turns > #empty { display: block; }
     """
 
     class Following(Message):
@@ -53,9 +55,10 @@ class Transcript(VerticalScroll, can_focus=False):
         self._moving = False
 
     def compose(self) -> ComposeResult:
-        yield Static("", id="empty", markup=False)
-        yield Static("", id="earlier", classes="-edge", markup=False)
-        yield Static("↓ later turns", id="later", classes="-edge", markup=False)
+        with Vertical(id="turns"):
+            yield Static("", id="empty", markup=False)
+            yield Static("", id="earlier", classes="-edge", markup=False)
+            yield Static("↓ later turns", id="later", classes="-edge", markup=False)
 
     def on_mount(self) -> None:
         self.anchor()
@@ -202,6 +205,7 @@ class Transcript(VerticalScroll, can_focus=False):
             if place is None or (view.version, view.versions) != place:
                 view.remove()
                 del self._views[turn_id]
+        turns = self.query_one("#turns")
         with self.app.batch_update():
             before: Widget = self.query_one("#later")
             for turn in reversed(wanted):
@@ -210,7 +214,7 @@ class Transcript(VerticalScroll, can_focus=False):
                     known = TurnView(turn, *versions[turn.id])
                     known.set_class(turn.id == self._marked, "-marked")
                     self._views[turn.id] = known
-                    self.mount(known, before=before)
+                    turns.mount(known, before=before)
                 before = known
             self.set_class(self._start > 0, "-more-above")
             self.set_class(self._end < len(self._turns), "-more-below")

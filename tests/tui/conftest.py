@@ -1,0 +1,40 @@
+"""Fixtures for the app: a fake service, a home of its own, clocks that stand still, nothing that blinks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from textual.widgets import Input, TextArea
+
+from exl2_tui.app import Exl2App
+from exl2_tui.settings import Settings
+from tests.tui.fakes import FakeClock, FakeService
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Settings and chats of this test only; no helper program touches a clipboard; cursors do not blink."""
+    monkeypatch.setenv("EXL2_TUI_HOME", str(tmp_path))
+    monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.setattr(TextArea.cursor_blink, "_default", False)
+    monkeypatch.setattr(Input.cursor_blink, "_default", False)
+    return tmp_path
+
+
+MakeApp = Callable[..., Exl2App]
+
+
+@pytest.fixture
+def make_app() -> MakeApp:
+    """Builds an app whose service is a FakeService and whose clock stands still."""
+
+    def make(settings: Settings | None = None, **options: object) -> Exl2App:
+        options.setdefault("clock", FakeClock())
+        options.setdefault("wall_clock", FakeClock(1_700_000_000.0))
+        return Exl2App(FakeService, settings or Settings(), model="nano-chat", **options)  # type: ignore[arg-type]
+
+    return make
