@@ -245,7 +245,7 @@ def test_writer_refuses_what_the_reference_would_not_load() -> None:
         Exl2Weight.from_codes(codes, scale_codes, scale_max, [(3, 32), (4, 32)], perm)
     with pytest.raises(QuantizationError, match="at least 2"):
         Exl2Weight.from_codes(codes, scale_codes, scale_max * 1e-4, halves, perm)
-    with pytest.raises(QuantizationError, match="every number"):
+    with pytest.raises(QuantizationError, match="a permutation of 64"):
         Exl2Weight.from_codes(codes, scale_codes, scale_max, halves, torch.zeros(64))
     with pytest.raises(QuantizationError, match="together"):
         Exl2Weight.from_codes(codes, scale_codes[:1], scale_max[:1], [(4, 32)], perm)

@@ -126,13 +126,14 @@ def _tensor(name: str, entry: dict[str, object], data_start: int, size: int, pat
         raise fail(f"data offsets within {size - data_start} bytes", list(span))
     bits = math.prod(dims) * DTYPE_BITS[dtype]
     if bits != 8 * (end - begin):
-        raise fail(f"{_shown(bits / 8 if bits < 1 << 60 else bits // 8)} bytes for {dtype} {list(dims)}", end - begin)
+        size_text = bits // 8 if bits % 8 == 0 else bits / 8
+        raise fail(f"{size_text} bytes for {dtype} {list(dims)}", end - begin)
     return TensorInfo(name, sys.intern(dtype), dims, path, data_start + begin, end - begin)
 
 
 def _whole_numbers(value: object) -> tuple[int, ...] | None:
-    """The value as a tuple if it is a list of integers of 0 or more (true and false are none), else None."""
-    if not isinstance(value, list) or not all(type(number) is int and number >= 0 for number in value):
+    """The value as a tuple if it is a list of integers from 0 to 2**63 - 1 (true and false are none), else None."""
+    if not isinstance(value, list) or not all(type(number) is int and 0 <= number < 1 << 63 for number in value):
         return None
     return tuple(value)
 

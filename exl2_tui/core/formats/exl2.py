@@ -247,6 +247,8 @@ class Exl2Weight:
             raise QuantizationError(f"expected input features in multiples of 32 up to {MAX_ROWS}, found {features}")
         if not bool((scale_max >= MIN_WRITTEN_SCALE).all()):
             raise QuantizationError(f"expected group scales of at least 2**-16, found {float(scale_max.min())}")
+        if not torch.equal(torch.sort(perm.long()).values, torch.arange(features)):
+            raise QuantizationError(f"expected a permutation of {features} input features, found other numbers")
         padding = padded_columns(out_features) - out_features
         words: list[Tensor] = []
         group_numbers: list[int] = []
