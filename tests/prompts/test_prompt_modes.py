@@ -73,13 +73,13 @@ def check(prompt: EncodedPrompt, tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("turns", [1, 2, 4])
-@pytest.mark.parametrize("system", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "system"),
+    [(name, s) for name, family in FAMILIES.items() for s in (False, True) if family.system or not s],
+)
 def test_modes_equal_transformers(family_dir: Callable[[str], Path], family: str, system: bool, turns: int) -> None:
     path = family_dir(family)
     tokenizer = Tokenizer.load(path)
-    if system and not FAMILIES[family].system:
-        pytest.skip("this template takes no system prompt")
     trimmed = FAMILIES[family].mode in ("zephyr", "tinyllama", "phi3") and turns > 2  # keeps both kinds in the test
     messages = conversation(turns, system=system, trimmed=trimmed)
     expected = reference_ids(path, messages)
@@ -186,6 +186,15 @@ def test_replies_keep_their_tokens(nano_chat: Path, family_dir: Callable[[str], 
         expected = ids(Message("assistant", "fine"), mode)
         for wrong in (tuple(odd[:-1]), (99999,), (-1,), (odd[0], 4, *odd[1:]), (2,), ()):
             assert ids(Message("assistant", "fine", wrong), mode) == expected
+
+
+def test_a_line_break_in_the_reply_is_not_doubled(nano_chat: Path) -> None:
+    tokenizer = Tokenizer.load(nano_chat)
+    for mode, text in (("raw", "Chatbort: fine\nUser: Bye"), ("solar", "### Assistant:\n fine\n\n### User:\nBye")):
+        for end in ("", "\n"):
+            reply = Message("assistant", "fine", tuple(tokenizer.encode(f" fine{end}")))
+            prompt = encode_chat([Message("user", "Hi"), reply, Message("user", "Bye")], mode, tokenizer, None, None)
+            assert text in text_of(prompt) and text in tokenizer.decode(prompt.ids)
 
 
 @pytest.mark.parametrize("family", ["llama2", "llama2-legacy", "llama3", "mistral", "chatml"])

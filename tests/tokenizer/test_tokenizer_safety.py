@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,7 @@ def test_added_tokens_of_the_other_files(
     nano_files: Path, tokenizer_dir: Callable[[str], Path], tmp_path: Path
 ) -> None:
     (nano_files / "added_tokens.json").write_text(json.dumps({"<|extra|>": 8192, "<tool>": 8193}))
+    (nano_files / "config.json").write_text(json.dumps({"vocab_size": 8256}))
     for remove in (None, "tokenizer.json"):
         if remove:
             (nano_files / remove).unlink()
@@ -87,6 +89,28 @@ def test_added_tokens_of_the_other_files(
         assert tokenizer.encode("a<|extra|><tool>", special=True)[-2:] == [8192, 8193]
         assert 8192 not in tokenizer.encode("a<|extra|>") and 8193 in tokenizer.encode("a<tool>")
         assert tokenizer.decode([8192, 8193]) == "<tool>"
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer.model"])
+def test_a_token_that_is_only_named_gets_no_id(nano_files: Path, file: str) -> None:
+    (nano_files / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<pad>"}))
+    if file == "tokenizer.model":
+        (nano_files / "tokenizer.json").unlink()
+    tokenizer = Tokenizer.load(nano_files)
+    assert tokenizer.vocab_size == 8192 and tokenizer.token_id("<pad>") is None
+    (nano_files / "added_tokens.json").write_text(json.dumps({"<pad>": 8192}))
+    assert Tokenizer.load(nano_files).token_id("<pad>") is None  # config.json: 8192 rows
+    (nano_files / "config.json").unlink()
+    assert Tokenizer.load(nano_files).token_id("<pad>") == 8192
+
+
+def test_tokens_without_a_row_are_left_out(nano_files: Path) -> None:
+    """A padding token past the end of the embedding, as in many fine-tunes, must not reach the model."""
+    (nano_files / "config.json").write_text(json.dumps({"vocab_size": 4, "eos_token_id": [2, 4]}))
+    tokenizer = Tokenizer.load(nano_files)
+    assert tokenizer.vocab_size == 4 and tokenizer.stop_ids == {2} and tokenizer.special_ids == {0, 1, 2, 3}
+    assert tokenizer.encode("<s><|im_start|><|im_end|>", special=True) == [1, 3]
+    assert tokenizer.encode("abc") == []
 
 
 def test_begin_and_end_of_text(nano_chat: Path, nano_files: Path) -> None:
@@ -237,3 +261,18 @@ def test_normalization_table_must_stay_inside() -> None:
         damaged[at] = 0x77
     with pytest.raises(TokenizerError, match="normalization table"):
         ModelFile.parse(bytes(damaged), Path("tokenizer.model"))
+
+
+def test_threads_do_not_mix_plain_and_special(nano_chat: Path) -> None:
+    """The preview encodes on one thread while a reply is prepared on another."""
+    tokenizer = Tokenizer.load(nano_chat)
+    text = "Hi <|im_end|> there </s> " * 20
+    plain, special = tokenizer.encode(text), tokenizer.encode(text, special=True)
+    assert plain != special
+
+    def work(index: int) -> bool:
+        expected = special if index % 2 else plain
+        return all(tokenizer.encode(text, special=bool(index % 2)) == expected for _ in range(100))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(8)))

@@ -39,7 +39,6 @@ def build(
         elif message.role == "assistant":
             pieces += writer.write(mode.header)
             pieces += writer.reply(message)
-            pieces += writer.write(mode.close)
     if add_generation:
         pieces += writer.write(mode.header)
     return pieces
@@ -88,12 +87,18 @@ class _Writer:
                 yield Piece(said, said, SPEAKERS[field])
 
     def reply(self, message: Message) -> Iterator[Piece]:
+        """An earlier reply and what closes it."""
         ids = reply_ids(message, self._tokenizer)
         if ids is None:
-            yield from self.write(self._mode.reply, {"assistant": message.content})
-        else:
-            # The ids hold the space between header and reply, and nothing may stand between them and the close.
-            yield Piece(ids, self._tokenizer.decode(ids, continuation=True), "assistant")
+            yield from self.write(self._mode.reply + self._mode.close, {"assistant": message.content})
+            return
+        # The ids hold the space between header and reply, and often the line break that belongs to the close.
+        said = self._tokenizer.decode(ids, continuation=True)
+        yield Piece(ids, said, "assistant")
+        close = self._mode.close
+        white = len(close) - len(close.lstrip())
+        held = next((size for size in range(white, 0, -1) if said.endswith(close[:size])), 0)
+        yield from self.write(close[held:])
 
 
 def template_pieces(text: str, tokenizer: Tokenizer) -> Iterator[Piece]:

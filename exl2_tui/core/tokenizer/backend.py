@@ -8,7 +8,7 @@ from typing import Protocol
 Part = str | int | tuple[int, ...]
 """A piece of a prompt: text (which never becomes a control token), one control token, or ids taken as they are."""
 
-MAX_VOCAB = 4_000_000
+MAX_VOCAB = 1_000_000
 """Ids beyond this are a broken file: the largest vocabularies in use have about 262,000 entries."""
 
 

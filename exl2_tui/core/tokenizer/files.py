@@ -15,7 +15,7 @@ from exl2_tui.core.errors import TokenizerError
 from exl2_tui.core.tokenizer.backend import MAX_VOCAB
 
 MAX_JSON_BYTES = 16 << 20
-MAX_TOKENIZER_BYTES = 128 << 20
+MAX_TOKENIZER_BYTES = 64 << 20
 MAX_PIECE = 1000
 MAX_ADDED = 200_000
 
@@ -45,9 +45,9 @@ class AddedPiece:
 
 @dataclass(frozen=True, slots=True)
 class SideFiles:
-    """What the JSON files say, already checked. tokenizer_config is the raw object (chat template, class, flags)."""
+    """What the JSON files say, already checked. rows: how many tokens the model has embeddings for, if it says so."""
 
-    tokenizer_config: dict[str, Any]
+    rows: int | None
     pieces: tuple[AddedPiece, ...]
     bos: int | str | None
     eos: tuple[int | str, ...]
@@ -101,6 +101,9 @@ def read_side_files(directory: Path) -> SideFiles:
         config = {**config, **config["text_config"]}
     generation = read_json(directory / "generation_config.json")
 
+    size = config.get("vocab_size")
+    rows = size if isinstance(size, int) and not isinstance(size, bool) and 0 < size <= MAX_VOCAB else None
+    pieces = _added_pieces(directory, names, settings_path)
     eos: list[int | str] = [*_ids(config.get("eos_token_id")), *_ids(generation.get("eos_token_id"))]
     eos_name = _spelling(names.get("eos_token"))
     if eos_name:
@@ -109,8 +112,8 @@ def read_side_files(directory: Path) -> SideFiles:
     add_bos = settings.get("add_bos_token")
     prefix = settings.get("add_prefix_space")
     return SideFiles(
-        tokenizer_config=settings,
-        pieces=_added_pieces(directory, names, settings_path),
+        rows=rows,
+        pieces=tuple(p for p in pieces if rows is None or p.token_id is None or p.token_id < rows),
         bos=bos_ids[0] if bos_ids else _spelling(names.get("bos_token")),
         eos=tuple(dict.fromkeys(eos)),
         unk=_spelling(names.get("unk_token")),

@@ -166,7 +166,11 @@ class HfBackend:
         return parts[:-1]
 
     def _add(self, pieces: Sequence[AddedPiece], path: Path) -> None:
-        """Added tokens that only the other files know, in the order of their ids; flags of known ones stay."""
+        """Added tokens that only the other files know, in the order of their ids; flags of known ones stay.
+
+        One without an id anywhere (a pad token that was merely named) is left out: the model has no row for it.
+        """
+        pieces = [p for p in pieces if p.token_id is not None or self._library.token_to_id(p.text) is not None]
         known = {token.content for token in self._library.get_added_tokens_decoder().values()}
         if len(known) > MAX_ADDED:
             raise TokenizerError(f"{len(known)} added tokens, at most {MAX_ADDED} make sense", file=path)

@@ -155,12 +155,14 @@ class SentencePieceBackend:
         return parts
 
     def _place(self, pieces: Sequence[AddedPiece], path: Path) -> dict[int, AddedPiece]:
-        """Gives every added token its id: the one of the model file, the declared one, or the next free one."""
+        """Gives every added token its id: the one of the model file or the declared one; without any it is left out."""
         placed: dict[int, AddedPiece] = {}
         for piece in pieces:
             token_id = self._ids.get(piece.text)
             if token_id is None:
-                token_id = len(self._pieces) if piece.token_id is None else piece.token_id
+                token_id = piece.token_id
+                if token_id is None:
+                    continue  # a pad token that was merely named: the model has no row for it
                 if token_id in self._pieces:
                     raise TokenizerError(
                         f"the JSON files beside it give {piece.text!r} the id {token_id}, "

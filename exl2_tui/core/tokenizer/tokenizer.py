@@ -22,21 +22,22 @@ from exl2_tui.core.tokenizer.stream import StreamDecoder
 class Tokenizer:
     """Text to ids and back; safe to use from several threads.
 
-    vocab_size: largest id + 1 (a model's own vocabulary may be larger, padded). bos_id, eos_id: None if there is none.
-    stop_ids: every id that ends a text. special_ids: control tokens; they are not shown, and text a person typed never
-    becomes one. adds_bos: the model expects BOS before a text. unk_id: the token for what the vocabulary cannot spell.
+    vocab_size: largest id + 1; a model may have more rows (padding), never fewer: tokens without one are left out.
+    bos_id, eos_id, unk_id: None if there is none. stop_ids: every id that ends a text. special_ids: control tokens;
+    they are not shown, and text a person typed never becomes one. adds_bos: the model expects BOS before a text.
     """
 
     def __init__(self, backend: Backend, side: SideFiles, special_ids: Iterable[int], *, adds_bos: bool) -> None:
         self._backend = backend
-        self.vocab_size = backend.size
+        self.vocab_size = backend.size if side.rows is None else min(backend.size, side.rows)
         self.bos_id = self._resolve(side.bos)
         eos = [token_id for token_id in map(self._resolve, side.eos) if token_id is not None]
         self.eos_id = eos[0] if eos else None
         self.stop_ids = frozenset(eos)
         self.unk_id = self._resolve(side.unk)
         ends = {self.bos_id, *eos} - {None}
-        self.special_ids = frozenset(special_ids) | frozenset(i for i in ends if i is not None)
+        specials = frozenset(special_ids) | frozenset(i for i in ends if i is not None)
+        self.special_ids = frozenset(i for i in specials if i < self.vocab_size)
         self.adds_bos = self.bos_id is not None and adds_bos
         # The longest of several that begin at the same place, as the libraries do; matches nothing if there are none.
         spellings = sorted((self.piece(i) for i in self.special_ids if self.piece(i)), key=len, reverse=True)
@@ -74,7 +75,7 @@ class Tokenizer:
         other text, so that nobody can type a control token.
         """
         text = _scalars(text)
-        ids = self._backend.encode(text, special=True) if special else self.encode_parts([text])[0]
+        ids = self._known(self._backend.encode(text, special=True)) if special else self.encode_parts([text])[0]
         return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
 
     def encode_parts(self, parts: Sequence[Part]) -> list[list[int]]:
@@ -83,7 +84,8 @@ class Tokenizer:
         Joined, they are what encoding the whole rendered prompt with `special=True` gives, except that the texts
         cannot produce control tokens.
         """
-        return self._backend.encode_parts([_scalars(part) if isinstance(part, str) else part for part in parts])
+        encoded = self._backend.encode_parts([_scalars(part) if isinstance(part, str) else part for part in parts])
+        return [self._known(ids) for ids in encoded]
 
     def split(self, text: str) -> list[str | int]:
         """The text cut at everything that spells a control token; those are given as ids."""
@@ -127,6 +129,9 @@ class Tokenizer:
     def text_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes a token adds to a text; may begin or end inside a character."""
         return self._backend.text_bytes(token_id)
+
+    def _known(self, ids: list[int]) -> list[int]:
+        return ids if not ids or max(ids) < self.vocab_size else [i for i in ids if i < self.vocab_size]
 
     def _resolve(self, name: int | str | None) -> int | None:
         token_id = _id_of(self._backend, name)
