@@ -1,14 +1,16 @@
 // Linear layers, portable C++: no intrinsics. These Lanes are the specification that the AVX2 and AVX-512 ones follow,
 // name by name.
 #define EXL2_ISA linear_generic
+#define EXL2_LANES_ARE_ARRAYS
 #include "linear_layout.h"
 
 namespace exl2 {
 namespace EXL2_ISA {
 
 struct Lanes {
-  static constexpr int kTokens = 4;            // tokens and tiles of the register block of the many-token forms
+  static constexpr int kTokens = 4;  // tokens and tiles of the register block of the many-token forms
   static constexpr int kStageTiles = 1;
+  static constexpr int kDirectTokens = 1;       // at most so many tokens take the few-token forms
   static constexpr bool kWidthMatters = false;  // dot4 is exact for every width
 
   struct F {  // one float per column
@@ -152,7 +154,7 @@ struct Lanes {
   static I or_masked(I a, I b) {  // a | (b & mask)
     return each_i([&](int c) { return a.v[c] | (b.v[c] & MASK * 0x01010101u); });
   }
-  static void rows_of_quad(F* rows, I code) {  // rows[r]: byte r of each lane
+  static __attribute__((noinline)) void rows_of_quad(F* rows, I code) {  // rows[r]: byte r of each lane
     for (int r = 0; r < 4; r++) {
       rows[r] = each([&](int c) { return float(code.v[c] >> (8 * r) & 255); });
     }
@@ -169,7 +171,7 @@ struct Lanes {
   // acc += the 4 unsigned bytes of each lane times the 4 signed bytes of x. J numbers the products of a slab that go
   // into this accumulator, LAST marks the last one: for instruction sets that keep 16-bit sums in between.
   template <int BITS, int J, bool LAST>
-  static void dot4(Acc& acc, I code, int32_t x) {
+  static __attribute__((noinline)) void dot4(Acc& acc, I code, int32_t x) {
     acc = each_i([&](int c) {
       int32_t sum = int32_t(acc.v[c]);
       for (int r = 0; r < 4; r++) sum += int32_t(code.v[c] >> (8 * r) & 255) * int8_t(x >> (8 * r));

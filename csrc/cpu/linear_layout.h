@@ -26,9 +26,15 @@
 
 #include "linear.h"
 
-// Kernels are templates all the way down; what is not inlined spills its accumulators.
+// Where a lane vector is a register, what is not inlined spills its accumulators. Where it is an array (scalar C++),
+// inlining everything only costs compile time.
+#ifdef EXL2_LANES_ARE_ARRAYS
+#define EXL2_INLINE inline
+#define EXL2_INLINE_LAMBDA
+#else
 #define EXL2_INLINE inline __attribute__((always_inline))
 #define EXL2_INLINE_LAMBDA __attribute__((always_inline))
+#endif
 
 namespace exl2 {
 namespace EXL2_ISA {

@@ -27,7 +27,6 @@ using I = Lanes::I;
 using Acc = Lanes::Acc;
 
 constexpr int kTokens = Lanes::kTokens;
-constexpr int kDirectTokens = 4;  // at most this many tokens unpack in registers
 constexpr int kStageTiles = Lanes::kStageTiles;
 constexpr int kSuperTiles = 4;       // tiles unpacked together: their activations are then read from L1
 constexpr int kByteChunkRows = 512;  // 4 tiles * 512 rows * 16 B = 32 KiB
@@ -540,9 +539,12 @@ static void staged_integer(const uint8_t* blob, const uint8_t* scratch, int64_t 
         const Activations a = activations_of(h, scratch, token, M);
         for_tokens(a.mb, [&](auto m) {
           constexpr int MB = decltype(m)::value;
-          // Only a Lanes whose products could overflow 16 bits has to know the width here.
-          for_width<MultiplyBytes, MB, Params>(Lanes::kWidthMatters ? s->bits : 8, chunk, h, *s, s->first_block + first,
-                                               blocks, a, tile, tiles, out + token * ldo, ldo);
+          float* o = out + token * ldo;
+          if constexpr (Lanes::kWidthMatters) {
+            for_width<MultiplyBytes, MB, Params>(s->bits, chunk, h, *s, s->first_block + first, blocks, a, tile, tiles, o, ldo);
+          } else {  // one body serves every width
+            MultiplyBytes<8, MB, Params>::run(chunk, h, *s, s->first_block + first, blocks, a, tile, tiles, o, ldo);
+          }
         });
       }
     }
@@ -680,14 +682,11 @@ static void multiply_staged(const uint8_t* blob, const uint8_t* scratch, int64_t
 
 static void multiply(const uint8_t* blob, const uint8_t* scratch, int64_t M, float* out, int64_t ldo, int64_t tile_begin,
                      int64_t tile_end) {
-  switch (M) {
-    case 0: return;
-    case 1: return multiply_direct<1>(blob, scratch, out, ldo, tile_begin, tile_end);
-    case 2: return multiply_direct<2>(blob, scratch, out, ldo, tile_begin, tile_end);
-    case 3: return multiply_direct<3>(blob, scratch, out, ldo, tile_begin, tile_end);
-    case 4: return multiply_direct<4>(blob, scratch, out, ldo, tile_begin, tile_end);
-    default: return multiply_staged(blob, scratch, M, out, ldo, tile_begin, tile_end);
-  }
+  if (M == 0) return;
+  if (M > Lanes::kDirectTokens) return multiply_staged(blob, scratch, M, out, ldo, tile_begin, tile_end);
+  for_tokens<Lanes::kDirectTokens>(M, [&](auto m) {
+    multiply_direct<decltype(m)::value>(blob, scratch, out, ldo, tile_begin, tile_end);
+  });
 }
 
 static int64_t tiles(const uint8_t* blob) { return header_of(blob).tiles; }
