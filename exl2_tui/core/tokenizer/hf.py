@@ -34,6 +34,7 @@ class HfBackend:
 
     def __init__(self, path: Path, pieces: Sequence[AddedPiece]) -> None:
         """pieces: added tokens from the other files. Raises TokenizerError."""
+        self._path = path
         self._lock = threading.Lock()
         self._library = _load(path)
         self._add(pieces, path)
@@ -69,7 +70,7 @@ class HfBackend:
             return self.encode_parts([text])[0]
         with self._lock:
             self._library.encode_special_tokens = False
-            return list(_guard(lambda: self._library.encode(text, add_special_tokens=False)).ids)
+            return list(_guard(lambda: self._library.encode(text, add_special_tokens=False), self._path).ids)
 
     def encode_parts(self, parts: Sequence[Part]) -> list[list[int]]:
         ids = self._encode_parts(parts)
@@ -95,7 +96,7 @@ class HfBackend:
     def first_added_token(self) -> int | None:
         """The id that the file's own post-processor puts before a text, usually BOS."""
         with self._lock:
-            ids = _guard(lambda: self._library.encode("", add_special_tokens=True)).ids
+            ids = _guard(lambda: self._library.encode("", add_special_tokens=True), self._path).ids
         return ids[0] if ids else None
 
     def piece(self, token_id: int) -> str | None:
@@ -128,7 +129,7 @@ class HfBackend:
             position += len(written)
         with self._lock:
             self._library.encode_special_tokens = True
-            encoding = _guard(lambda: self._library.encode("".join(text), add_special_tokens=False))
+            encoding = _guard(lambda: self._library.encode("".join(text), add_special_tokens=False), self._path)
 
         ids: list[list[int]] = [[] for _ in parts]
         placed = [index for index, part in enumerate(parts) if not isinstance(part, str)]
@@ -187,7 +188,7 @@ class HfBackend:
                 )
                 for p in new
             ]
-            _guard(lambda tokens=tokens, special=special: self._insert(tokens, special))  # type: ignore[misc]
+            _guard(lambda tokens=tokens, special=special: self._insert(tokens, special), path)  # type: ignore[misc]
 
     def _insert(self, tokens: list[AddedToken], special: bool) -> None:
         (self._library.add_special_tokens if special else self._library.add_tokens)(tokens)
@@ -211,7 +212,7 @@ def _load(path: Path) -> Library:
     except UnicodeDecodeError as error:
         raise TokenizerError(f"not UTF-8 at byte {error.start}", file=path, hint="Fetch the file again") from error
     try:
-        library: Library = _guard(lambda: Library.from_str(text))
+        library: Library = _guard(lambda: Library.from_str(text), path)
     except TokenizerError as error:
         raise TokenizerError(
             f"not a tokenizer that library tokenizers can read: {error.message}",
@@ -223,7 +224,7 @@ def _load(path: Path) -> Library:
     return library
 
 
-def _guard(action: Callable[[], T]) -> T:
+def _guard(action: Callable[[], T], path: Path) -> T:
     """Runs library code; its errors, also panics of the native side, come out as TokenizerError."""
     try:
         return action()
