@@ -80,6 +80,16 @@ _ROWS = (
         fused=True,
         defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
     ),
+    Architecture(
+        "SeedOssForCausalLM",
+        output_bias="attention_out_bias",
+        defaults={
+            "attention_bias": True,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 524288,
+        },
+    ),
 )
 ARCHITECTURES: Mapping[str, Architecture] = {row.name: row for row in _ROWS}
 

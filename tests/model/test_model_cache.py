@@ -9,7 +9,7 @@ from support.models import write_random_model
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.errors import CancelledError, ContextError, ShapeError, UnsupportedError
+from exl2_tui.core.errors import CancelledError, ContextError, MemoryLimitError, ShapeError, UnsupportedError
 from exl2_tui.core.model.causal_lm import CausalLM
 from exl2_tui.core.model.estimate import cache_bytes
 
@@ -90,3 +90,5 @@ def test_sizes_and_kinds(model: CausalLM) -> None:
         model.new_cache(100, "q8")
     with pytest.raises(ShapeError):
         model.new_cache(0)
+    with pytest.raises(MemoryLimitError):
+        model.new_cache(1 << 44)

@@ -58,6 +58,15 @@ def test_missing_tensors_stop_the_plan(tmp_path: Path) -> None:
             plan_load(checkpoint, config, LoadOptions())
 
 
+def test_a_lost_shard_is_named(tmp_path: Path) -> None:
+    folder = write_random_model(tmp_path, shards=3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with Checkpoint.open(folder) as checkpoint, pytest.raises(CheckpointError) as caught:
+        plan_load(checkpoint, ModelConfig.from_dir(folder), LoadOptions())
+    assert "tensors are missing" in caught.value.message
+    assert "model-00002-of-00003.safetensors" in (caught.value.hint or "")
+
+
 def test_unknown_device(tmp_path: Path) -> None:
     folder = write_random_model(tmp_path)
     with Checkpoint.open(folder) as checkpoint, pytest.raises(UnsupportedError, match="npu"):
@@ -171,7 +180,7 @@ with Checkpoint.open(folder) as checkpoint:
 def test_peak_memory_stays_near_the_loaded_size(stored: str, tmp_path: Path) -> None:
     shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "vocab_size": 8192, "head_dim": 64}
     if stored == "exl2":
-        folder = write_random_exl2_model(tmp_path, widths=(4,), **shape)
+        folder = write_random_exl2_model(tmp_path, widths=(4,), **{**shape, "num_hidden_layers": 5, "vocab_size": 2048})
     else:
         folder = write_random_model(tmp_path, dtype=stored, **shape)
     command = [sys.executable, "-c", textwrap.dedent(PEAK), str(folder)]

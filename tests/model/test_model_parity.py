@@ -15,7 +15,9 @@ from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.model.causal_lm import CausalLM
 from exl2_tui.core.model.rope import rope_frequencies, rope_table
 
-LLAMA, MISTRAL, QWEN2, QWEN3, PHI3 = (f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3"))
+LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, SEED_OSS = (
+    f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "SeedOss")
+)
 LONG = {"short_factor": [1.0, 1.1, 1.2, 1.5, 2, 2, 2, 3], "long_factor": [1.0, 1.5, 2, 4, 8, 16, 20, 30]}
 ROPES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -74,6 +76,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3": (PHI3, {"sliding_window": 16}),
     "phi3-longrope": (PHI3, ROPES["longrope"]),
+    "seed-oss": (SEED_OSS, {"model_type": "seed_oss"}),
+    "seed-oss-biases": (SEED_OSS, {"model_type": "seed_oss", "attention_out_bias": True, "mlp_bias": True}),
     **{f"llama-{kind}": (LLAMA, overrides) for kind, overrides in ROPES.items() if kind != "partial"},
     "phi3-partial": (PHI3, {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, **ROPES["partial"]}),
 }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.errors import ContextError, ShapeError, UnsupportedError
+from exl2_tui.core.errors import ContextError, MemoryLimitError, ShapeError, UnsupportedError
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -29,8 +29,13 @@ class KVCache:
         shape = (config.num_hidden_layers, config.num_key_value_heads, capacity, config.head_dim)
         self.kind = kind
         self.length = 0
-        self.keys = torch.empty(shape, dtype=DTYPES[kind], device=device)
-        self.values = torch.empty(shape, dtype=DTYPES[kind], device=device)
+        try:
+            self.keys = torch.empty(shape, dtype=DTYPES[kind], device=device)
+            self.values = torch.empty(shape, dtype=DTYPES[kind], device=device)
+        except RuntimeError:
+            raise MemoryLimitError(
+                f"there is no memory for a cache of {capacity} tokens", hint="Choose a smaller context."
+            ) from None
 
     @property
     def capacity(self) -> int:

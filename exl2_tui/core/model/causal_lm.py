@@ -157,7 +157,8 @@ def build_head(config: ModelConfig, source: TensorSource, device: torch.device |
 
 def _build_linear(source: TensorSource, spec: LinearSpec, device: torch.device | str, dtype: torch.dtype) -> Linear:
     stored = read_linear(source, spec)
-    weight = stored.dequantize().t().to(device=device, dtype=dtype, copy=True).contiguous()
+    decoded = stored.dequantize().t()
+    weight = decoded.to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
     bias = None if stored.bias is None else stored.bias.to(device=device, dtype=dtype, copy=True)
     release_linear(source, spec)
     return Linear(weight, bias)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.errors import UnsupportedError
+from exl2_tui.core.errors import CheckpointError, UnsupportedError
 from exl2_tui.core.formats import LinearWeight
 from exl2_tui.core.model.causal_lm import CausalLM
 from exl2_tui.core.model.estimate import MeasurableSource, MemoryEstimate, TensorSize, estimate, require_fit
@@ -52,7 +53,7 @@ def plan_load(checkpoint: ModelDirectory, config: ModelConfig, options: LoadOpti
     if options.device not in ("auto", "cpu"):
         raise UnsupportedError(f'the device "{options.device}" cannot be used', hint='Use "cpu" or "auto".')
     inventory = take_inventory(checkpoint, config)
-    inventory.check(checkpoint.path)
+    inventory.check(checkpoint.path, _why_missing(checkpoint, inventory))
     backend: Literal["native", "reference"] = "native" if _native_reason() is None else "reference"
     dense = backend == "reference"
     if dense and options.cache != "fp16":
@@ -76,6 +77,8 @@ def load_model(
     """The weights in memory, ready to run. Raises what plan_load does, CheckpointError and CancelledError."""
     options = options or LoadOptions()
     plan = plan or plan_load(checkpoint, config, options)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     model = CausalLM.load(WatchedSource(checkpoint, plan.inventory.used, on_progress, cancel), config)
     model.kernels = f"reference (torch): {_native_reason()}"
     return model
@@ -130,6 +133,17 @@ class WatchedSource:
     def _check(self) -> None:
         if self.cancel is not None:
             self.cancel.check()
+
+
+def _why_missing(checkpoint: ModelDirectory, inventory: Inventory) -> str | None:
+    """The checkpoint knows the usual reasons, such as a shard that is not there; another program's format it raises."""
+    if not inventory.missing:
+        return None
+    try:
+        checkpoint.info(inventory.missing[0])
+    except CheckpointError as reason:
+        return reason.hint
+    return None
 
 
 def _native_reason() -> str | None:

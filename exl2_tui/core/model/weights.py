@@ -95,8 +95,8 @@ class Inventory:
     used: tuple[str, ...]
     unused: tuple[str, ...]
 
-    def check(self, path: Path | None = None) -> None:
-        """Raises CheckpointError if anything is missing."""
+    def check(self, path: Path | None = None, hint: str | None = None) -> None:
+        """Raises CheckpointError if anything is missing; hint: a better one than the general."""
         if not self.missing:
             return
         first = ", ".join(self.missing[:3]) + (", ..." if len(self.missing) > 3 else "")
@@ -104,7 +104,7 @@ class Inventory:
         raise CheckpointError(
             f"{len(self.missing)} {verb} missing: {first}",
             file=path,
-            hint="The download may be incomplete, or config.json belongs to another model.",
+            hint=hint or "The download may be incomplete, or config.json belongs to another model.",
         )
 
 
