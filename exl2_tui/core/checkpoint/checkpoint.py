@@ -18,9 +18,9 @@ from torch import Tensor
 
 from exl2_tui.core.checkpoint.gptq_settings import GptqSettings
 from exl2_tui.core.checkpoint.header import MAX_HEADER_BYTES, MAX_TENSORS, TensorInfo
-from exl2_tui.core.checkpoint.json_file import read_json_object
 from exl2_tui.core.checkpoint.linears import LINEAR_TENSORS, read_linear
 from exl2_tui.core.checkpoint.safetensors import SafetensorsFile, open_file
+from exl2_tui.core.config import read_json_object
 from exl2_tui.core.errors import CheckpointError, NotFoundError, ShapeError, UnsupportedError
 from exl2_tui.core.formats import LinearWeight
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from exl2_tui.core.checkpoint.json_file import read_json_object
+from exl2_tui.core.config import read_json_object
 from exl2_tui.core.errors import UnsupportedError
 
 SETTINGS_FILES = ("quantize_config.json", "quant_config.json")
