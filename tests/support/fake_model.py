@@ -6,15 +6,19 @@ FakeModel's next token depends on every token in its cache, so a cache that hold
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.config import ModelConfig
+from exl2_tui.core.engine import Engine, LoadedModel
 from exl2_tui.core.errors import MemoryLimitError, ShapeError, TokenizerError
+from exl2_tui.core.generation.generator import Generator
 from exl2_tui.core.tokenizer.stream import StreamDecoder
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
@@ -50,6 +54,10 @@ class FakeTokenizer:
             self.encode(part) if isinstance(part, str) else [part] if isinstance(part, int) else list(part)
             for part in parts
         ]
+
+    def split(self, text: str) -> list[str | int]:
+        pieces = re.split("(" + "|".join(map(re.escape, SPECIAL)) + ")", text)
+        return [SPECIAL.index(piece) if piece in SPECIAL else piece for piece in pieces if piece]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True, continuation: bool = False) -> str:
         decoder = self.stream(skip_special)
@@ -175,13 +183,16 @@ class FakeModel:
         self.closed = True
 
 
-def says(reply: Sequence[int]) -> Callable[[Sequence[int]], int]:
-    """A next_token that follows a prompt with `reply`; the prompt must end with <|im_end|> or the reply in part."""
+def loaded_model(path: Path, model: FakeModel, context: int = 512) -> LoadedModel:
+    """What an engine holds, around a fake model."""
+    tokenizer = FakeTokenizer()
+    cache = model.new_cache(context)
+    generator = Generator(model, tokenizer, cache)  # type: ignore[arg-type]
+    return LoadedModel(path, model.config, tokenizer, model, generator, "fake", cache.nbytes)  # type: ignore[arg-type]
 
-    def next_token(ids: Sequence[int]) -> int:
-        for done in range(min(len(reply), len(ids)) - 1, -1, -1):
-            if done == 0 or list(ids[-done:]) == list(reply[:done]):
-                return reply[done]
-        return reply[0]
 
-    return next_token
+def fake_engine(model: FakeModel, context: int = 512, path: Path = Path("fake-model")) -> Engine:
+    """An engine in which the model is already loaded."""
+    engine = Engine(lambda _path, _options, _progress, _cancel, _room: loaded_model(path, model, context))
+    engine.load(path)
+    return engine

@@ -1,0 +1,326 @@
+"""The service with engines that only pretend, in plain threads, without torch and without Textual."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exl2_tui.core.cancel import CancelToken
+from exl2_tui.core.errors import CheckpointError, GenerationError, NotFoundError
+from exl2_tui.core.events import (
+    Event,
+    Failed,
+    GenerationFinished,
+    LoadFinished,
+    LoadProgress,
+    ModelInfo,
+    ModelsListed,
+    ModesListed,
+    PromptPreview,
+    TokenDelta,
+    Unloaded,
+)
+from exl2_tui.core.requests import ChatRequest, CompletionRequest, LoadOptions, Message
+from exl2_tui.service import Service, join_deltas
+
+INFO = LoadFinished("fake", "LlamaForCausalLM", "fake", 512, 1, 1, 0.0, "cpu", "fake")
+
+
+def end(request_id: int, reason: Any = "length") -> GenerationFinished:
+    return GenerationFinished(request_id, reason, 1, 0, 1, 0.1, 0.1, 0.1, 2, 512, 0)
+
+
+class SlowEngine:
+    """Says "x" every 5 ms until it has said `words` or is cancelled; loads in 200 ms."""
+
+    def __init__(self, words: int = 1000) -> None:
+        self.words = words
+        self.loaded: LoadFinished | None = None
+        self.threads: set[str] = set()
+        self.unloads = 0
+
+    def load(
+        self, path: Path, options: LoadOptions, on_event: Callable[[Event], None], cancel: CancelToken
+    ) -> LoadFinished:
+        self.threads.add(threading.current_thread().name)
+        if path.name == "bad":
+            raise CheckpointError("the file is cut off", file=path, hint="Fetch it again")
+        for i in range(20):
+            cancel.check()
+            on_event(LoadProgress("fake", i, 20, "t"))
+            time.sleep(0.01)
+        self.loaded = INFO
+        return INFO
+
+    def unload(self) -> None:
+        self.unloads += 1
+        self.loaded = None
+
+    def chat(self, request: ChatRequest, request_id: int, cancel: CancelToken) -> Iterator[Event]:
+        text = request.messages[-1].content
+        if text == "nan":
+            yield TokenDelta(request_id, "so far", (1,))
+            yield TokenDelta(request_id, " so good", (2,))
+            raise GenerationError("the model computed NaN", hint="Check the files")
+        if text == "bug":
+            raise ZeroDivisionError("oops")
+        if text == "stuck":
+            time.sleep(5)
+        for i in range(self.words):
+            if cancel.cancelled:
+                yield end(request_id, "cancelled")
+                return
+            yield TokenDelta(request_id, "x", (i,))
+            time.sleep(0.005)
+        yield end(request_id)
+
+    def complete(self, request: CompletionRequest, request_id: int, cancel: CancelToken) -> Iterator[Event]:
+        yield TokenDelta(request_id, request.prompt.upper(), (1,))
+        yield end(request_id)
+
+    def preview(self, messages: Sequence[Message], mode: str, *, user_name: str, bot_name: str) -> Any:
+        raise NotFoundError(f"no mode {mode}")
+
+
+class FakeLibrary:
+    def resolve(self, model: str) -> Path:
+        if model == "missing":
+            raise NotFoundError("no model 'missing'", hint="See the list")
+        return Path(model or "built-in")
+
+    def list(self) -> tuple[ModelInfo, ...]:
+        return (ModelInfo("fake", "fake", "built-in", "Llama", "fake", 16.0, 1, 512),)
+
+
+class Listener:
+    """Collects events and waits for them."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[float, Event]] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, event: Event) -> None:
+        with self._changed:
+            self.events.append((time.perf_counter(), event))
+            self._changed.notify_all()
+
+    def wait(self, matches: Callable[[Event], bool], timeout: float = 5.0) -> Event:
+        def found() -> Event | None:
+            return next((event for _, event in self.events if matches(event)), None)
+
+        with self._changed:
+            assert self._changed.wait_for(lambda: found() is not None, timeout), [e for _, e in self.events][-5:]
+        event = found()
+        assert event is not None
+        return event
+
+    def of(self, request_id: int) -> list[Event]:
+        return [event for _, event in self.events if getattr(event, "request_id", None) == request_id]
+
+    def end(self, request_id: int) -> Event:
+        return self.wait(
+            lambda e: isinstance(e, GenerationFinished | Failed) and e.request_id == request_id  # type: ignore[union-attr]
+        )
+
+
+class Bench:
+    def __init__(self, words: int = 1000) -> None:
+        self.engine = SlowEngine(words)
+        self.heard = Listener()
+        self.service = Service(self.heard, lambda: self.engine, FakeLibrary)
+
+    def load(self) -> None:
+        self.service.load("fake", LoadOptions())
+        self.heard.wait(lambda e: isinstance(e, LoadFinished))
+
+    def ask(self, text: str = "hi") -> int:
+        return self.service.generate(ChatRequest((Message("user", text),)))
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.service.close()
+
+
+def test_load_and_generate_on_one_worker_thread(bench: Bench) -> None:
+    bench.engine.words = 30
+    load_id = bench.service.load("", LoadOptions())
+    assert bench.engine.loaded is None  # the call did not wait
+    bench.heard.wait(lambda e: isinstance(e, LoadFinished))
+    request_id = bench.ask()
+    assert request_id != load_id
+    assert bench.heard.end(request_id) == end(request_id)
+    text = "".join(e.text for e in bench.heard.of(request_id) if isinstance(e, TokenDelta))
+    ids = [i for e in bench.heard.of(request_id) if isinstance(e, TokenDelta) for i in e.token_ids]
+    assert text == "x" * 30
+    assert ids == list(range(30))
+    assert bench.engine.threads == {"exl2-engine"}
+
+
+def test_deltas_are_joined(bench: Bench) -> None:
+    bench.engine.words = 100
+    bench.load()
+    request_id = bench.ask()
+    bench.heard.end(request_id)
+    deltas = [e for e in bench.heard.of(request_id) if isinstance(e, TokenDelta)]
+    assert 5 <= len(deltas) <= 50  # 0.5 s or more in pieces of 30 ms
+
+
+def test_joining_by_the_clock() -> None:
+    now = 0.0
+
+    def deltas(step: float) -> Iterator[Event]:
+        nonlocal now
+        for i in range(10):
+            yield TokenDelta(1, str(i), (i,))
+            now += step
+        yield end(1)
+
+    fast = list(join_deltas(deltas(0.010), lambda: now))
+    assert [e.text for e in fast if isinstance(e, TokenDelta)] == ["0", "123", "456", "789"]
+    assert fast[1] == TokenDelta(1, "123", (1, 2, 3))
+    assert isinstance(fast[-1], GenerationFinished)
+    slow = list(join_deltas(deltas(0.050), lambda: now))
+    assert [e.text for e in slow if isinstance(e, TokenDelta)] == list("0123456789")
+
+
+def test_cancel_is_at_once_and_what_waits_is_answered(bench: Bench) -> None:
+    bench.load()
+    first, second, third = bench.ask(), bench.ask(), bench.ask()
+    bench.heard.wait(lambda e: isinstance(e, TokenDelta))
+    bench.service.cancel(second)
+    waiting = bench.heard.end(second)
+    assert isinstance(waiting, GenerationFinished) and waiting.reason == "cancelled"
+    assert waiting.context_size == 512
+    started = time.perf_counter()
+    bench.service.cancel(first)
+    ended = bench.heard.end(first)
+    assert isinstance(ended, GenerationFinished) and ended.reason == "cancelled"
+    assert time.perf_counter() - started < 0.1
+    bench.heard.wait(lambda e: isinstance(e, TokenDelta) and e.request_id == third)
+    assert not [e for e in bench.heard.of(second) if isinstance(e, TokenDelta)]
+    bench.service.cancel(12345)  # unknown: nothing happens
+    bench.service.cancel()
+    bench.heard.end(third)
+
+
+def test_queued_requests_run_in_order(bench: Bench) -> None:
+    bench.engine.words = 3
+    bench.load()
+    numbers = [bench.ask() for _ in range(5)]
+    for number in numbers:
+        bench.heard.end(number)
+    ends = [e.request_id for _, e in bench.heard.events if isinstance(e, GenerationFinished)]
+    assert ends == numbers
+
+
+def test_errors_become_events_and_the_service_goes_on(bench: Bench) -> None:
+    bench.engine.words = 2
+    assert bench.heard.end(bench.ask()) == Failed("No model is loaded", "Load a model first", 1)
+    missing = bench.service.load("missing")
+    assert bench.heard.end(missing) == Failed("no model 'missing'", "See the list", missing)
+    bad = bench.service.load("bad")
+    assert bench.heard.end(bad) == Failed("bad: the file is cut off", "Fetch it again", bad)
+    bench.load()
+    broken = bench.ask("nan")
+    assert bench.heard.end(broken) == Failed("the model computed NaN", "Check the files", broken)
+    assert "".join(e.text for e in bench.heard.of(broken) if isinstance(e, TokenDelta)) == "so far so good"
+    bug = bench.heard.end(bench.ask("bug"))
+    assert isinstance(bug, Failed) and "ZeroDivisionError" in bug.message
+    assert isinstance(bench.heard.end(bench.ask()), GenerationFinished)
+    number = bench.service.complete(CompletionRequest("abc"))
+    bench.heard.end(number)
+    assert [e.text for e in bench.heard.of(number) if isinstance(e, TokenDelta)] == ["ABC"]
+
+
+def test_unload_stops_the_answer_and_later_requests_fail(bench: Bench) -> None:
+    bench.load()
+    running = bench.ask()
+    bench.heard.wait(lambda e: isinstance(e, TokenDelta))
+    bench.service.unload()
+    assert bench.heard.wait(lambda e: isinstance(e, Unloaded)) == Unloaded("fake")
+    ended = bench.heard.end(running)
+    assert isinstance(ended, GenerationFinished) and ended.reason == "cancelled"
+    assert isinstance(bench.heard.end(bench.ask()), Failed)
+    count = len(bench.heard.events)
+    bench.service.unload()  # nothing to say
+    bench.heard.end(bench.ask())
+    assert len(bench.heard.events) == count + 1
+
+
+def test_a_cancelled_load(bench: Bench) -> None:
+    load_id = bench.service.load("fake")
+    bench.heard.wait(lambda e: isinstance(e, LoadProgress))
+    bench.service.cancel(load_id)
+    assert bench.heard.end(load_id) == Failed("Loading was stopped", "", load_id)
+    assert not any(isinstance(e, LoadFinished) for _, e in bench.heard.events)
+    bench.load()
+
+
+def test_a_second_load_replaces_the_first(bench: Bench) -> None:
+    first = bench.service.load("fake")
+    second = bench.service.load("fake")
+    bench.heard.wait(lambda e: isinstance(e, LoadFinished))
+    assert isinstance(bench.heard.end(first), Failed)
+    assert not bench.heard.of(second)
+    assert sum(isinstance(e, LoadFinished) for _, e in bench.heard.events) == 1
+
+
+@pytest.mark.parametrize("text", ["hi", "stuck"])
+def test_close_returns_within_a_second_and_then_all_is_silent(text: str) -> None:
+    bench = Bench()
+    bench.load()
+    bench.ask(text)
+    time.sleep(0.1)
+    started = time.perf_counter()
+    bench.service.close(0.5)
+    assert time.perf_counter() - started < 0.8
+    count = len(bench.heard.events)
+    time.sleep(0.1)
+    bench.ask()
+    assert len(bench.heard.events) == count
+
+
+def test_close_without_ever_starting() -> None:
+    Bench().service.close()
+
+
+def test_small_questions_are_answered_while_text_is_generated(bench: Bench) -> None:
+    bench.load()
+    running = bench.ask()
+    bench.heard.wait(lambda e: isinstance(e, TokenDelta))
+    bench.service.list_models()
+    bench.service.preview_prompt([Message("user", "x")], "odd", 77)
+    bench.service.list_modes()
+    models = bench.heard.wait(lambda e: isinstance(e, ModelsListed))
+    assert isinstance(models, ModelsListed) and models.models[0].name == "fake"
+    preview = bench.heard.wait(lambda e: isinstance(e, PromptPreview))
+    assert preview == PromptPreview(77, "odd", (), 0, error="no mode odd")
+    modes = bench.heard.wait(lambda e: isinstance(e, ModesListed))
+    assert isinstance(modes, ModesListed)
+    assert modes.modes[0].name == "auto" and "chatml" in [mode.name for mode in modes.modes]
+    assert not any(isinstance(e, GenerationFinished) for e in bench.heard.of(running))
+
+
+def test_a_preview_without_a_model(bench: Bench) -> None:
+    bench.service.preview_prompt([Message("user", "x")], "raw", 1)
+    assert bench.heard.wait(lambda e: isinstance(e, PromptPreview)) == PromptPreview(
+        1, "raw", (), 0, error="No model is loaded"
+    )
+
+
+def test_importing_and_making_a_service_loads_no_torch() -> None:
+    code = (
+        "import sys, exl2_tui.service as s; x = s.Service(lambda e: None); x.close();"
+        "sys.exit('torch' in sys.modules or 'textual' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
