@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import random
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.models import write_random_exl2_model, write_random_model
+from support.models import random_config, write_random_exl2_model, write_random_model
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.errors import CancelledError, CheckpointError, MemoryLimitError, UnsupportedError
+from exl2_tui.core.errors import CancelledError, CheckpointError, Exl2Error, MemoryLimitError, UnsupportedError
 from exl2_tui.core.model import estimate as estimate_module
 from exl2_tui.core.model.estimate import MemoryEstimate, estimate, require_fit
 from exl2_tui.core.model.loader import load_model, plan_load
@@ -152,6 +156,51 @@ UNLIMITED1 = {**CGROUP1, "sys/fs/cgroup/memory/memory.limit_in_bytes": "92233720
 )
 def test_limits_of_containers(files: dict[str, str], expected: int, tmp_path: Path) -> None:
     assert available_memory(write(tmp_path, files)) == expected
+
+
+def test_mutated_configs_of_a_real_directory(tmp_path: Path) -> None:
+    """A typed error or a model that runs, whatever config.json says about the same tensors; no memory for fantasies."""
+    rng = random.Random(11)
+    folder = write_random_model(tmp_path, num_hidden_layers=1)
+    strange = [
+        None,
+        True,
+        -1,
+        0,
+        1,
+        2,
+        3,
+        64,
+        96,
+        1 << 20,
+        10**18,
+        1e308,
+        0.5,
+        float("nan"),
+        "",
+        "x" * 1000,
+        [],
+        [1],
+        {},
+    ]
+    strange += [
+        {"type": kind, "factor": 2, "short_factor": [1] * 8} for kind in ("dynamic", "yarn", "longrope", "llama3")
+    ]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ran = 0
+    for _ in range(400):
+        raw = random_config(num_hidden_layers=1, rope_scaling=None, partial_rotary_factor=1.0)
+        for _ in range(rng.randint(1, 2)):
+            raw[rng.choice(list(raw))] = rng.choice(strange)
+        (folder / "config.json").write_text(json.dumps(raw))
+        with contextlib.suppress(Exl2Error), Checkpoint.open(folder) as checkpoint:
+            config = ModelConfig.from_dir(folder)
+            plan = plan_load(checkpoint, config, LoadOptions())
+            model = load_model(checkpoint, config, plan=plan)
+            model.forward([1], model.new_cache(plan.estimate.context))
+            ran += 1
+    assert 20 < ran < 200
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 * 1024
 
 
 PEAK = """
