@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import write_random_exl2_model, write_random_model
+from safetensors.torch import load_file
+from support.gptq_writer import write_gptq_model
+from support.models import random_config, write_model, write_random_exl2_model, write_random_model
 
 from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.config import ModelConfig
@@ -45,6 +47,26 @@ def test_exl2_runs_as_what_it_decodes_to(architecture: str, overrides: dict[str,
     found, expected = logits(folder), logits(twin)
     assert found.shape == (40, overrides.get("vocab_size", 256))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bits": 4, "group_size": 32, "desc_act": True, "sym": False},
+        {"bits": 3, "group_size": -1},
+        {"bits": 8, "group_size": 64, "v2": True, "sym": False},
+        {"bits": 2, "group_size": 32, "settings_in": "quantize_config.json"},
+    ],
+)
+def test_gptq_runs_as_what_it_stands_for(settings: dict[str, Any], tmp_path: Path) -> None:
+    source = write_random_model(tmp_path / "source")
+    meant = write_gptq_model(source, tmp_path / "gptq", **settings)
+    assert len(meant) == 14
+    tensors = load_file(source / "model.safetensors")
+    for prefix, weight in meant.items():
+        tensors[f"{prefix}.weight"] = torch.from_numpy(weight).t().contiguous()
+    twin = write_model(tmp_path / "twin", random_config(), tensors)
+    torch.testing.assert_close(logits(tmp_path / "gptq"), logits(twin), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
