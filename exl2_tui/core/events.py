@@ -176,6 +176,29 @@ class Failed(Event):
     request_id: int | None = None
 
 
+# Measuring a model
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationProgress(Event):
+    """`done` of `total` rows of text are measured; perplexity over the tokens so far, kl in nats (None: no reference)."""
+
+    done: int
+    total: int
+    tokens: int
+    perplexity: float
+    kl: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedProgress(Event):
+    """`done` of `total` measurements are made; `what` is the next one, such as "prompt of 512 tokens"."""
+
+    done: int
+    total: int
+    what: str
+
+
 # The models of this machine
 
 ModelSource = Literal["built-in", "directory", "hub"]
