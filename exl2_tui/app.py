@@ -47,8 +47,8 @@ class Exl2App(App[None]):
     ENABLE_COMMAND_PALETTE = False
     CSS_PATH: ClassVar[list[str | Path]] = [STYLES / "base.tcss", STYLES / "dialogs.tcss"]  # type: ignore[assignment]
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
-    VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 - the base class fixes the type
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012
 
     class Wake(Message):
         """Events wait in the bridge."""

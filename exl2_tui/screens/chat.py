@@ -60,7 +60,6 @@ class ChatScreen(Screen[None]):
         self._clock = clock
         self._modes: tuple[ModeChoice, ...] = (ModeChoice("auto", "what the model's own template says"),)
         self._ticker: Timer | None = None
-        self._ticks = 0
         self._waiting_lines = 0
         self._next_code = 0
         self._shown_turn: Turn | None = None
@@ -156,6 +155,11 @@ class ChatScreen(Screen[None]):
             view.show_progress(*progress_row(writing, self._clock(), self._ticks))
             view.refresh_notices()
 
+    @property
+    def _ticks(self) -> int:
+        """Counts with the clock; turns the spinner."""
+        return int(self._clock() / TICK_SECONDS)
+
     def _set_ticking(self, on: bool) -> None:
         if self._ticker is not None:
             if on:
@@ -165,7 +169,6 @@ class ChatScreen(Screen[None]):
 
     def _tick(self) -> None:
         """Moves the spinner and the seconds; runs only while something is going on."""
-        self._ticks += 1
         if self.is_current:
             self._draw_progress()
             self._draw_status()

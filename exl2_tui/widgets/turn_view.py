@@ -105,6 +105,7 @@ class TurnView(Vertical):
             old.remove()
         view = ProseView(Prose([Line(line, "", "  ") for line in text.split("\n")]), classes="-notice")
         if self.turn.state == "error":
+            view.styles.margin = (1 if self.turn.text else 0, 0, 0, 2)
             self.mount(view, before=self.query_one(".-figures"))
         else:
             self.mount(view, before=self.live)

@@ -1,0 +1,112 @@
+"""How every screen looks: both sizes, dark, light, without colour. Update with --snapshot-update, then look at them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+
+import pytest
+from textual.pilot import Pilot
+
+from exl2_tui.settings import ChatSettings, Settings
+from tests.tui.conftest import MakeApp
+from tests.tui.demo import ANSWERS
+from tests.tui.driver import ChatDriver, until
+
+pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="snapshots are kept for one Python version")
+
+SIZES = [(80, 24), (120, 40)]
+LOOKS = ["dark", "light", "nocolor"]
+Scene = Callable[[ChatDriver], Awaitable[None]]
+
+
+async def welcome(chat: ChatDriver) -> None:
+    await chat.start()
+
+
+async def loading(chat: ChatDriver) -> None:
+    await until(lambda: chat.app.service is not None)
+    chat.service.progress(10_000_000)
+    await chat.settle()
+    await chat.pilot.press(*"hello", "enter")
+
+
+async def failed(chat: ChatDriver) -> None:
+    await until(lambda: chat.app.service is not None)
+    chat.service.fail_load("config.json: hidden_size is missing", "Is this a model directory?")
+    await chat.settle()
+
+
+async def answer(chat: ChatDriver) -> None:
+    await chat.start()
+    await chat.ask("explain quicksort in three bullets, then show the python")
+    await chat.answer(ANSWERS[0])
+    await chat.ask("compare it")
+    await chat.answer(ANSWERS[1])
+    await chat.pilot.press("alt+up")
+
+
+async def writing(chat: ChatDriver) -> None:
+    await chat.start()
+    await chat.ask("a question")
+    chat.service.ready(dropped=2)
+    chat.service.say(ANSWERS[0][:420])
+    await chat.settle()
+    await chat.pilot.press(*"next", "enter")
+
+
+async def error(chat: ChatDriver) -> None:
+    await chat.start()
+    await chat.ask("a question")
+    chat.service.ready()
+    chat.service.say("The answer beg")
+    chat.service.fail("The chat template of this model failed", "Pick another mode with ^t")
+    await until(lambda: chat.app.session.writing is None)
+
+
+async def mode_picker(chat: ChatDriver) -> None:
+    await chat.start()
+    await chat.ask("hello")
+    await chat.answer("Hi, how are you?")
+    await chat.pilot.press("ctrl+t")
+    await until(lambda: chat.service.previews)
+
+
+async def help_page(chat: ChatDriver) -> None:
+    await chat.start()
+    await chat.pilot.press("f1")
+
+
+async def system_prompt(chat: ChatDriver) -> None:
+    await chat.start()
+    await chat.pilot.press("f8")
+
+
+SCENES = [(scene, look) for scene in (welcome, answer, mode_picker) for look in LOOKS]
+SCENES += [(scene, "dark") for scene in (loading, failed, writing, error, help_page, system_prompt)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=["80x24", "120x40"])
+@pytest.mark.parametrize(("scene", "look"), SCENES, ids=[f"{scene.__name__}-{look}" for scene, look in SCENES])
+def test_look(
+    scene: Scene,
+    look: str,
+    size: tuple[int, int],
+    make_app: MakeApp,
+    snap_compare: Callable[..., bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if look == "nocolor":
+        monkeypatch.setenv("NO_COLOR", "1")
+    settings = Settings(chat=ChatSettings(system="You are a concise assistant."))
+    app = make_app(settings, theme="exl2-light" if look == "light" else "exl2-dark")
+
+    async def play(pilot: Pilot[None]) -> None:
+        chat = ChatDriver(pilot)
+        await scene(chat)
+        await chat.settle()
+        await pilot.pause(0.15)  # previews are asked for after a short rest
+        await chat.settle()
+
+    assert snap_compare(app, terminal_size=size, run_before=play)

@@ -1,0 +1,58 @@
+"""Contrast of every text colour on every background, and reading the terminal's answer."""
+
+from __future__ import annotations
+
+import pytest
+from textual.color import Color
+from textual.theme import Theme
+
+from exl2_tui.keymap import KEYS, problems, spell
+from exl2_tui.themes import DARK, LIGHT, CodeTheme, background_is_light, luminance, theme_name
+
+
+def ratio(one: str, other: str) -> float:
+    def light(color: Color) -> float:
+        parts = [value / 255 for value in (color.r, color.g, color.b)]
+        linear = [value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4 for value in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    bright, dim = sorted((light(Color.parse(one)), light(Color.parse(other))), reverse=True)
+    return (bright + 0.05) / (dim + 0.05)
+
+
+@pytest.mark.parametrize("theme", [DARK, LIGHT], ids=lambda theme: theme.name)
+def test_text_has_contrast(theme: Theme) -> None:
+    colors = theme.to_color_system().generate()
+    used = {"foreground", "primary", "secondary", "accent", "success", "warning", "error"}
+    for name in used:
+        for ground in ("background", "surface"):
+            assert ratio(colors[name], colors[ground]) >= 4.5, (name, ground)
+    for cursor in ("block-cursor", "block-cursor-blurred"):
+        assert ratio(colors[f"{cursor}-foreground"], colors[f"{cursor}-background"]) >= 4.5
+    for on_cursor in ("secondary", "primary"):
+        assert ratio(colors[on_cursor], colors["block-cursor-background"]) >= 3.0
+    styles = {word for style in CodeTheme.STYLES.values() for word in style.split() if word.startswith("$")}
+    assert {style[1:] for style in styles} <= used
+
+
+def test_replies_of_terminals() -> None:
+    assert luminance(b"\x1b]11;rgb:ffff/ffff/ffff\x07\x1b[?62c") == pytest.approx(1.0)
+    assert luminance(b"\x1b]11;rgb:14/17/1b\x1b\\") == pytest.approx(0.09, abs=0.01)
+    assert luminance(b"\x1b[?62c") is None
+    assert luminance(b"") is None
+
+
+def test_auto_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    monkeypatch.setenv("COLORFGBG", "0;15")
+    assert background_is_light() and theme_name("auto") == "exl2-light"
+    monkeypatch.setenv("COLORFGBG", "15;0")
+    assert theme_name("auto") == "exl2-dark"
+    assert theme_name("terminal") == "exl2-terminal"
+
+
+def test_default_keys_have_no_problem() -> None:
+    assert problems({}) == []
+    assert len({key.id for key in KEYS}) == len(KEYS)
+    assert problems({"chat.new": "ctrl+r"}) == ["chat.retry and chat.new both use ctrl+r"]
+    assert spell("ctrl+n") == "^n" and spell("alt+up,k") == "alt+↑" and spell("pageup") == "PgUp"
