@@ -432,6 +432,10 @@ template <int BITS, int TILES, int MB>
 static void multiply_bytes(const ByteChunk& chunk, int tile, const Section& s, int blocks, const int32_t* x,
                            const BlockMeta* meta, float* out, int64_t ldo, int columns) {
   const int64_t quads = int64_t(s.slabs) * kSlabQuads;
+  F total[TILES][MB];  // in L1: the accumulators take the registers
+  for (int i = 0; i < TILES; i++) {
+    for (int m = 0; m < MB; m++) total[i][m] = Lanes::zero();
+  }
   for (int b = 0; b < blocks; b++, meta += MB) {
     Acc acc[TILES][MB];
     for (int term = 0; term < s.terms; term++) {
@@ -461,11 +465,16 @@ static void multiply_bytes(const ByteChunk& chunk, int tile, const Section& s, i
     for (int m = 0; m < MB; m++) {
       const F x_scale = Lanes::set1(meta[m].scale);
       for (int i = 0; i < TILES; i++) {
-        float* o = out + m * ldo + i * kColumns;
-        const int n = i == TILES - 1 ? columns : kColumns;
         const F sum = Lanes::to_float(Lanes::value(acc[i][m]));
-        Lanes::store_partial(o, Lanes::fma(sum, Lanes::mul(chunk.scales[tile + i][b], x_scale), Lanes::load_partial(o, n)), n);
+        total[i][m] = Lanes::fma(sum, Lanes::mul(chunk.scales[tile + i][b], x_scale), total[i][m]);
       }
+    }
+  }
+  for (int i = 0; i < TILES; i++) {
+    const int n = i == TILES - 1 ? columns : kColumns;
+    for (int m = 0; m < MB; m++) {
+      float* o = out + m * ldo + i * kColumns;
+      Lanes::store_partial(o, Lanes::add(Lanes::load_partial(o, n), total[i][m]), n);
     }
   }
 }
