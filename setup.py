@@ -6,11 +6,13 @@ to link, contain no Python symbol and run on every torch from 2.10. Hence the wh
 
 csrc/*_cpu.cpp and csrc/cpu/*.cpp make exl2_tui/_C_cpu.so. A file whose name ends in _generic, _avx2 or _avx512 is
 compiled for that instruction set, inside its own namespace (csrc/cpu/isa.h).
-csrc/*_cuda.cpp and csrc/cuda/*.cu make exl2_tui/_C_cuda.so, where nvcc is found (EXL2_TUI_CUDA=0 leaves it out).
+csrc/*_cuda.cpp and csrc/cuda/*.cu make exl2_tui/_C_cuda.so, where nvcc is found: without it if nvcc fails,
+unless EXL2_TUI_CUDA=1; never with EXL2_TUI_CUDA=0.
 """
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import platform
@@ -44,7 +46,14 @@ COMMON_FLAGS = [
     *("-fno-math-errno", "-fno-trapping-math", "-fno-semantic-interposition"),
     *("-Wall", "-Wextra", "-Werror"),
 ]
-CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static", "-DUSE_CUDA"]
+CUDA_ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+# Ampere is the oldest with the matrix instructions that the kernels use; 8.x cards run code for 8.0, later ones than
+# Hopper compile the intermediate code when it is loaded.
+CUDA_ARCHITECTURES = ("arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90")
+CUDA_FLAGS = [
+    *("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static", "-DUSE_CUDA"),
+    *(f"-gencode={architecture}" for architecture in CUDA_ARCHITECTURES),
+]
 
 
 def stop(message: str) -> NoReturn:
@@ -98,6 +107,19 @@ def nvcc() -> str | None:
     return shutil.which("nvcc", path=f"{home}/bin" if home else None)
 
 
+def cuda_targets(nvcc_path: str) -> list[str]:
+    """nvcc flags for every architecture that it knows, or for the one in EXL2_TUI_CUDA_ARCH (such as 90)."""
+    only = os.environ.get("EXL2_TUI_CUDA_ARCH")
+    known = subprocess.run([nvcc_path, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    wanted = [only] if only else [str(number) for number in CUDA_ARCHITECTURES]
+    targets = [number for number in wanted if f"compute_{number}" in known]
+    if not targets:
+        stop(f"{nvcc_path} knows none of the GPU architectures {', '.join(wanted)}")
+    newest = targets[-1]
+    machine_code = [f"-gencode arch=compute_{number},code=sm_{number}" for number in targets]
+    return [*machine_code, f"-gencode arch=compute_{newest},code=compute_{newest}", "--threads 2"]
+
+
 class NinjaFile:
     """A build.ninja that is only written when its text changes, so that a second build has nothing to do."""
 
@@ -120,16 +142,18 @@ class NinjaFile:
         self.lines += ["", f"build {text(output)}: {rule} {' '.join(map(text, inputs))}{behind}"]
         self.lines += [f"  {key} = {value}" for key, value in extra.items()]
 
-    def run(self, program: str) -> None:
+    def write(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / "build.ninja"
         content = "\n".join(self.lines) + "\n"
         if not path.is_file() or path.read_text() != content:
             path.write_text(content)
+
+    def run(self, program: str, target: Path) -> bool:
+        """Brings `target` up to date; False if the compiler refused."""
         jobs = os.environ.get("MAX_JOBS")
-        command = [program, "-C", str(self.directory), *(["-j", jobs] if jobs else [])]
-        if subprocess.run(command, check=False).returncode != 0:
-            stop("compiling failed; the compiler's messages are above")
+        command = [program, "-C", str(self.directory), *(["-j", jobs] if jobs else []), str(target)]
+        return subprocess.run(command, check=False).returncode == 0
 
 
 def quoted(path: Path) -> str:
@@ -161,7 +185,7 @@ def write_cpu(ninja_file: NinjaFile, build: Path, target: Path) -> None:
         isa = isa_of(source)
         if isa not in (None, "generic") and machine not in ("x86_64", "amd64"):
             continue
-        flags = "" if isa is None else " ".join([f"-DEXL2_ISA={isa}", f"-DEXL2_ISA_{isa.upper()}=1", *ISA_FLAGS[isa]])
+        flags = "" if isa is None else " ".join([f"-DEXL2_ISA_{isa.upper()}=1", *ISA_FLAGS[isa]])
         output = build / "cpu" / f"{source.stem}.o"
         ninja_file.build(output, "cxx", [source], isa=flags)
         objects.append(output)
@@ -175,7 +199,7 @@ def write_cpu(ninja_file: NinjaFile, build: Path, target: Path) -> None:
 def write_cuda(ninja_file: NinjaFile, build: Path, target: Path, sources: list[Path]) -> None:
     """Rules for _C_cuda.so. Compiled against the headers of whatever torch is there, also a CPU-only one."""
     ninja_file.rule("nvcc", "$nvcc -MD -MF $out.d $cudaflags -c $in -o $out", depfile=True)
-    ninja_file.rule("nvlink", "$nvcc -shared -cudart static $objects -L$stub -ltorch -o $out")
+    ninja_file.rule("nvlink", "$nvcc -shared -cudart static $objects -L$stub -Xlinker --no-as-needed -ltorch -o $out")
     objects = []
     for source in sources:
         output = build / "cuda" / f"{source.stem}.o"
@@ -199,25 +223,39 @@ class NinjaBuild(build_ext):
 
     def run(self) -> None:
         build = ROOT / "build" / "native"
-        include = torch_include()
-        includes = [f"-I{quoted(SOURCES)}", f"-isystem {quoted(include)}"]
+        build.mkdir(parents=True, exist_ok=True)
+        with (build / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would write the same objects
+            self.build(build)
+
+    def build(self, build: Path) -> None:
+        includes = [f"-I{quoted(SOURCES)}", f"-isystem {quoted(torch_include())}"]
         define = f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"
         variables = {"cxx": compiler(), "cflags": " ".join([*COMMON_FLAGS, define, *includes])}
         cuda_sources = cuda_files()
         if cuda_sources:
             variables |= {"nvcc": str(nvcc()), "cudaflags": " ".join([*CUDA_FLAGS, define, *includes])}
         ninja_file = NinjaFile(build, variables)
-        libraries = [build / "_C_cpu.so"]
-        write_cpu(ninja_file, build, libraries[0])
+        cpu, cuda = build / "_C_cpu.so", build / "_C_cuda.so"
+        write_cpu(ninja_file, build, cpu)
         if cuda_sources:
-            libraries.append(build / "_C_cuda.so")
-            write_cuda(ninja_file, build, libraries[1], cuda_sources)
-        ninja_file.run(ninja())
-        for extension, library in zip(self.extensions, libraries, strict=True):
-            self.install(library, Path(self.get_ext_fullpath(extension.name)))
-        # setuptools' own run() would compile; only its bookkeeping for --inplace is wanted, and install() does that.
+            write_cuda(ninja_file, build, cuda, cuda_sources)
+        ninja_file.write()
+        program = ninja()
+        if not ninja_file.run(program, cpu):
+            stop("compiling failed; the compiler's messages are above")
+        self.install(cpu, "_C_cpu")
+        if cuda_sources:
+            if ninja_file.run(program, cuda):
+                self.install(cuda, "_C_cuda")
+            elif os.environ.get("EXL2_TUI_CUDA") == "1":
+                stop("compiling for CUDA failed; nvcc's messages are above")
+            else:
+                print("exl2-tui: nvcc could not compile the CUDA library (see above); going on without it")
 
-    def install(self, library: Path, target: Path) -> None:
+    def install(self, library: Path, name: str) -> None:
+        """Copies a library to where setuptools wants the extension exl2_tui.<name>: the build tree or the package."""
+        target = Path(self.get_ext_fullpath(f"exl2_tui.{name}"))
         if target.is_file() and target.read_bytes() == library.read_bytes():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -242,8 +280,8 @@ class PlatformWheel(bdist_wheel):
 
 
 if __name__ == "__main__":
-    names = ["exl2_tui._C_cpu", *(["exl2_tui._C_cuda"] if cuda_files() else [])]
     setup(
-        ext_modules=[Extension(name, sources=[]) for name in names],
+        # The CUDA library lies beside this one where it could be built.
+        ext_modules=[Extension("exl2_tui._C_cpu", sources=[])],
         cmdclass={"build_ext": NinjaBuild, "bdist_wheel": PlatformWheel},
     )

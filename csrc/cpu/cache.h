@@ -19,6 +19,9 @@ constexpr int64_t kTileTokens = 16;
 constexpr int64_t kQuantBlock = 32;
 constexpr int64_t kMaxHeadDim = 512;
 
+static inline int64_t padded_head_dim(int64_t D) { return (D + kTileTokens - 1) / kTileTokens * kTileTokens; }
+static inline int64_t scale_blocks(int64_t D) { return (D + kQuantBlock - 1) / kQuantBlock; }
+
 struct CacheHead {
   bool q8;
   int64_t D;
@@ -29,6 +32,32 @@ struct CacheHead {
   uint16_t* k_scale;
   uint16_t* v_scale;
 };
+
+// All caches of a model, heads of a layer side by side, layers one after another.
+struct CacheMemory {
+  bool q8;
+  int64_t capacity;   // tokens, a multiple of kTileTokens
+  uint8_t* k;         // (L, G, one head's keys)
+  uint8_t* v;         // (L, G, one head's values)
+  uint16_t* k_scale;  // (L, G, one head's scales), q8 only
+  uint16_t* v_scale;
+};
+
+// head: layer * G + kv head. static, since this file is compiled for several instruction sets (isa.h).
+static inline CacheHead cache_head(const CacheMemory& memory, int64_t D, int64_t head) {
+  const int64_t value_bytes = memory.q8 ? 1 : 2, Dp = padded_head_dim(D), blocks = scale_blocks(D);
+  const int64_t tokens = head * memory.capacity;
+  CacheHead result;
+  result.q8 = memory.q8;
+  result.D = D;
+  result.Dp = Dp;
+  result.blocks = blocks;
+  result.k = memory.k + tokens * D * value_bytes;
+  result.v = memory.v + tokens * Dp * value_bytes;
+  result.k_scale = memory.q8 ? memory.k_scale + tokens * blocks : nullptr;
+  result.v_scale = memory.q8 ? memory.v_scale + tokens * blocks : nullptr;
+  return result;
+}
 
 // Queries of the heads that share one kv head, tokens at consecutive positions.
 struct AttentionTask {

@@ -1,7 +1,7 @@
 // Instruction sets: which there are, which this machine runs, which one is in use.
 //
 // A kernel file is compiled once per instruction set, with that set's flags, and everything in it lives in the
-// namespace exl2::EXL2_ISA. Without the namespace the linker would merge equal inline functions of two files and the
+// namespace exl2::EXL2_ISA_NAMESPACE. Without the namespace the linker would merge equal inline functions of two files and the
 // baseline could end up with AVX-512 code; for the same reason these files use no templates of the standard library.
 #pragma once
 
@@ -21,12 +21,18 @@ Isa isa_best();
 
 }  // namespace exl2
 
-// Set by setup.py from the file's suffix: generic, avx2 or avx512.
-#ifdef EXL2_ISA
+// Set by setup.py from the end of the file's name.
+#if defined(EXL2_ISA_AVX512)
+#define EXL2_ISA_NAMESPACE avx512
+#elif defined(EXL2_ISA_AVX2)
+#define EXL2_ISA_NAMESPACE avx2
+#elif defined(EXL2_ISA_GENERIC)
+#define EXL2_ISA_NAMESPACE generic
+#endif
+
 #define EXL2_ISA_BEGIN \
   namespace exl2 {     \
-  namespace EXL2_ISA {
+  namespace EXL2_ISA_NAMESPACE {
 #define EXL2_ISA_END \
   }                  \
   }
-#endif

@@ -1,0 +1,41 @@
+// What the binding files of the CPU library share: checks from tensors to kernel structs, and the ops that are not in
+// bindings_cpu.cpp itself.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "checks.h"
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "cpu/linear.h"
+#include "cpu/model.h"
+
+namespace exl2 {
+
+Isa checked_isa(int64_t isa);
+FloatType float_type(const Tensor& x);
+// The caches of `layers` x `kv_heads` heads; capacity follows from the size of k. Empty scales for an fp16 cache.
+CacheMemory cache_memory(const Tensor& k, const Tensor& v, const Tensor& k_scale, const Tensor& v_scale, int64_t layers,
+                         int64_t kv_heads, int64_t D);
+
+// bindings_linear_cpu.cpp
+const LinearKernels* linear_kernels_of(Isa isa);
+int64_t linear_bytes(int64_t kind, std::vector<int64_t> sizes, std::vector<Tensor> tensors, int64_t isa);
+void linear_pack(int64_t kind, std::vector<int64_t> sizes, std::vector<Tensor> tensors, const Tensor& blob, int64_t isa,
+                 int64_t threads);
+void linear_multiply(const Tensor& x, const Tensor& blob, int64_t out_features, const Tensor& out, int64_t isa,
+                     int64_t threads);
+
+// bindings_model_cpu.cpp
+int64_t model_create(std::vector<int64_t> sizes, double eps, std::vector<Tensor> shared, std::vector<Tensor> layers,
+                     std::vector<int64_t> windows, int64_t isa, int64_t chunk, int64_t threads);
+int64_t model_scratch_bytes(int64_t handle);
+bool model_step(int64_t handle, const Tensor& ids, int64_t position, const Tensor& k, const Tensor& v,
+                const Tensor& k_scale, const Tensor& v_scale, const Tensor& cos, const Tensor& sin,
+                const Tensor& logits, bool all_logits, int64_t cancel);
+void model_free(int64_t handle);
+
+}  // namespace exl2

@@ -1,0 +1,137 @@
+// Ops of the native model: handles to models whose weights are torch tensors, and the step.
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "bindings_cpu.h"
+
+namespace exl2 {
+
+namespace {
+
+struct Entry {
+  std::vector<Tensor> tensors;  // keep the memory alive that the model points to
+  std::unique_ptr<Model> model;
+  std::mutex mutex;  // one step at a time
+};
+
+// Never destroyed: another thread may still run a step while the process exits.
+struct Registry {
+  std::mutex mutex;
+  std::map<int64_t, std::shared_ptr<Entry>> entries;
+  int64_t next = 1;
+};
+
+Registry& registry() {
+  static Registry* instance = new Registry;
+  return *instance;
+}
+
+std::shared_ptr<Entry> entry_of(int64_t handle) {
+  std::lock_guard<std::mutex> lock(registry().mutex);
+  const auto found = registry().entries.find(handle);
+  STD_TORCH_CHECK(found != registry().entries.end(), "no model has the handle ", handle);
+  return found->second;
+}
+
+constexpr int64_t kTensorsPerLayer = 11;
+
+}  // namespace
+
+// sizes: C, F, V, H, G, D, rope_half. shared: embedding (V, C), final norm (C), packed head.
+// layers, 11 tensors each: attn norm (C), packed q, k, v, o, q norm (H, D) or empty, k norm (G, D) or empty,
+// mlp norm (C), packed gate, up, down. Norms are float32. windows: one per layer, 0 for none.
+int64_t model_create(std::vector<int64_t> sizes, double eps, std::vector<Tensor> shared, std::vector<Tensor> layers,
+                     std::vector<int64_t> windows, int64_t isa, int64_t chunk, int64_t threads) {
+  STD_TORCH_CHECK(sizes.size() == 7 && shared.size() == 3, "model_create: wrong number of arguments");
+  STD_TORCH_CHECK(layers.size() == windows.size() * kTensorsPerLayer, "model_create: wrong number of layer tensors");
+  ModelWeights w;
+  w.C = sizes[0];
+  w.F = sizes[1];
+  w.V = sizes[2];
+  w.H = sizes[3];
+  w.G = sizes[4];
+  w.D = sizes[5];
+  w.rope_half = sizes[6];
+  for (const int64_t size : {w.C, w.F, w.V, w.H, w.G, w.D, chunk, threads}) STD_TORCH_CHECK(size >= 1, "bad size");
+  STD_TORCH_CHECK(w.H % w.G == 0 && w.D <= kMaxHeadDim && 2 * w.rope_half <= w.D, "model_create: bad heads");
+  w.eps = static_cast<float>(eps);
+  const LinearKernels* linears = linear_kernels_of(checked_isa(isa));
+  const auto norm = [](const Tensor& t, int64_t n) { return data_of<const float>(t, ScalarType::Float, n, "norm"); };
+  const auto packed = [&](const Tensor& t, int64_t out_features) {
+    const uint8_t* blob = data_of<const uint8_t>(t, ScalarType::Byte, 64, "packed linear");
+    const int64_t tiles = (out_features + kLinearTileColumns - 1) / kLinearTileColumns;
+    STD_TORCH_CHECK(linears->tiles(blob) == tiles, "packed linear: does not have ", out_features, " outputs");
+    return blob;
+  };
+  w.embedding_type = float_type(shared[0]);
+  w.embedding = data_of<const void>(shared[0], shared[0].scalar_type(), w.V * w.C, "embedding");
+  w.final_norm = norm(shared[1], w.C);
+  w.head = packed(shared[2], w.V);
+  for (size_t i = 0; i < windows.size(); ++i) {
+    const Tensor* t = &layers[i * kTensorsPerLayer];
+    LayerWeights layer;
+    layer.attn_norm = norm(t[0], w.C);
+    layer.q = packed(t[1], w.H * w.D);
+    layer.k = packed(t[2], w.G * w.D);
+    layer.v = packed(t[3], w.G * w.D);
+    layer.o = packed(t[4], w.C);
+    layer.q_norm = t[5].numel() == 0 ? nullptr : norm(t[5], w.H * w.D);
+    layer.k_norm = t[6].numel() == 0 ? nullptr : norm(t[6], w.G * w.D);
+    layer.mlp_norm = norm(t[7], w.C);
+    layer.gate = packed(t[8], w.F);
+    layer.up = packed(t[9], w.F);
+    layer.down = packed(t[10], w.C);
+    layer.window = windows[i];
+    w.layers.push_back(layer);
+  }
+  auto entry = std::make_shared<Entry>();
+  entry->model =
+      std::make_unique<Model>(kernels_of(checked_isa(isa)), linears, std::move(w), chunk, static_cast<int>(threads));
+  entry->tensors = std::move(shared);
+  entry->tensors.insert(entry->tensors.end(), layers.begin(), layers.end());
+  std::lock_guard<std::mutex> lock(registry().mutex);
+  const int64_t handle = registry().next++;
+  registry().entries[handle] = std::move(entry);
+  return handle;
+}
+
+int64_t model_scratch_bytes(int64_t handle) { return entry_of(handle)->model->scratch_bytes(); }
+
+// ids (T) int64; cos, sin (positions, rope_half) float32; logits (V) or, with all_logits, (T, V) float32; cancel: the
+// address of a byte that turns non-zero, or 0. False: cancelled.
+bool model_step(int64_t handle, const Tensor& ids, int64_t position, const Tensor& k, const Tensor& v,
+                const Tensor& k_scale, const Tensor& v_scale, const Tensor& cos, const Tensor& sin,
+                const Tensor& logits, bool all_logits, int64_t cancel) {
+  const std::shared_ptr<Entry> entry = entry_of(handle);
+  std::lock_guard<std::mutex> lock(entry->mutex);
+  const ModelWeights& w = entry->model->weights();
+  StepRequest request;
+  request.T = ids.numel();
+  request.ids = data_of<const int64_t>(ids, ScalarType::Long, 1, "ids");
+  for (int64_t t = 0; t < request.T; ++t) {
+    STD_TORCH_CHECK(request.ids[t] >= 0 && request.ids[t] < w.V, "ids: outside the vocabulary");
+  }
+  request.position = position;
+  request.cache = cache_memory(k, v, k_scale, v_scale, static_cast<int64_t>(w.layers.size()), w.G, w.D);
+  const int64_t end = position + request.T;
+  STD_TORCH_CHECK(position >= 0 && end <= request.cache.capacity, "model_step: the cache is too small");
+  request.cos = data_of<const float>(cos, ScalarType::Float, end * w.rope_half, "cos");
+  request.sin = data_of<const float>(sin, ScalarType::Float, end * w.rope_half, "sin");
+  request.logits = data_of<float>(logits, ScalarType::Float, (all_logits ? request.T : 1) * w.V, "logits");
+  request.all_logits = all_logits;
+  request.cancel = reinterpret_cast<const volatile uint8_t*>(cancel);
+  return entry->model->step(request);
+}
+
+void model_free(int64_t handle) {
+  std::shared_ptr<Entry> last;  // freed outside the lock, and by a step that still runs
+  std::lock_guard<std::mutex> lock(registry().mutex);
+  const auto found = registry().entries.find(handle);
+  if (found == registry().entries.end()) return;
+  last = std::move(found->second);
+  registry().entries.erase(found);
+}
+
+}  // namespace exl2
