@@ -11,12 +11,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from support.models import random_config, write_random_exl2_model, write_random_model
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.errors import CancelledError, CheckpointError, Exl2Error, MemoryLimitError, UnsupportedError
+from exl2_tui.core.errors import (
+    CancelledError,
+    CheckpointError,
+    ConfigError,
+    Exl2Error,
+    ExtensionError,
+    MemoryLimitError,
+)
 from exl2_tui.core.model import estimate as estimate_module
 from exl2_tui.core.model.estimate import MemoryEstimate, estimate, require_fit
 from exl2_tui.core.model.loader import load_model, plan_load
@@ -70,10 +78,18 @@ def test_a_lost_shard_is_named(tmp_path: Path) -> None:
     assert "model-00002-of-00003.safetensors" in (caught.value.hint or "")
 
 
-def test_unknown_device(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["npu", "cuda:", "cuda:-1", "gpu"])
+def test_unknown_device(device: str, tmp_path: Path) -> None:
     folder = write_random_model(tmp_path)
-    with Checkpoint.open(folder) as checkpoint, pytest.raises(UnsupportedError, match="npu"):
-        plan_load(checkpoint, ModelConfig.from_dir(folder), LoadOptions(device="npu"))
+    with Checkpoint.open(folder) as checkpoint, pytest.raises(ConfigError, match=device):
+        plan_load(checkpoint, ModelConfig.from_dir(folder), LoadOptions(device=device))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_says_why(tmp_path: Path) -> None:
+    folder = write_random_model(tmp_path)
+    with Checkpoint.open(folder) as checkpoint, pytest.raises(ExtensionError, match="no GPU can be used"):
+        plan_load(checkpoint, ModelConfig.from_dir(folder), LoadOptions(device="cuda"))
 
 
 def test_a_context_that_cannot_fit_is_refused_with_a_remedy(tmp_path: Path) -> None:
@@ -93,7 +109,7 @@ def test_estimates(nano_chat: Path, nano_chat_exl2: Path) -> None:
             assert found.context == 1024 and found.fits == "yes"
             assert found.cache == 1024 * 8 * 2 * 64 * 2 * 2
             assert estimate(checkpoint, config, cache="q8", available=10**9).cache == found.cache * 17 // 32
-            dense = estimate(checkpoint, config, dense=True, available=10**9)
+            dense = estimate(checkpoint, config, backend="reference", available=10**9)
             assert dense.weights == pytest.approx(
                 4 * 12.2e6 + (4 * 8192 * 384 if folder == nano_chat_exl2 else 0), rel=0.01
             )

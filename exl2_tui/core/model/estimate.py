@@ -8,13 +8,15 @@ from typing import Literal, Protocol
 
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import MemoryLimitError, UnsupportedError
-from exl2_tui.core.model.layout import head_linear, model_linears
+from exl2_tui.core.model.layout import head_linear, layer_linears, model_linears
 from exl2_tui.core.model.memory import available_memory
 from exl2_tui.core.model.weights import TensorSource, linear_names, take_inventory
 
 Fits = Literal["yes", "tight", "no"]
+Backend = Literal["native", "cuda", "reference"]
 
-PROMPT_CHUNK = 512  # tokens run at once while a prompt is read
+PROMPT_CHUNK = {"native": 512, "reference": 512, "cuda": 2048}  # tokens run at once while a prompt is read
+CUDA_CONTEXT = 600 << 20  # what the driver and cuBLAS keep, not counted by torch
 DEFAULT_CONTEXT_LIMIT = 32768  # more than this only for those who ask: attention over it takes seconds per token
 CONTEXT_STEP = 256
 COMFORTABLE = 0.9  # of the available memory
@@ -57,20 +59,20 @@ def estimate(
     config: ModelConfig,
     context: int | None = None,
     cache: str = "fp16",
+    backend: Backend = "native",
     *,
-    dense: bool = False,
     available: int | None = None,
 ) -> MemoryEstimate:
     """What loading would take. context None: the longest up to the model's own (and a sensible limit) that fits.
 
-    dense: weights become float32 (the reference), else they stay packed. available: None asks the system.
+    The reference turns weights into float32, elsewhere they stay packed. available: None asks the system.
     """
     room = available_memory() if available is None else available
-    weights = dense_bytes(source, config) if dense else packed_bytes(source, config)
+    weights = dense_bytes(source, config) if backend == "reference" else packed_bytes(source, config)
     if context is None:
-        context = _longest_context(config, cache, weights, dense, room)
+        context = _longest_context(config, cache, weights, backend, room)
     return MemoryEstimate(
-        context, weights, cache_bytes(config, context, cache), scratch_bytes(config, context, dense), room
+        context, weights, cache_bytes(config, context, cache), scratch_bytes(config, context, backend), room
     )
 
 
@@ -124,24 +126,27 @@ def cache_bytes(config: ModelConfig, context: int, kind: str) -> int:
     return per_head * config.num_key_value_heads * config.num_hidden_layers * context
 
 
-def scratch_bytes(config: ModelConfig, context: int, dense: bool) -> int:
-    """Float32 activations of one chunk of a prompt; the reference also widens a layer's cache and builds a mask."""
-    tokens = min(PROMPT_CHUNK, context)
+def scratch_bytes(config: ModelConfig, context: int, backend: Backend) -> int:
+    """Float32 activations of one chunk of a prompt, and what each implementation needs besides."""
+    tokens = min(PROMPT_CHUNK[backend], context)
     widths = 4 * config.hidden_size + 2 * config.query_size + 2 * config.kv_size + 3 * config.intermediate_size
     activations = 4 * tokens * widths + 4 * config.vocab_size
-    if not dense:
-        return activations
-    return activations + 8 * context * config.query_size + 16 * tokens * context
+    if backend == "reference":  # a layer's cache in float32 and a mask
+        return activations + 8 * context * config.query_size + 16 * tokens * context
+    if backend == "cuda":  # the largest linear as fp16, and a mask
+        largest = max(spec.in_features * spec.out_features for spec in layer_linears(config, 0))
+        return CUDA_CONTEXT + activations + 2 * largest + tokens * context
+    return activations
 
 
-def _longest_context(config: ModelConfig, cache: str, weights: int, dense: bool, room: int | None) -> int:
+def _longest_context(config: ModelConfig, cache: str, weights: int, backend: Backend, room: int | None) -> int:
     """At least one step, so that the caller can tell what is missing."""
     longest = min(config.max_position_embeddings, DEFAULT_CONTEXT_LIMIT)
     if room is None:
         return longest
 
     def total(context: int) -> int:
-        return weights + cache_bytes(config, context, cache) + scratch_bytes(config, context, dense)
+        return weights + cache_bytes(config, context, cache) + scratch_bytes(config, context, backend)
 
     steps = range(longest // CONTEXT_STEP * CONTEXT_STEP, CONTEXT_STEP, -CONTEXT_STEP)
     candidates = [longest, *steps]

@@ -7,25 +7,25 @@ cache = model.new_cache(plan.estimate.context, options.cache)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.errors import CheckpointError, UnsupportedError
-from exl2_tui.core.formats import LinearWeight
+from exl2_tui.core.errors import CheckpointError, ConfigError, ExtensionError, UnsupportedError
 from exl2_tui.core.model.causal_lm import CausalLM
-from exl2_tui.core.model.estimate import MeasurableSource, MemoryEstimate, TensorSize, estimate, require_fit
+from exl2_tui.core.model.estimate import Backend, MeasurableSource, MemoryEstimate, estimate, require_fit
 from exl2_tui.core.model.protocol import LanguageModel
+from exl2_tui.core.model.watched import Progress, WatchedSource
 from exl2_tui.core.model.weights import Inventory, take_inventory
+from exl2_tui.core.ops.cache import MAX_HEAD_DIM
+from exl2_tui.core.ops.native import capabilities
 from exl2_tui.core.requests import LoadOptions
-
-Progress = Callable[[int, int, str], None]  # bytes done, bytes in total, tensor just finished
 
 
 class ModelDirectory(MeasurableSource, Protocol):
@@ -37,33 +37,30 @@ class ModelDirectory(MeasurableSource, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What load_model will do. inventory.unused lists tensors the model has no use for."""
+    """What load_model will do. reason: why it is the reference; inventory.unused: tensors the model has no use for."""
 
-    backend: Literal["native", "reference"]
+    backend: Backend
+    device: torch.device
     estimate: MemoryEstimate
     inventory: Inventory
+    reason: str = ""
 
 
 def plan_load(checkpoint: ModelDirectory, config: ModelConfig, options: LoadOptions) -> LoadPlan:
     """Decides from headers alone.
 
-    Raises CheckpointError if tensors are missing, MemoryLimitError if the model cannot fit, UnsupportedError for a
-    device or cache kind that cannot be had.
+    Raises CheckpointError if tensors are missing, MemoryLimitError if the model cannot fit, UnsupportedError or
+    ExtensionError for a device or cache kind that cannot be had.
     """
-    if options.device not in ("auto", "cpu"):
-        raise UnsupportedError(f'the device "{options.device}" cannot be used', hint='Use "cpu" or "auto".')
     inventory = take_inventory(checkpoint, config)
     inventory.check(checkpoint.path, _why_missing(checkpoint, inventory))
-    backend: Literal["native", "reference"] = "native" if _native_reason() is None else "reference"
-    dense = backend == "reference"
-    if dense and options.cache != "fp16":
-        raise UnsupportedError(
-            f'the cache kind "{options.cache}" needs the compiled kernels, which are not there ({_native_reason()})',
-            hint="Use the cache kind fp16, or see `exl2-tui doctor`.",
-        )
-    found = estimate(checkpoint, config, options.context, options.cache, dense=dense)
-    require_fit(found, options.cache, checkpoint.path.name)
-    return LoadPlan(backend, found, inventory)
+    if options.device not in ("auto", "cpu"):
+        return _plan_cuda(checkpoint, config, options, _cuda_device(options.device), inventory)
+    if options.device == "auto" and options.cache == "fp16" and _no_cuda(config) is None:
+        plan = _plan_cuda(checkpoint, config, options, torch.device("cuda", torch.cuda.current_device()), inventory)
+        if plan.estimate.fits != "no":
+            return plan
+    return _plan_cpu(checkpoint, config, options, inventory)
 
 
 def load_model(
@@ -77,62 +74,81 @@ def load_model(
     """The weights in memory, ready to run. Raises what plan_load does, CheckpointError and CancelledError."""
     options = options or LoadOptions()
     plan = plan or plan_load(checkpoint, config, options)
+    require_fit(plan.estimate, options.cache, checkpoint.path.name)
+    source = WatchedSource(checkpoint, plan.inventory.used, on_progress, cancel)
+    if plan.backend == "cuda":
+        from exl2_tui.core.model.cuda.model import CudaModel
+
+        return CudaModel.load(source, config, plan.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = CausalLM.load(WatchedSource(checkpoint, plan.inventory.used, on_progress, cancel), config)
-    model.kernels = f"reference (torch): {_native_reason()}"
+    model = CausalLM.load(source, config)
+    model.kernels = f"reference (torch): {plan.reason}"
     return model
 
 
-class WatchedSource:
-    """A checkpoint that reports each tensor as it is released and stops when cancelled."""
+def _plan_cpu(checkpoint: ModelDirectory, config: ModelConfig, options: LoadOptions, inventory: Inventory) -> LoadPlan:
+    reason = _no_native(config)
+    if reason is not None and options.cache != "fp16":
+        raise UnsupportedError(
+            f'the cache kind "{options.cache}" needs the compiled kernels, which cannot be used: {reason}',
+            hint="Use the cache kind fp16, or see `exl2-tui doctor`.",
+        )
+    backend: Backend = "native" if reason is None else "reference"
+    found = estimate(checkpoint, config, options.context, options.cache, backend)
+    require_fit(found, options.cache, checkpoint.path.name)
+    return LoadPlan(backend, torch.device("cpu"), found, inventory, reason or "")
 
-    def __init__(
-        self,
-        source: MeasurableSource,
-        used: Iterable[str],
-        on_progress: Progress | None,
-        cancel: CancelToken | None,
-    ) -> None:
-        self.source = source
-        self.pending = {name: source.info(name).nbytes for name in used}
-        self.total = sum(self.pending.values())
-        self.done = 0
-        self.on_progress = on_progress
-        self.cancel = cancel
 
-    @property
-    def names(self) -> Iterable[str]:
-        return self.source.names
+def _plan_cuda(
+    checkpoint: ModelDirectory,
+    config: ModelConfig,
+    options: LoadOptions,
+    device: torch.device,
+    inventory: Inventory,
+) -> LoadPlan:
+    """Raises ExtensionError or UnsupportedError where no GPU can be used; whether it fits is left to the caller."""
+    reason = _no_cuda(config)
+    if reason is not None:
+        raise ExtensionError(f"no GPU can be used: {reason}", hint='Use the device "cpu".')
+    if options.cache != "fp16":
+        raise UnsupportedError(f'the cache kind "{options.cache}" cannot be used on a GPU', hint="Use fp16.")
+    free, _ = torch.cuda.mem_get_info(device)
+    found = estimate(checkpoint, config, options.context, options.cache, "cuda", available=free)
+    return LoadPlan("cuda", device, found, inventory)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.source
 
-    def info(self, name: str) -> TensorSize:
-        return self.source.info(name)
+def _cuda_device(name: str) -> torch.device:
+    """ "cuda" or "cuda:1". Raises ConfigError for anything else and for a number there is no device of."""
+    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", name)
+    if match is None:
+        raise ConfigError(f'the device "{name}" is none of auto, cpu, cuda, cuda:0, ...')
+    index = int(match[1] or 0)
+    count = torch.cuda.device_count()
+    if count and index >= count:
+        raise ConfigError(f'there is no device "{name}": this machine has {count}')
+    return torch.device("cuda", index)
 
-    def linear_kind(self, prefix: str) -> str | None:
-        return self.source.linear_kind(prefix)
 
-    def tensor(self, name: str) -> Tensor:
-        self._check()
-        return self.source.tensor(name)
+def _no_cuda(config: ModelConfig) -> str | None:
+    """Why the model cannot run on a GPU, None if it can."""
+    from exl2_tui.core.model.cuda.library import unavailable
+    from exl2_tui.core.model.cuda.model import HEAD_DIMS
 
-    def linear(self, prefix: str, in_features: int, out_features: int, bias: bool | None) -> LinearWeight:
-        self._check()
-        return self.source.linear(prefix, in_features, out_features, bias)
+    reason = unavailable()
+    if reason is None and config.head_dim not in HEAD_DIMS:
+        return f"its kernels take no heads of {config.head_dim} dimensions"
+    return reason
 
-    def release(self, name: str) -> None:
-        """The tensor has been copied. One that is read twice (a tied embedding) counts once."""
-        self.source.release(name)
-        self.done += self.pending.pop(name, 0)
-        if self.on_progress is not None:
-            self.on_progress(self.done, self.total, name)
-        self._check()
 
-    def _check(self) -> None:
-        if self.cancel is not None:
-            self.cancel.check()
+def _no_native(config: ModelConfig) -> str | None:
+    """Why the compiled CPU kernels cannot be used, None if they can."""
+    if find_spec("exl2_tui.core.model.native") is None:
+        return "not in this build"
+    found = capabilities()
+    if not found.native:
+        return found.reason
+    return f"heads of {config.head_dim} dimensions" if config.head_dim > MAX_HEAD_DIM else None
 
 
 def _why_missing(checkpoint: ModelDirectory, inventory: Inventory) -> str | None:
@@ -144,8 +160,3 @@ def _why_missing(checkpoint: ModelDirectory, inventory: Inventory) -> str | None
     except CheckpointError as reason:
         return reason.hint
     return None
-
-
-def _native_reason() -> str | None:
-    """Why the native kernels cannot be used, or None if they can."""
-    return "not built yet"
