@@ -6,6 +6,7 @@ The first frame is drawn before anything heavy is imported: the service is made 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,11 +24,9 @@ from exl2_tui.clipboard import OSC52_LIMIT, copy_with_helper
 from exl2_tui.core.events import Event, LoadFinished, ModesListed, PromptPreview
 from exl2_tui.keymap import bindings, problems
 from exl2_tui.screens.chat import ChatScreen
-from exl2_tui.screens.dialogs import HelpScreen
-from exl2_tui.screens.mode_picker import ModePicker
 from exl2_tui.session import ChatSession, ChatStore
 from exl2_tui.settings import Settings, load_settings, save_settings
-from exl2_tui.state import Changes, Clock, ModelService
+from exl2_tui.state import Changes, Clock, HearsService, ModelService
 from exl2_tui.store.memory import MemoryStore
 from exl2_tui.text import one_line
 from exl2_tui.themes import THEMES, theme_name
@@ -110,6 +109,7 @@ class Exl2App(App[None]):
         self.service = self._service_factory(self._bridge.push)
         self.session.attach(self.service)
         self.repaint(self.session.load(self._model, self.settings.load))
+        self.run_worker(_import_the_rest, thread=True, group="imports", exit_on_error=False)
 
     # Events
 
@@ -128,7 +128,7 @@ class Exl2App(App[None]):
         for event in self._bridge.drain():
             if isinstance(event, PromptPreview | ModesListed):
                 for screen in self.screen_stack:
-                    if isinstance(screen, ChatScreen | ModePicker):
+                    if isinstance(screen, HearsService):
                         screen.service_event(event)
                 continue
             changes = changes | self.session.apply(event)
@@ -196,6 +196,8 @@ class Exl2App(App[None]):
                 status.say(text)
 
     def action_help(self) -> None:
+        from exl2_tui.screens.dialogs import HelpScreen
+
         if not isinstance(self.screen, HelpScreen):
             self.push_screen(HelpScreen(self.settings.keys))
 
@@ -213,6 +215,12 @@ class Exl2App(App[None]):
         if self.service is not None:
             self.service.cancel()
         self.exit()
+
+
+def _import_the_rest() -> None:
+    """What the first frame did not need, so that the first answer and the first dialog need not wait for it."""
+    for name in ("widgets.live_text", "screens.dialogs", "screens.mode_picker"):
+        importlib.import_module(f"exl2_tui.{name}")
 
 
 def run(

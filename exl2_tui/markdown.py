@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 from textual.content import Content
 
+from exl2_tui.segments import Code, Line, Prose, Segment, Table, Thought
 from exl2_tui.text import clean
 
 BLOCK_LIMIT = 2_500  # characters of one open block; longer ones are cut at a line, so that parsing stays cheap
@@ -33,55 +34,6 @@ _parser = (
     .enable(["table", "strikethrough"])
     .disable(["reference", "html_block", "html_inline", "entity"])
 )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Line:
-    """A paragraph's worth of text. lead stands before its first row, hang before the others; gap: a blank row above."""
-
-    body: Content
-    lead: str = ""
-    hang: str = ""
-    gap: bool = False
-
-
-@dataclass(slots=True)
-class Prose:
-    lines: list[Line]
-
-
-@dataclass(slots=True)
-class Code:
-    """A fence. lines are complete, tail is the line being written; indent: columns it is shifted right."""
-
-    language: str
-    lines: list[str] = field(default_factory=list)
-    tail: str = ""
-    indent: int = 0
-
-    @property
-    def text(self) -> str:
-        return "\n".join([*self.lines, self.tail] if self.tail else self.lines)
-
-
-@dataclass(slots=True)
-class Table:
-    """Cells by row, the header first; align: "left", "right" or "center" per column."""
-
-    rows: list[list[Content]]
-    align: list[str]
-    indent: int = 0
-
-
-@dataclass(slots=True)
-class Thought:
-    """Reasoning before the answer; open until its end tag came."""
-
-    text: str
-    open: bool
-
-
-Segment = Prose | Code | Table | Thought
 
 
 @dataclass(slots=True)

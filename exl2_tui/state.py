@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
-from exl2_tui.core.events import LoadFinished
+from exl2_tui.core.events import Event, LoadFinished
 from exl2_tui.core.requests import ChatRequest, LoadOptions, Message
 from exl2_tui.store.tree import Chat, Turn
 
@@ -26,6 +26,13 @@ class ModelService(Protocol):
     def list_modes(self) -> None: ...
     def list_models(self) -> None: ...
     def close(self, timeout: float) -> None: ...
+
+
+@runtime_checkable
+class HearsService(Protocol):
+    """A screen that wants answers of the service that change no state, such as previews."""
+
+    def service_event(self, event: Event) -> None: ...
 
 
 @dataclass(slots=True)

@@ -11,8 +11,6 @@ import select
 import sys
 import time
 
-from pygments.token import Token  # type: ignore[import-untyped, unused-ignore]
-from textual.highlight import HighlightTheme
 from textual.theme import Theme
 
 ANSWER_SECONDS = 0.12  # how long a terminal may take to name its background; it also answers the question after it
@@ -127,29 +125,6 @@ TERMINAL = Theme(
 )
 
 THEMES = {"dark": DARK, "light": LIGHT, "terminal": TERMINAL}
-
-
-class CodeTheme(HighlightTheme):
-    """Few colours, all of them checked for contrast."""
-
-    STYLES = {  # noqa: RUF012 - the base class fixes the type
-        Token.Comment: "italic $secondary",
-        Token.Keyword: "$accent",
-        Token.Keyword.Constant: "$warning",
-        Token.Literal.Number: "$warning",
-        Token.Literal.String: "$success",
-        Token.Literal.String.Doc: "italic $success",
-        Token.Name.Builtin: "$accent",
-        Token.Name.Class: "bold",
-        Token.Name.Function: "bold",
-        Token.Name.Decorator: "$warning",
-        Token.Name.Tag: "$accent",
-        Token.Name.Attribute: "$warning",
-        Token.Operator.Word: "$accent",
-        Token.Generic.Deleted: "$error",
-        Token.Generic.Inserted: "$success",
-        Token.Generic.Heading: "bold",
-    }
 
 
 def theme_name(setting: str) -> str:

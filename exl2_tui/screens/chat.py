@@ -16,8 +16,6 @@ from textual.widgets import Footer
 
 from exl2_tui.core.events import Event, ModeChoice, ModesListed
 from exl2_tui.keymap import bindings
-from exl2_tui.screens.dialogs import TextDialog
-from exl2_tui.screens.mode_picker import ModePicker
 from exl2_tui.session import ChatSession
 from exl2_tui.state import Changes, Clock
 from exl2_tui.store.tree import Turn
@@ -235,6 +233,8 @@ class ChatScreen(Screen[None]):
         session = self._session
         draft = self.query_one(Composer).message
 
+        from exl2_tui.screens.mode_picker import ModePicker
+
         def ask(mode: str, token: int) -> None:
             session.preview(draft, mode, token)
 
@@ -247,6 +247,8 @@ class ChatScreen(Screen[None]):
         session.list_modes()
 
     def action_edit_system(self) -> None:
+        from exl2_tui.screens.dialogs import TextDialog
+
         def chosen(text: str | None) -> None:
             if text is not None and text != self._session.chat.system:
                 self.repaint(self._session.set_system(text))
@@ -338,6 +340,7 @@ class ChatScreen(Screen[None]):
         if turn is None or turn.role != "user":
             self.query_one(StatusRow).say("Only questions can be edited")
             return
+        from exl2_tui.screens.dialogs import TextDialog
 
         def chosen(text: str | None) -> None:
             if text is not None and text.strip():

@@ -4,17 +4,40 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pygments.token import Token  # type: ignore[import-untyped, unused-ignore]
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
-from textual.highlight import highlight
+from textual.highlight import HighlightTheme, highlight
 from textual.widgets import Static
 
-from exl2_tui.markdown import Code
-from exl2_tui.themes import CodeTheme
+from exl2_tui.segments import Code
 
 PART_LINES = 80  # lines per widget; grows with the block
 HIGHLIGHT_LIMIT = 10_000  # characters of a part; longer ones (minified files) stay plain
+
+
+class CodeTheme(HighlightTheme):
+    """Few colours, all of them checked for contrast."""
+
+    STYLES = {  # noqa: RUF012 - the base class fixes the type
+        Token.Comment: "italic $secondary",
+        Token.Keyword: "$accent",
+        Token.Keyword.Constant: "$warning",
+        Token.Literal.Number: "$warning",
+        Token.Literal.String: "$success",
+        Token.Literal.String.Doc: "italic $success",
+        Token.Name.Builtin: "$accent",
+        Token.Name.Class: "bold",
+        Token.Name.Function: "bold",
+        Token.Name.Decorator: "$warning",
+        Token.Name.Tag: "$accent",
+        Token.Name.Attribute: "$warning",
+        Token.Operator.Word: "$accent",
+        Token.Generic.Deleted: "$error",
+        Token.Generic.Inserted: "$success",
+        Token.Generic.Heading: "bold",
+    }
 
 
 class CodeView(Vertical):

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
-from exl2_tui.markdown import Code, Document, Prose, Segment, Table, Thought
+from exl2_tui.markdown import Document
+from exl2_tui.segments import Code, Prose, Segment, Table, Thought
 from exl2_tui.widgets.code_view import CodeView
 from exl2_tui.widgets.prose import ProseView
 from exl2_tui.widgets.table_view import TableView

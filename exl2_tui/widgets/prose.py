@@ -8,7 +8,7 @@ from textual.content import Content
 from textual.geometry import Size
 from textual.widgets import Static
 
-from exl2_tui.markdown import Line, Prose
+from exl2_tui.segments import Line, Prose
 
 _NEWLINE = Content("\n")
 

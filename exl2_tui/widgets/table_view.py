@@ -8,7 +8,7 @@ from textual.content import Content
 from textual.geometry import Size
 from textual.widgets import Static
 
-from exl2_tui.markdown import Table
+from exl2_tui.segments import Table
 
 GAP = 2  # cells between columns
 NARROWEST = 6  # a column is not squeezed below this

@@ -7,7 +7,7 @@ from typing import ClassVar
 from textual.content import Content
 from textual.widgets import Static
 
-from exl2_tui.markdown import Thought
+from exl2_tui.segments import Thought
 
 
 class ThoughtView(Static):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -10,12 +10,14 @@ from textual.content import Content
 from textual.message import Message
 
 from exl2_tui.core.events import GenerationFinished
-from exl2_tui.markdown import Line, Prose
+from exl2_tui.segments import Line, Prose
 from exl2_tui.store.tree import Turn
 from exl2_tui.text import one_line, plain
 from exl2_tui.widgets.bars import Row
-from exl2_tui.widgets.live_text import LiveText
 from exl2_tui.widgets.prose import ProseView
+
+if TYPE_CHECKING:
+    from exl2_tui.widgets.live_text import LiveText
 
 QUESTION_LIMIT = 6_000  # characters of a question that are drawn; the rest is named by its length
 REASONS = {
@@ -60,6 +62,8 @@ class TurnView(Vertical):
             if self.versions > 1:
                 yield Row(classes="-figures")
             return
+        from exl2_tui.widgets.live_text import LiveText  # the Markdown parser is not needed for the first frame
+
         yield LiveText(self.turn.text, done=self.turn.state != "writing")
         yield Row(classes="-figures")
 
@@ -79,7 +83,7 @@ class TurnView(Vertical):
 
     @property
     def live(self) -> LiveText:
-        return self.query_one(LiveText)
+        return self.query_one("LiveText")  # type: ignore[return-value]
 
     def feed(self) -> None:
         """Draws what came since the last time."""

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exl2_tui.markdown import BLOCK_LIMIT, Code, Document, Prose, Segment, Table, Thought
+from exl2_tui.markdown import BLOCK_LIMIT, Document
+from exl2_tui.segments import Code, Prose, Segment, Table, Thought
 
 SAMPLE = """# Title
 Some **bold** and *italic* and `code`, [link](http://x.org) <b>html</b>.

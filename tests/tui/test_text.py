@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from textual.content import Content
 
-from exl2_tui.markdown import Code, Document, Prose, Segment, Table, Thought
+from exl2_tui.markdown import Document
+from exl2_tui.segments import Code, Prose, Segment, Table, Thought
 from exl2_tui.text import clean, one_line, plain
 
 FAMILIES = {

@@ -7,7 +7,8 @@ from textual.color import Color
 from textual.theme import Theme
 
 from exl2_tui.keymap import KEYS, problems, spell
-from exl2_tui.themes import DARK, LIGHT, CodeTheme, background_is_light, luminance, theme_name
+from exl2_tui.themes import DARK, LIGHT, background_is_light, luminance, theme_name
+from exl2_tui.widgets.code_view import CodeTheme
 
 
 def ratio(one: str, other: str) -> float:

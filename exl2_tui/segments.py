@@ -1,0 +1,56 @@
+"""What a text is drawn as: runs of prose, fences, tables, reasoning. Plain data; markdown.py makes it of Markdown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from textual.content import Content
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """A paragraph's worth of text. lead stands before its first row, hang before the others; gap: a blank row above."""
+
+    body: Content
+    lead: str = ""
+    hang: str = ""
+    gap: bool = False
+
+
+@dataclass(slots=True)
+class Prose:
+    lines: list[Line]
+
+
+@dataclass(slots=True)
+class Code:
+    """A fence. lines are complete, tail is the line being written; indent: columns it is shifted right."""
+
+    language: str
+    lines: list[str] = field(default_factory=list)
+    tail: str = ""
+    indent: int = 0
+
+    @property
+    def text(self) -> str:
+        return "\n".join([*self.lines, self.tail] if self.tail else self.lines)
+
+
+@dataclass(slots=True)
+class Table:
+    """Cells by row, the header first; align: "left", "right" or "center" per column."""
+
+    rows: list[list[Content]]
+    align: list[str]
+    indent: int = 0
+
+
+@dataclass(slots=True)
+class Thought:
+    """Reasoning before the answer; open until its end tag came."""
+
+    text: str
+    open: bool
+
+
+Segment = Prose | Code | Table | Thought
