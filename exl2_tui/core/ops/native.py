@@ -18,6 +18,12 @@ from exl2_tui.core.errors import ExtensionError
 
 Isa = Literal["generic", "avx2", "avx512"]
 ISAS: tuple[Isa, ...] = ("generic", "avx2", "avx512")  # in the order of csrc/cpu/isa.h
+LABELS: dict[Isa | None, str] = {
+    "generic": "generic C++",
+    "avx2": "AVX2",
+    "avx512": "AVX-512",
+    None: "reference (torch)",
+}
 LIBRARY = Path(__file__).resolve().parents[2] / "_C_cpu.so"
 REBUILD = "Run `pip install --no-build-isolation -e .` where the source is, or reinstall the package."
 
@@ -38,8 +44,7 @@ class Capabilities:
     @property
     def label(self) -> str:
         """For display, such as "AVX-512"."""
-        names = {"generic": "generic C++", "avx2": "AVX2", "avx512": "AVX-512", None: "reference (torch)"}
-        return names[self.isa]
+        return LABELS[self.isa]
 
 
 _lock = threading.Lock()
