@@ -160,6 +160,15 @@ def test_broken_tokenizer_json(tmp_path: Path, data: bytes) -> None:
     assert caught.value.file == str(tmp_path / "tokenizer.json") and caught.value.hint
 
 
+def test_what_makes_the_library_abort_is_refused(tokenizer_dir: Callable[[str], Path], tmp_path: Path) -> None:
+    """Found by mutation: the native code panics while it unwinds, which no exception handler can catch."""
+    data = json.loads((tokenizer_dir("llama3") / "tokenizer.json").read_text())
+    data["model"]["continuing_subword_prefix"] = "x"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(TokenizerError, match="continuing_subword_prefix"):
+        Tokenizer.load(tmp_path)
+
+
 def test_size_is_checked_before_reading(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer.model"):
         with (tmp_path / name).open("wb") as file:

@@ -16,9 +16,11 @@ from tokenizers import Tokenizer as Library
 
 from exl2_tui.core.errors import TokenizerError
 from exl2_tui.core.tokenizer.backend import MAX_VOCAB, Part
-from exl2_tui.core.tokenizer.files import MAX_ADDED, MAX_TOKENIZER_BYTES, AddedPiece, read_bytes
+from exl2_tui.core.tokenizer.files import AddedPiece
+from exl2_tui.core.tokenizer.hf_file import read_tokenizer_json
 from exl2_tui.core.tokenizer.spelling import Spelling, read_spelling
 
+REMEDY = "Fetch the file again, or remove it to use tokenizer.model if there is one"
 T = TypeVar("T")
 Flags = tuple[bool, bool, bool]
 """lstrip, rstrip and normalized of an added token: how it treats the text beside it."""
@@ -173,8 +175,6 @@ class HfBackend:
         """
         pieces = [p for p in pieces if p.token_id is not None or self._library.token_to_id(p.text) is not None]
         known = {token.content for token in self._library.get_added_tokens_decoder().values()}
-        if len(known) > MAX_ADDED:
-            raise TokenizerError(f"{len(known)} added tokens, at most {MAX_ADDED} make sense", file=path)
         for special in (False, True):
             new = [p for p in pieces if p.special is special and (special or p.text not in known)]
             tokens = [
@@ -206,19 +206,8 @@ class HfBackend:
 
 
 def _load(path: Path) -> Library:
-    data = read_bytes(path, MAX_TOKENIZER_BYTES)
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"not UTF-8 at byte {error.start}", file=path, hint="Fetch the file again") from error
-    try:
-        library: Library = _guard(lambda: Library.from_str(text), path)
-    except TokenizerError as error:
-        raise TokenizerError(
-            f"not a tokenizer that library tokenizers can read: {error.message}",
-            file=path,
-            hint="Fetch the file again, or remove it to use tokenizer.model if there is one",
-        ) from error
+    text = read_tokenizer_json(path)
+    library: Library = _guard(lambda: Library.from_str(text), path)
     library.no_truncation()
     library.no_padding()
     return library
@@ -231,9 +220,8 @@ def _guard(action: Callable[[], T], path: Path) -> T:
     except BaseException as error:
         # The library raises plain Exception for what it checks; a Rust panic derives from BaseException.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise TokenizerError(
-                str(error)[:300] or type(error).__name__, hint="The tokenizer file is broken"
-            ) from error
+            message = f"library tokenizers cannot use it: {str(error)[:300] or type(error).__name__}"
+            raise TokenizerError(message, file=path, hint=REMEDY) from error
         raise
 
 
