@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -46,10 +47,7 @@ COMMON_FLAGS = [
     *("-fno-math-errno", "-fno-trapping-math", "-fno-semantic-interposition"),
     *("-Wall", "-Wextra", "-Werror"),
 ]
-CUDA_ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-# Ampere is the oldest with the matrix instructions that the kernels use; 8.x cards run code for 8.0, later ones than
-# Hopper compile the intermediate code when it is loaded.
-CUDA_ARCHITECTURES = ("arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90")
+CUDA_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 CUDA_FLAGS = [
     *("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static", "-DUSE_CUDA"),
     *(f"-gencode={architecture}" for architecture in CUDA_ARCHITECTURES),
@@ -100,24 +98,37 @@ def ninja() -> str:
 
 
 def nvcc() -> str | None:
-    """The CUDA compiler, where there is one and it is wanted."""
-    if os.environ.get("EXL2_TUI_CUDA") == "0":
+    """The CUDA compiler, where there is one and a GPU to compile for (or architectures were named)."""
+    if os.environ.get("EXL2_TUI_CUDA") == "0" or not cuda_architectures():
         return None
     home = os.environ.get("CUDA_HOME")
     return shutil.which("nvcc", path=f"{home}/bin" if home else None)
 
 
+@cache
+def cuda_architectures() -> tuple[str, ...]:
+    """What to compile for: EXL2_TUI_CUDA_ARCH ("90", "80,90" or "all"), else the GPUs of this machine."""
+    named = os.environ.get("EXL2_TUI_CUDA_ARCH", "")
+    if named:
+        return CUDA_ARCHITECTURES if named == "all" else tuple(named.replace(".", "").split(","))
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    query = [program, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True, check=False)
+    if found.returncode != 0:
+        return ()
+    return tuple(sorted({line.strip().replace(".", "") for line in found.stdout.splitlines() if line.strip()}))
+
+
 def cuda_targets(nvcc_path: str) -> list[str]:
-    """nvcc flags for every architecture that it knows, or for the one in EXL2_TUI_CUDA_ARCH (such as 90)."""
-    only = os.environ.get("EXL2_TUI_CUDA_ARCH")
+    """nvcc flags for the wanted architectures that it knows, and PTX of the newest for GPUs yet to come."""
     known = subprocess.run([nvcc_path, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
-    wanted = [only] if only else [str(number) for number in CUDA_ARCHITECTURES]
-    targets = [number for number in wanted if f"compute_{number}" in known]
+    targets = [number for number in cuda_architectures() if f"compute_{number}" in known]
     if not targets:
-        stop(f"{nvcc_path} knows none of the GPU architectures {', '.join(wanted)}")
-    newest = targets[-1]
+        stop(f"{nvcc_path} knows none of the GPU architectures {', '.join(cuda_architectures())}")
     machine_code = [f"-gencode arch=compute_{number},code=sm_{number}" for number in targets]
-    return [*machine_code, f"-gencode arch=compute_{newest},code=compute_{newest}", "--threads 2"]
+    return [*machine_code, f"-gencode arch=compute_{targets[-1]},code=compute_{targets[-1]}", "--threads 2"]
 
 
 class NinjaFile:
@@ -198,12 +209,12 @@ def write_cpu(ninja_file: NinjaFile, build: Path, target: Path) -> None:
 
 def write_cuda(ninja_file: NinjaFile, build: Path, target: Path, sources: list[Path]) -> None:
     """Rules for _C_cuda.so. Compiled against the headers of whatever torch is there, also a CPU-only one."""
-    ninja_file.rule("nvcc", "$nvcc -MD -MF $out.d $cudaflags -c $in -o $out", depfile=True)
+    ninja_file.rule("nvcc", "$nvcc -x cu -MD -MF $out.d $cudaflags -c $in -o $out", depfile=True)
     ninja_file.rule("nvlink", "$nvcc -shared -cudart static $objects -L$stub -Xlinker --no-as-needed -ltorch -o $out")
     objects = []
     for source in sources:
         output = build / "cuda" / f"{source.stem}.o"
-        ninja_file.build(output, "nvcc" if source.suffix == ".cu" else "cxx", [source], isa="-DUSE_CUDA")
+        ninja_file.build(output, "nvcc", [source])
         objects.append(output)
     ninja_file.build(
         target,

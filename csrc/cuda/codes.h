@@ -1,0 +1,110 @@
+// Where the bits of a code lie inside the words that one lane holds, and how two codes at a time become fp16 operands.
+// Integer logic only, for host and device: the CPU tests run exactly what the kernels run.
+//
+// A lane holds 4 columns (c) x 4 pairs of rows (p: rows 2p, 2p+1). The first row of a pair lies in the low half of a
+// word and the second, at the same place, in the high half: one AND masks both, one OR with 0x6400 in both halves makes
+// the fp16 numbers 1024 + code * 2^shift (exact below 1024), and one fused multiply-add brings them to code - zero.
+// Widths that are no power of two are two planes: 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2 bits. The bits of the second plane
+// are spread so that a single shift brings those of several pairs to where the first plane needs them.
+//
+//   bits   low plane (words per lane)                           high plane (words per lane)
+//   2, 3   2: two columns per word, 8 bits each per half        1: bit 2p + {0, 1, 8, 9}[c]
+//   4-6    4: one column per word, pair p at 4 (p & 1) + 8 (p / 2)
+//                                                               5: 1 word,  bit c + 4 (p & 1) + 8 (p / 2)
+//                                                               6: 2 words, bits 2 (c & 1) + 4 (p & 1) + 8 (p / 2)
+//   8      8: two words per column, bytes in row order
+//   16     16: four words per column, fp16 weights in row order
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define EXL2_HD __host__ __device__ __forceinline__
+#else
+#define EXL2_HD inline
+#endif
+
+namespace exl2::cuda {
+
+// Words of the low and of the high plane per lane.
+EXL2_HD constexpr int low_words(int bits) { return bits <= 3 ? 2 : bits <= 6 ? 4 : bits == 8 ? 8 : 16; }
+EXL2_HD constexpr int high_words(int bits) { return bits == 3 || bits == 5 ? 1 : bits == 6 ? 2 : 0; }
+EXL2_HD constexpr int low_bits(int bits) { return bits <= 3 ? 2 : bits <= 6 ? 4 : bits; }
+
+// Bit position, within a half word, of pair p of column c.
+EXL2_HD constexpr int low_position(int bits, int c, int p) {
+  return bits <= 3 ? 8 * (c & 1) + 2 * p : 4 * (p & 1) + 8 * (p >> 1);
+}
+EXL2_HD constexpr int high_position(int bits, int c, int p) {
+  return bits == 3   ? 2 * p + (c & 1) + 8 * (c >> 1)
+         : bits == 5 ? c + 4 * (p & 1) + 8 * (p >> 1)
+                     : 2 * (c & 1) + 4 * (p & 1) + 8 * (p >> 1);
+}
+EXL2_HD constexpr int low_word(int bits, int c) { return bits <= 3 ? c >> 1 : c; }
+EXL2_HD constexpr int high_word(int bits, int c) { return bits == 6 ? c >> 1 : 0; }
+
+// Power of two by which pair_bits leaves the codes scaled.
+EXL2_HD constexpr int pair_shift(int bits, int p) { return bits <= 3 ? 2 * p : bits <= 6 ? 4 * (p & 1) : 0; }
+
+// Puts codes q0, q1 of pair p, column c into a lane's words (cleared before).
+EXL2_HD void put_pair(int bits, uint32_t* low, uint32_t* high, int c, int p, uint32_t q0, uint32_t q1) {
+  if (bits == 16) {
+    low[4 * c + p] = q0 | q1 << 16;
+  } else if (bits == 8) {
+    low[2 * c + (p >> 1)] |= (q0 | q1 << 8) << (16 * (p & 1));
+  } else {
+    const uint32_t mask = (1u << low_bits(bits)) - 1;
+    low[low_word(bits, c)] |= ((q0 & mask) | (q1 & mask) << 16) << low_position(bits, c, p);
+    if (high_words(bits) != 0) {
+      const int upper = low_bits(bits);
+      high[high_word(bits, c)] |= ((q0 >> upper) | (q1 >> upper) << 16) << high_position(bits, c, p);
+    }
+  }
+}
+
+// The two codes as fp16 bit patterns of 1024 + code << pair_shift. Not for 16 bits, which are fp16 already.
+template <int kBits>
+EXL2_HD uint32_t pair_bits(const uint32_t* low, const uint32_t* high, int c, int p) {
+  if constexpr (kBits == 8) {
+    const uint32_t word = low[2 * c + (p >> 1)];
+#ifdef __CUDA_ARCH__
+    return __byte_perm(word, 0x64646464u, (p & 1) ? 0x4342 : 0x4140);
+#else
+    const uint32_t two = word >> (16 * (p & 1));
+    return (two & 0xff) | (two & 0xff00) << 8 | 0x64006400u;
+#endif
+  } else if constexpr (kBits <= 3) {
+    const uint32_t shifted = low[low_word(kBits, c)] >> (8 * (c & 1));
+    uint32_t pair = (shifted & (0x00030003u << (2 * p))) | 0x64006400u;
+    if constexpr (kBits == 3) {
+      // From position 2p + {0, 1, 8, 9}[c] to 2p + 2.
+      const uint32_t top = c < 2 ? high[0] << (2 - c) : high[0] >> (4 + c);
+      pair |= top & (0x00040004u << (2 * p));
+    }
+    return pair;
+  } else {
+    const uint32_t shifted = low[c] >> (8 * (p >> 1));
+    uint32_t pair = (shifted & (0x000f000fu << (4 * (p & 1)))) | 0x64006400u;
+    if constexpr (kBits > 4) {
+      // To bit 4 for even pairs, 8 for odd ones: one shift serves two pairs.
+      constexpr int kHigh = kBits - 4;
+      const int column = kHigh == 1 ? c : 2 * (c & 1);
+      const uint32_t word = high[high_word(kBits, c)];
+      const uint32_t top = p < 2 ? word << (4 - column) : word >> (4 + column);
+      pair |= top & ((kHigh == 1 ? 0x00100010u : 0x00300030u) << (4 * (p & 1)));
+    }
+    return pair;
+  }
+}
+
+// Code i of a little-endian bit stream that runs down the word rows of one column (both file formats).
+EXL2_HD uint32_t stream_code(const uint32_t* column, int64_t stride, int64_t i, int bits) {
+  const int64_t bit = i * bits;
+  const uint32_t* word = column + (bit >> 5) * stride;
+  const int offset = static_cast<int>(bit & 31);
+  uint32_t value = word[0] >> offset;
+  if (offset + bits > 32) value |= word[stride] << (32 - offset);
+  return value & ((1u << bits) - 1);
+}
+
+}  // namespace exl2::cuda

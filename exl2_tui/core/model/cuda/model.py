@@ -1,0 +1,326 @@
+"""A model on one GPU. Decoding replays a CUDA graph of csrc/cuda; prompts run as fp16 matrix products in torch.
+
+Up to MAX_STEP tokens at once go through the packed weights; more are a prompt: each linear is decoded to fp16 once
+per chunk of tokens and multiplied by cuBLAS.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from exl2_tui.core.cancel import CancelToken
+from exl2_tui.core.config import ModelConfig
+from exl2_tui.core.errors import UnsupportedError
+from exl2_tui.core.model.attention import attention_mask
+from exl2_tui.core.model.cache import KVCache, check_room
+from exl2_tui.core.model.causal_lm import check_ids
+from exl2_tui.core.model.cuda.library import require
+from exl2_tui.core.model.cuda.linear import CudaLinear, pack_linear
+from exl2_tui.core.model.layout import EMBEDDING, FINAL_NORM, LinearSpec, head_linear, layer_linears, layer_norms
+from exl2_tui.core.model.norm import RMSNorm
+from exl2_tui.core.model.protocol import Cache
+from exl2_tui.core.model.rope import RopeTable, rope_table, rotate
+from exl2_tui.core.model.weights import TensorSource, read_linear, read_matrix, read_norm, release_linear
+
+MAX_STEP = 8
+CHUNK = 2048
+HEAD_DIMS = (16, 32, 64, 128, 256)
+ATTENTION_PARTS = 8  # parts of the sequence that are looked at side by side
+
+
+class CudaLayer(NamedTuple):
+    q: CudaLinear
+    k: CudaLinear
+    v: CudaLinear
+    o: CudaLinear
+    gate: CudaLinear
+    up: CudaLinear
+    down: CudaLinear
+    attention_norm: Tensor
+    mlp_norm: Tensor
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+
+
+class CudaModel:
+    """Implements protocol.LanguageModel."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        embedding: Tensor,
+        layers: Sequence[CudaLayer],
+        final_norm: Tensor,
+        head: CudaLinear,
+    ) -> None:
+        self.config = config
+        self.embedding = embedding
+        self.layers = list(layers)
+        self.final_norm = final_norm
+        self.head = head
+        self.kernels = f"CUDA ({torch.cuda.get_device_name(self.device)})"
+        linears = [part for layer in self.layers for part in layer if isinstance(part, CudaLinear)]
+        self._workspace = torch.empty(
+            max(linear.out_features * linear.in_features for linear in linears), dtype=torch.float16, device=self.device
+        )
+        self._decoder: Decoder | None = None
+
+    @classmethod
+    def load(cls, source: TensorSource, config: ModelConfig, device: torch.device) -> CudaModel:
+        """Reads and packs every tensor. Raises ExtensionError without a GPU, UnsupportedError for a shape."""
+        require()
+        if config.head_dim not in HEAD_DIMS:
+            raise UnsupportedError(f"a head_dim of {config.head_dim} cannot run on the GPU", hint="Use the device cpu.")
+
+        def half(tensor: Tensor) -> Tensor:
+            return tensor.to(device=device, dtype=torch.float16).contiguous()
+
+        def norm(name: str, heads: int, size: int) -> Tensor:
+            weight = half(read_norm(source, name, heads, size))
+            source.release(name)
+            return weight
+
+        def linear(spec: LinearSpec) -> CudaLinear:
+            packed = pack_linear(read_linear(source, spec), device)
+            release_linear(source, spec)
+            return packed
+
+        embedding = half(read_matrix(source, EMBEDDING, config.vocab_size, config.hidden_size))
+        layers = []
+        for index in range(config.num_hidden_layers):
+            norms = [norm(name, *shape) for name, shape in layer_norms(config, index).items()]
+            q_norm, k_norm = norms[1:-1] or (None, None)
+            linears = _share_permutations([linear(spec) for spec in layer_linears(config, index)])
+            q, k, v, o, gate, up, down = linears
+            layers.append(CudaLayer(q, k, v, o, gate, up, down, norms[0], norms[-1], q_norm, k_norm))
+        final_norm = norm(FINAL_NORM, 1, config.hidden_size)
+        head = linear(head_linear(config))
+        source.release(EMBEDDING)
+        return cls(config, embedding, layers, final_norm, head)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    @property
+    def weight_bytes(self) -> int:
+        linears = sum(part.nbytes for layer in self.layers for part in layer if isinstance(part, CudaLinear))
+        return self.embedding.nbytes + linears + self.head.nbytes
+
+    def new_cache(self, context: int, kind: str = "fp16") -> KVCache:
+        if kind != "fp16":
+            raise UnsupportedError(
+                f'the cache kind "{kind}" cannot be used on the GPU', hint="Use the cache kind fp16."
+            )
+        cache = KVCache(self.config, context, kind, self.device)
+        self._decoder = None
+        return cache
+
+    @torch.no_grad()
+    def forward(
+        self,
+        ids: Tensor | Sequence[int],
+        cache: Cache,
+        *,
+        all_logits: bool = False,
+        cancel: CancelToken | None = None,
+    ) -> Tensor:
+        assert isinstance(cache, KVCache)
+        tokens = check_ids(ids, self.config.vocab_size)
+        check_room(len(tokens), cache.length, cache.capacity)
+        if len(tokens) <= MAX_STEP:
+            if self._decoder is None or self._decoder.cache is not cache:
+                self._decoder = Decoder(self, cache)
+            logits = self._decoder.step(tokens)
+            cache.length += len(tokens)
+            return (logits if all_logits else logits[-1]).cpu()
+        start = cache.length
+        rows = []
+        try:
+            for chunk in torch.split(tokens, CHUNK):
+                hidden = self._prompt(chunk, cache, cancel)
+                cache.length += len(chunk)
+                if all_logits:
+                    rows.append(self._logits(hidden).cpu())
+        except BaseException:
+            cache.length = start
+            raise
+        return torch.cat(rows) if all_logits else self._logits(hidden[-1:])[0].cpu()
+
+    def close(self) -> None:
+        self._decoder = None
+        self.layers = []
+        self.embedding = self.embedding.new_empty(0, 0)
+        self._workspace = self._workspace.new_empty(0)
+        torch.cuda.empty_cache()
+
+    def _prompt(self, tokens: Tensor, cache: KVCache, cancel: CancelToken | None) -> Tensor:
+        """tokens (T,) -> hidden states before the final norm, (T, C) float32. Fills the cache behind its length."""
+        config = self.config
+        rope = rope_table(config, cache.capacity, cache.length, len(tokens), self.device)
+        x = functional.embedding(tokens.to(self.device), self.embedding).float()
+        for index, layer in enumerate(self.layers):
+            if cancel is not None:
+                cancel.check()
+            normed = RMSNorm(layer.attention_norm.float(), config.rms_norm_eps).forward(x).half()
+            attended = self._attention(index, layer, normed, rope, cache)
+            x += self._linear(layer.o, attended)
+            normed = RMSNorm(layer.mlp_norm.float(), config.rms_norm_eps).forward(x).half()
+            gate = self._linear(layer.gate, normed)
+            x += self._linear(layer.down, functional.silu(gate).mul_(self._linear(layer.up, normed)))
+        return x
+
+    def _attention(self, index: int, layer: CudaLayer, x: Tensor, rope: RopeTable, cache: KVCache) -> Tensor:
+        config, count = self.config, x.shape[0]
+        q = self._linear(layer.q, x).view(count, config.num_attention_heads, config.head_dim)
+        k = self._linear(layer.k, x).view(count, config.num_key_value_heads, config.head_dim)
+        v = self._linear(layer.v, x).view(count, config.num_key_value_heads, config.head_dim)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = RMSNorm(layer.q_norm, config.rms_norm_eps).forward(q)
+            k = RMSNorm(layer.k_norm, config.rms_norm_eps).forward(k)
+        q, k = rotate(q.float(), rope).half(), rotate(k.float(), rope).half()
+        start = cache.length
+        keys, values = cache.append(index, k.transpose(0, 1), v.transpose(0, 1))
+        window = config.window(index)
+        plain = start == 0 and (window is None or count <= window)
+        mixed = functional.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            keys[None],
+            values[None],
+            attn_mask=None if plain else attention_mask(start, count, window, self.device),
+            is_causal=plain,
+            enable_gqa=True,
+        )
+        return mixed[0].transpose(0, 1).flatten(1)
+
+    def _linear(self, linear: CudaLinear, x: Tensor) -> Tensor:
+        """x (T, K) float16 -> (T, N) float16."""
+        if linear.perm is not None:
+            x = x.index_select(1, linear.perm)
+        if x.shape[1] < linear.in_features:
+            x = functional.pad(x, (0, linear.in_features - x.shape[1]))
+        return functional.linear(x, linear.dequantize(self._workspace), linear.bias)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """hidden (T, C) -> (T, V) float32, through the packed head a few tokens at a time."""
+        normed = RMSNorm(self.final_norm.float(), self.config.rms_norm_eps).forward(hidden).half()
+        size = self.head.out_features * self.head.in_features
+        if self._workspace.numel() < size:
+            self._workspace = self._workspace.new_empty(size)
+        return self._linear(self.head, normed).float()
+
+
+class Decoder:
+    """Everything one decode step needs, at fixed addresses, and its CUDA graphs: one per number of tokens.
+
+    The graphs belong to one cache; its length is read from device memory.
+    """
+
+    def __init__(self, model: CudaModel, cache: KVCache) -> None:
+        config, device = model.config, model.device
+        self.cache = cache
+        heads, dim = config.num_attention_heads, config.head_dim
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        rope = rope_table(config, cache.capacity, 0, cache.capacity, device)
+        first = model.layers[0]
+        self.state = empty(1 + MAX_STEP, dtype=torch.int32)
+        self.staging = torch.zeros(1 + MAX_STEP, dtype=torch.int32).pin_memory()
+        self.logits = empty(MAX_STEP, config.vocab_size)
+        self.buffers = (
+            model.embedding,
+            model.final_norm,
+            rope.cos.contiguous(),
+            rope.sin.contiguous(),
+            self.state,
+            empty(MAX_STEP, config.hidden_size),
+            empty(MAX_STEP, config.query_size + 2 * config.kv_size),
+            empty(MAX_STEP, first.o.in_features, dtype=torch.float16),
+            empty(MAX_STEP, first.down.in_features, dtype=torch.float16),
+            empty(MAX_STEP, heads, ATTENTION_PARTS, dim + 2),
+            empty(MAX_STEP, heads, dtype=torch.int32),
+            self.logits,
+        )
+        overlap = torch.cuda.get_device_capability(device) >= (9, 0)
+        plan = struct.pack(
+            "<9q2d12Q2q",
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            heads,
+            config.num_key_value_heads,
+            dim,
+            config.vocab_size,
+            config.rope_dim,
+            cache.capacity,
+            config.rms_norm_eps,
+            dim**-0.5,
+            *(tensor.data_ptr() for tensor in self.buffers),
+            ATTENTION_PARTS,
+            overlap,
+        )
+        for index, layer in enumerate(model.layers):
+            plan += self._layer_plan(config, index, layer, cache)
+        plan += model.head.plan()
+        self.plan = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """tokens (T,) int64 on the CPU, T <= MAX_STEP -> logits (T, V) float32 on the GPU until the next step."""
+        count = len(tokens)
+        self.staging[0] = self.cache.length
+        self.staging[1 : 1 + count] = tokens
+        self.state.copy_(self.staging, non_blocking=True)
+        if count not in self.graphs:
+            self._run(count)  # loads the kernels; a capture must not
+            torch.cuda.synchronize(self.state.device)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._run(count)
+            self.graphs[count] = graph
+        self.graphs[count].replay()
+        return self.logits[:count]
+
+    def _run(self, count: int) -> None:
+        torch.ops.exl2_cuda.decode_step(self.plan, count, self.logits)
+
+    @staticmethod
+    def _layer_plan(config: ModelConfig, index: int, layer: CudaLayer, cache: KVCache) -> bytes:
+        """struct Layer of csrc/cuda/plan.h."""
+        plan = b"".join(part.plan() for part in layer if isinstance(part, CudaLinear))
+        norms = (layer.attention_norm, layer.mlp_norm, layer.q_norm, layer.k_norm)
+        strides = (config.head_dim if norm is not None and norm.dim() == 2 else 0 for norm in norms[2:])
+        return plan + struct.pack(
+            "<4Q3q2Q",
+            *(0 if norm is None else norm.data_ptr() for norm in norms),
+            *strides,
+            config.window(index) or 0,
+            cache.keys[index].data_ptr(),
+            cache.values[index].data_ptr(),
+        )
+
+
+def _share_permutations(linears: list[CudaLinear]) -> list[CudaLinear]:
+    """The same linears, with permutations that are equal stored once: equal pointers tell kernels to share inputs."""
+    result: list[CudaLinear] = []
+    for linear in linears:
+        for other in result:
+            if (
+                linear.inverse is not None
+                and other.inverse is not None
+                and linear.inverse.shape == other.inverse.shape
+                and torch.equal(linear.inverse, other.inverse)
+            ):
+                linear = replace(linear, inverse=other.inverse, perm=other.perm)
+                break
+        result.append(linear)
+    return result
