@@ -48,10 +48,7 @@ COMMON_FLAGS = [
     *("-Wall", "-Wextra", "-Werror"),
 ]
 CUDA_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
-CUDA_FLAGS = [
-    *("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static", "-DUSE_CUDA"),
-    *(f"-gencode={architecture}" for architecture in CUDA_ARCHITECTURES),
-]
+CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static", "-DUSE_CUDA"]
 
 
 def stop(message: str) -> NoReturn:
@@ -245,7 +242,8 @@ class NinjaBuild(build_ext):
         variables = {"cxx": compiler(), "cflags": " ".join([*COMMON_FLAGS, define, *includes])}
         cuda_sources = cuda_files()
         if cuda_sources:
-            variables |= {"nvcc": str(nvcc()), "cudaflags": " ".join([*CUDA_FLAGS, define, *includes])}
+            flags = [*CUDA_FLAGS, *cuda_targets(str(nvcc())), define, *includes]
+            variables |= {"nvcc": str(nvcc()), "cudaflags": " ".join(flags)}
         ninja_file = NinjaFile(build, variables)
         cpu, cuda = build / "_C_cpu.so", build / "_C_cuda.so"
         write_cpu(ninja_file, build, cpu)
