@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +19,7 @@ from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import CheckpointError, ConfigError, ExtensionError, UnsupportedError
 from exl2_tui.core.model.causal_lm import CausalLM
 from exl2_tui.core.model.estimate import Backend, MeasurableSource, MemoryEstimate, estimate, require_fit
+from exl2_tui.core.model.native import NativeModel
 from exl2_tui.core.model.protocol import LanguageModel
 from exl2_tui.core.model.watched import Progress, WatchedSource
 from exl2_tui.core.model.weights import Inventory, take_inventory
@@ -80,6 +80,8 @@ def load_model(
         from exl2_tui.core.model.cuda.model import CudaModel
 
         return CudaModel.load(source, config, plan.device)
+    if plan.backend == "native":
+        return NativeModel.load(source, config, options)
     if options.threads:
         torch.set_num_threads(options.threads)
     model = CausalLM.load(source, config)
@@ -143,8 +145,6 @@ def _no_cuda(config: ModelConfig) -> str | None:
 
 def _no_native(config: ModelConfig) -> str | None:
     """Why the compiled CPU kernels cannot be used, None if they can."""
-    if find_spec("exl2_tui.core.model.native") is None:
-        return "not in this build"
     found = capabilities()
     if not found.native:
         return found.reason
