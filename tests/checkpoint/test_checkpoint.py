@@ -100,6 +100,8 @@ def test_pickles_are_refused_with_a_way_out(tmp_path: Path, name: str) -> None:
 def test_directories_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no such model directory"):
         Checkpoint.open(tmp_path / "absent")
+    with pytest.raises(CheckpointError, match="cannot read the directory"):
+        Checkpoint.open("x" * 5000)
     with pytest.raises(CheckpointError, match=r"expected \*\.safetensors files, found none"):
         Checkpoint.open(tmp_path)
     (tmp_path / "model.gguf").write_bytes(b"GGUF")

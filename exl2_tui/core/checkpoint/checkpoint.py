@@ -59,11 +59,6 @@ class Checkpoint:
         CheckpointError for files that are damaged.
         """
         path = Path(path)
-        if not path.is_dir():
-            if path.exists():
-                hint = f"Name the directory {path.parent}" if path.suffix == ".safetensors" else None
-                raise UnsupportedError("expected a model directory, found a file", file=path, hint=hint)
-            raise NotFoundError("there is no such model directory", file=path)
         paths = _tensor_files(path)
         config = read_json_object(path / "config.json")
         owners: dict[str, SafetensorsFile] = {}
@@ -190,6 +185,8 @@ class Checkpoint:
 
 def _indexed_files(index: Path) -> set[str]:
     """Files that an index names; empty if there is none to be read. Searched as text: it may be large and hostile."""
+    if not index.is_file():
+        return set()
     try:
         with index.open("rb") as stream:
             text = stream.read(MAX_INDEX_BYTES)
@@ -207,6 +204,11 @@ def _tensor_files(directory: Path) -> list[Path]:
     """The directory's *.safetensors files by name; explains what is there if there are none."""
     try:
         entries = sorted(directory.iterdir())
+    except FileNotFoundError as error:
+        raise NotFoundError("there is no such model directory", file=directory) from error
+    except NotADirectoryError as error:
+        hint = f"Name the directory {directory.parent}" if directory.suffix == ".safetensors" else None
+        raise UnsupportedError("expected a model directory, found a file", file=directory, hint=hint) from error
     except OSError as error:
         raise CheckpointError(f"cannot read the directory: {error.strerror or error}", file=directory) from error
     paths = [entry for entry in entries if entry.suffix == ".safetensors" and not entry.name.startswith(".")]
