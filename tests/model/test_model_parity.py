@@ -13,7 +13,10 @@ from support.models import write_random_model
 from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.model.causal_lm import CausalLM
+from exl2_tui.core.model.loader import load_model
 from exl2_tui.core.model.rope import rope_frequencies, rope_table
+from exl2_tui.core.ops.native import capabilities
+from exl2_tui.core.requests import LoadOptions
 
 LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, SEED_OSS = (
     f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "SeedOss")
@@ -132,6 +135,24 @@ def test_logits_and_greedy_text(name: str, tmp_path: Path) -> None:
     whole = model.forward(ids, whole_cache, all_logits=True)
     pieces = [model.forward(piece, cut_cache, all_logits=True) for piece in ids.split([1, 3, 17, 2, 31, 16])]
     assert_close(torch.cat(pieces), whole)
+
+
+@pytest.mark.skipif(not capabilities().native, reason="the kernels are not built")
+@pytest.mark.parametrize("name", MODELS)
+def test_compiled_kernels_agree(name: str, tmp_path: Path) -> None:
+    """As a person gets it, by the loader: with activations in float32 the order of summation is all that differs."""
+    architecture, overrides = MODELS[name]
+    folder = write_random_model(tmp_path, architecture, dtype="float32", seed=3, **overrides)
+    config = ModelConfig.from_dir(folder)
+    with Checkpoint.open(folder) as checkpoint:
+        reference = CausalLM.load(checkpoint, config)
+        model = load_model(checkpoint, config, LoadOptions(exact=True, device="cpu"))
+    assert not isinstance(model, CausalLM)
+    ids = random_ids(config.vocab_size, PROMPT)
+    expected = reference.forward(ids, reference.new_cache(PROMPT), all_logits=True)
+    cache = model.new_cache(PROMPT)
+    found = torch.cat([model.forward(piece, cache, all_logits=True) for piece in ids.split([1, 40, 2, 27])])
+    assert_close(found, expected)
 
 
 def test_short_sequences_of_longrope(tmp_path: Path) -> None:
