@@ -1,0 +1,1 @@
+"""What models this machine has: finding them, naming them, describing them without loading them."""
