@@ -23,12 +23,13 @@ from exl2_tui.core.model.loader import load_model, plan_load
 from exl2_tui.core.model.protocol import LanguageModel
 from exl2_tui.core.prompts import EncodedPrompt, encode_chat
 from exl2_tui.core.requests import ChatRequest, CompletionRequest, LoadOptions, Message
+from exl2_tui.core.speed import weight_bytes_per_token
 from exl2_tui.core.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """Everything that belongs to a model that is ready."""
+    """Everything that belongs to a model that is ready. read_bytes: of weights, for one token."""
 
     path: Path
     config: ModelConfig
@@ -37,6 +38,7 @@ class LoadedModel:
     generator: Generator
     format: str
     cache_bytes: int
+    read_bytes: int
 
 
 # (directory, options, progress, cancel, make room) -> model. `make room` frees the model loaded so far; it is called
@@ -66,9 +68,10 @@ def open_model(
             on_progress(LoadProgress(path.name, done, total, tensor))
 
         model = load_model(checkpoint, config, options, report, cancel, plan)
+        read_bytes = weight_bytes_per_token(checkpoint, config, dense=plan.backend == "reference")
     cache = model.new_cache(plan.estimate.context, options.cache)
     generator = Generator(model, tokenizer, cache)
-    return LoadedModel(path, config, tokenizer, model, generator, describe(path).format, cache.nbytes)
+    return LoadedModel(path, config, tokenizer, model, generator, describe(path).format, cache.nbytes, read_bytes)
 
 
 class Engine:
