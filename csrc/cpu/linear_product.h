@@ -334,6 +334,8 @@ struct DirectExact {
   }
 };
 
+constexpr int dense_row_bytes(DenseType type) { return kColumns * (type == DenseType::kF32 ? 4 : 2); }
+
 template <DenseType TYPE>
 static EXL2_INLINE F load_dense(const uint8_t* tile, int64_t row) {
   if constexpr (TYPE == DenseType::kF32) return Lanes::load(reinterpret_cast<const float*>(tile) + row * kColumns);
@@ -344,7 +346,7 @@ static EXL2_INLINE F load_dense(const uint8_t* tile, int64_t row) {
 template <DenseType TYPE, int MB>
 static EXL2_INLINE void direct_dense(const Header& h, const uint8_t* tile, const Activations& a, F* out) {
   constexpr int CHAINS = 8 / MB;
-  constexpr int kRowBytes = TYPE == DenseType::kF32 ? 64 : 32;
+  constexpr int kRowBytes = dense_row_bytes(TYPE);
   F acc[MB][CHAINS];
   for (int m = 0; m < MB; m++) {
     acc[m][0] = out[m];
@@ -438,7 +440,8 @@ static void multiply_bytes(const ByteChunk& chunk, int tile, const Section& s, i
   }
   for (int b = 0; b < blocks; b++, meta += MB) {
     Acc acc[TILES][MB];
-    for (int term = 0; term < s.terms; term++) {
+    int term = 0;
+    do {
       for (int i = 0; i < TILES; i++) {
         const I zero = chunk.zeros[tile + i][b];
         for (int m = 0; m < MB; m++) {
@@ -461,7 +464,7 @@ static void multiply_bytes(const ByteChunk& chunk, int tile, const Section& s, i
           }
         });
       }
-    }
+    } while (++term < s.terms);
     for (int m = 0; m < MB; m++) {
       const F x_scale = Lanes::set1(meta[m].scale);
       for (int i = 0; i < TILES; i++) {
@@ -655,12 +658,16 @@ template <DenseType TYPE>
 static void staged_dense(const uint8_t* blob, const uint8_t* scratch, int64_t M, float* out, int64_t ldo, int64_t tile,
                          int64_t tiles) {
   const Header& h = header_of(blob);
+  constexpr int kRowBytes = dense_row_bytes(TYPE);
   FloatChunk chunk;
   for (int64_t row = 0; row < h.K; row += kFloatChunkRows) {
     const int rows = int(min64(kFloatChunkRows, h.K - row));
     for (int64_t i = 0; i < tiles; i++) {
       const uint8_t* data = tile_of(blob, tile + i);
-      for (int r = 0; r < rows; r++) Lanes::store(chunk.weights[i] + r * kColumns, load_dense<TYPE>(data, row + r));
+      for (int r = 0; r < rows; r++) {
+        __builtin_prefetch(data + (row + r) * kRowBytes + kPrefetchBytes, 0, 3);
+        Lanes::store(chunk.weights[i] + r * kColumns, load_dense<TYPE>(data, row + r));
+      }
     }
     multiply_chunk(h, chunk, scratch, row, rows, M, out, ldo, tile, tiles);
   }
