@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,15 +32,16 @@ from exl2_tui.core.events import (
     QualityWarning,
     StageStarted,
 )
-from exl2_tui.core.quant import output
+from exl2_tui.core.quant import output, selftext
 from exl2_tui.core.quant.calibration import Calibration, CalibrationSpec, prepare
 from exl2_tui.core.quant.measurement import Measurement
 from exl2_tui.core.quant.recipe import head_recipe
 from exl2_tui.core.quant.recipes import ClassicRecipe, QuantizedLayer, Recipe, States
+from exl2_tui.core.quant.refined import RefinedRecipe
 from exl2_tui.core.quant.report import report_data, report_text
 from exl2_tui.core.quant.source import Comparison, SourceModel, compare
 from exl2_tui.core.quant.strategy import Strategy
-from exl2_tui.core.quant.workdir import WorkDir, write_durably
+from exl2_tui.core.quant.workdir import WorkDir, read_state, write_durably
 from exl2_tui.core.requests import ConvertRequest
 from exl2_tui.core.tokenizer import Tokenizer
 
@@ -48,6 +49,7 @@ HELD_OUT_ROWS = 8
 DEFAULT_LENGTH = 2048
 DEFAULT_ROWS = 100
 DEFAULT_MEASURE_ROWS = 16
+_Result = TypeVar("_Result")
 _FREE_TO_CHANGE = {"work", "measure_to"}
 """Options that a resumed job takes from the new command, since they do not change what was computed."""
 
@@ -63,9 +65,11 @@ class ConvertJob:
         self.name = str(work.path)
         device = request.device if request.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         self.model = SourceModel(Path(request.source), torch.device(device))
-        self.recipe: Recipe = ClassicRecipe(self.model, self.name, request.allocation)
+        make = ClassicRecipe if request.recipe == "classic" else RefinedRecipe
+        self.recipe: Recipe = make(self.model, self.name, request.allocation)
         self.cancel: CancelToken | None = None
         self._began = time.perf_counter()
+        self._saved: dict[str, tuple[Tensor, dict[str, str]]] = {}
 
     @classmethod
     def open(cls, request: ConvertRequest, *, fresh: bool = False) -> ConvertJob:
@@ -108,7 +112,6 @@ class ConvertJob:
         Exl2Error with the job left as it was after the last Checkpointed."""
         self.cancel = cancel
         self._began = time.perf_counter()
-        torch.manual_seed(self.request.seed)
         if self.state["stage"] == "calibrate":
             yield from self._calibrate()
         calibration = self._calibration()
@@ -142,7 +145,13 @@ class ConvertJob:
             held_out_rows=HELD_OUT_ROWS,
             seed=request.seed,
         )
-        made = prepare(spec, tokenizer, config.vocab_size)
+        generated: list[list[int]] = []
+        if request.calibration is None and self.model.decoder_weights <= selftext.LARGEST_MODEL:
+            documents = max(1, int(selftext.SHARE * spec.rows * length) // min(length, selftext.DOCUMENT))
+            prompts = [[tokenizer.bos_id or 0]] * documents
+            steps = selftext.write(self.model, prompts, min(length, selftext.DOCUMENT), request.seed, self.cancel)
+            generated = yield from self._with_progress(steps, "calibrate", "token")
+        made = prepare(spec, tokenizer, config.vocab_size, generated=generated)
         tensors = {"rows": made.rows.int(), "measure": made.measure.int(), "held_out": made.held_out.int()}
         digest = self.work.write_tensors("calibration.safetensors", tensors)  # type: ignore[arg-type]
         self.state["calibration"] = {"sha256": digest, "description": made.description}
@@ -279,7 +288,8 @@ class ConvertJob:
         yield self._started("evaluate", bits)
         finished = SourceModel(target, self.model.device)
         try:
-            judged = yield from self._with_progress(compare(self.model, finished, calibration.held_out, self.cancel))
+            steps = compare(self.model, finished, calibration.held_out, self.cancel)
+            judged = yield from self._with_progress(steps, "evaluate", "layer")
         finally:
             finished.close()
         yield Evaluated(
@@ -294,13 +304,15 @@ class ConvertJob:
         )
         return judged
 
-    def _with_progress(self, steps: Generator[int, None, Comparison]) -> Generator[Event, None, Comparison]:
+    def _with_progress(
+        self, steps: Generator[int, None, _Result], stage: ConvertStage, unit: str
+    ) -> Generator[Event, None, _Result]:
         while True:
             try:
-                layer = next(steps)
+                step = next(steps)
             except StopIteration as stop:
                 return stop.value  # type: ignore[no-any-return]
-            yield self._progress("evaluate", f"layer {layer - 1}")
+            yield self._progress(stage, f"{unit} {step}")
 
     def _finish(self) -> Iterator[Event]:
         self._account()
@@ -315,25 +327,35 @@ class ConvertJob:
         """Makes everything up to here survive: the states under a new name first, then the state file."""
         self._check_cancelled()
         if states is not None:
-            self.state["states"] = {}
-            if states:
-                name = f"states-{stage}-{self.state['target']}-{step:05d}.safetensors"
-                digest = self.work.write_tensors(name, dict(states))
-                self.state["states"] = {"name": name, "sha256": digest}
+            known: dict[str, dict[str, str]] = {}
+            for name, tensor in states.items():
+                saved = self._saved.get(name)
+                if saved is None or saved[0] is not tensor:
+                    file = f"states/{stage}-{self.state['target']}-{step:05d}-{name}.safetensors"
+                    digest = self.work.write_tensors(file, {name: tensor})
+                    # From here on a view of the file: states can exceed the memory.
+                    saved = self.work.view(file, name, self.model.device), {"file": file, "sha256": digest}
+                    states[name] = saved[0]
+                    self._saved[name] = saved
+                known[name] = saved[1]
+            self.state["states"] = known
+            self._saved = {name: self._saved[name] for name in states}
         if took is not None:
             self.state["timing"].setdefault(took[0], []).append(round(took[1], 3))
         self.state["stage"], self.state["step"] = stage, step
         self._account()
         self.work.write_state(self.state)
         named = {part["name"] for part in self.state["parts"]} | {"calibration.safetensors"}
-        self.work.keep_only(named | {self.state["states"].get("name", "")})
+        self.work.keep_only(named | {entry["file"] for entry in self.state["states"].values()})
 
     def _load_states(self) -> States:
         """States of the step before, read back exactly as they were written; {} at the start of a stage."""
-        if not self.state["states"]:
-            return {}
-        stored = self.work.read_tensors(self.state["states"]["name"], self.state["states"]["sha256"])
-        return {name: tensor.to(self.model.device, copy=True) for name, tensor in stored.items()}
+        states: States = {}
+        for name, entry in self.state["states"].items():
+            self.work.verify(entry["file"], entry["sha256"])
+            states[name] = self.work.view(entry["file"], name, self.model.device)
+            self._saved[name] = states[name], entry
+        return states
 
     def _add_part(self, name: str, tensors: dict[str, Tensor], done: QuantizedLayer) -> None:
         """A finished layer, on disk but not yet named by the state file."""
@@ -405,3 +427,15 @@ def _require_same(stored: dict[str, Any], request: ConvertRequest, path: Path) -
                 file=path,
                 hint="Give the same options to resume it, another directory, or -nr to start anew.",
             )
+
+
+def stored_request(work: Path) -> ConvertRequest:
+    """The request of the job in a work directory, to resume it. Raises JobError if there is none."""
+    state = read_state(work)
+    if state is None:
+        raise JobError("there is no job in this directory", file=work)
+    try:
+        stored = {**state["request"], "bits": tuple(state["request"]["bits"]), "work": str(work)}
+        return ConvertRequest(**stored)
+    except (KeyError, TypeError) as error:
+        raise JobError(f"the job file is damaged ({error!r})", file=work, hint="Start anew with -nr.") from None

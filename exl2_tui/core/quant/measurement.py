@@ -30,12 +30,21 @@ class MeasuredOption:
     error: float
 
 
+@dataclass(frozen=True, slots=True)
+class MeasuredLinear:
+    """One choice for a single linear: its recipe, stored bits and the KL divergence per token that is predicted."""
+
+    params: QParams
+    total_bits: int
+    kl: float
+
+
 @dataclass(slots=True)
 class Measurement:
     """halves: options by key such as model.layers.0.self_attn. linears: the default recipe's table, by full name."""
 
     halves: dict[str, list[MeasuredOption]] = field(default_factory=dict)
-    linears: dict[str, dict[str, Any]] = field(default_factory=dict)
+    linears: dict[str, list[MeasuredLinear]] = field(default_factory=dict)
 
     def to_json(self, layers: int) -> dict[str, Any]:
         """With the entries that the reference expects for norm and head."""
@@ -52,7 +61,11 @@ class Measurement:
             ]
         listed["model.norm.norm"] = None
         listed["lm_head.linear"] = None
-        return {"measurement": listed, "last_module_idx": 2 * layers + 2, "linears": self.linears}
+        linears = {
+            name: [{**option.params.to_json(), "total_bits": option.total_bits, "kl": option.kl} for option in options]
+            for name, options in self.linears.items()
+        }
+        return {"measurement": listed, "last_module_idx": 2 * layers + 2, "linears": linears}
 
     @classmethod
     def from_json(cls, data: object, file: Path | None = None) -> Measurement:
@@ -67,8 +80,12 @@ class Measurement:
             if isinstance(options, list):
                 found.halves[str(key)] = [_option(str(key), option, file) for option in options]
         extra = data.get("linears", {})
-        if isinstance(extra, Mapping) and all(isinstance(value, dict) for value in extra.values()):
-            found.linears = {str(key): dict(value) for key, value in extra.items()}
+        if not isinstance(extra, Mapping):
+            raise QuantizationError("linears is no object", file=file)
+        for name, options in extra.items():
+            if not isinstance(options, list) or not options:
+                raise QuantizationError(f"the options of {name} are no list", file=file)
+            found.linears[str(name)] = [_linear(str(name), option, file) for option in options]
         return found
 
     @classmethod
@@ -106,3 +123,11 @@ def _option(key: str, data: object, file: Path | None) -> MeasuredOption:
     if not isinstance(error, int | float) or not math.isfinite(error):
         raise QuantizationError(f"an option of {key} has the error {error!r}", file=file)
     return MeasuredOption({name: QParams.from_json(data.get(name)) for name in names}, bits, max(0.0, float(error)))
+
+
+def _linear(name: str, data: object, file: Path | None) -> MeasuredLinear:
+    bits = data.get("total_bits") if isinstance(data, Mapping) else None
+    kl = data.get("kl") if isinstance(data, Mapping) else None
+    if not isinstance(kl, int | float) or not math.isfinite(kl) or kl < 0 or not isinstance(bits, int) or bits <= 0:
+        raise QuantizationError(f"an option of {name} has no total_bits or kl", file=file)
+    return MeasuredLinear(QParams.from_json(data), bits, float(kl))

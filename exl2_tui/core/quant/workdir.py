@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from exl2_tui.core.checkpoint.safetensors import TensorSource, open_file, write_file
@@ -79,6 +80,10 @@ class WorkDir:
         file = open_file(self.path / name)
         return {key: file.tensor(key) for key in file.tensors}
 
+    def view(self, name: str, tensor: str, device: torch.device) -> Tensor:
+        """One tensor of an artifact, on the CPU as a view of the mapped file: do not write to it."""
+        return open_file(self.path / name).tensor(tensor).to(device)
+
     def verify(self, name: str, sha256: str) -> None:
         """Raises JobError unless the artifact has this hash."""
         try:
@@ -107,7 +112,7 @@ class WorkDir:
             for file in self.path.glob(pattern):
                 file.unlink(missing_ok=True)
         for folder in self.path.iterdir():
-            if folder.is_dir() and folder.name.startswith(("quantized-", "model-")):
+            if folder.is_dir() and folder.name.startswith(("quantized-", "model-", "states")):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
