@@ -89,7 +89,8 @@ class CausalLM:
         all_logits: bool = False,
         cancel: CancelToken | None = None,
     ) -> Tensor:
-        assert isinstance(cache, KVCache)
+        if not isinstance(cache, KVCache):
+            raise ShapeError("the cache was made by another model: new_cache() makes one that fits")
         tokens = check_ids(ids, self.config.vocab_size)
         check_room(len(tokens), cache.length, cache.capacity)
         rope = rope_table(self.config, cache.capacity, cache.length, len(tokens), self.device)

@@ -47,13 +47,13 @@ class TensorSource(Protocol):
 
 def read_linear(source: TensorSource, spec: LinearSpec) -> LinearWeight:
     """The weight of one linear, validated against its shape. Raises CheckpointError if it is missing or malformed."""
-    if source.linear_kind(spec.prefix) is not None or (spec.fused is None and spec.tied_to is None):
-        return source.linear(spec.prefix, spec.in_features, spec.out_features, spec.bias)
-    if spec.tied_to is not None:
+    is_stored = source.linear_kind(spec.prefix) is not None
+    if spec.tied_to is not None and not is_stored:
         return DenseWeight(read_matrix(source, spec.tied_to, spec.out_features, spec.in_features), None)
-    assert spec.fused is not None
-    whole = replace(spec, prefix=spec.fused.prefix, out_features=spec.fused.out_features, fused=None)
-    return _columns(read_linear(source, whole), spec, spec.fused.start)
+    if spec.fused is not None and not is_stored:
+        whole = replace(spec, prefix=spec.fused.prefix, out_features=spec.fused.out_features, fused=None)
+        return _columns(read_linear(source, whole), spec, spec.fused.start)
+    return source.linear(spec.prefix, spec.in_features, spec.out_features, spec.bias)
 
 
 def linear_names(source: TensorSource, spec: LinearSpec) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ def read_matrix(source: TensorSource, name: str, rows: int, columns: int) -> Ten
 
 def read_norm(source: TensorSource, name: str, heads: int, size: int) -> Tensor:
     """A norm's weight (size,) in its stored dtype; with heads > 1 also (heads, size), as EXL2 files expand it."""
-    shapes: tuple[tuple[int, ...], ...] = ((size,), (heads, size))
+    shapes: tuple[tuple[int, ...], ...] = ((size,), (heads, size)) if heads > 1 else ((size,),)
     return _float_tensor(source, name, shapes)
 
 
