@@ -7,8 +7,6 @@
 
 namespace exl2 {
 
-__attribute__((weak)) const LinearKernels* linear_kernels_avx2();
-
 const LinearKernels* linear_kernels_of(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::kAvx512) return linear_kernels_avx512();

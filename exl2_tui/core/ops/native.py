@@ -59,7 +59,7 @@ def capabilities() -> Capabilities:
     global _found
     with _lock:
         if _found is None:
-            _found = _find()
+            _found = find()
         return _found
 
 
@@ -80,7 +80,8 @@ def ops() -> Any:
     return torch.ops.exl2_cpu
 
 
-def _find() -> Capabilities:
+def find() -> Capabilities:
+    """What capabilities() remembers: reads the environment and loads the library if it is not loaded yet."""
     wanted = os.environ.get("EXL2_TUI_KERNELS", "")
     if wanted not in ("", "native", "reference"):
         raise ExtensionError(f'EXL2_TUI_KERNELS is "{wanted}", but must be "native" or "reference"')
