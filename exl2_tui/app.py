@@ -5,6 +5,7 @@ The first frame is drawn before anything heavy is imported: the service is made 
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import importlib
 import time
@@ -24,10 +25,14 @@ from exl2_tui.clipboard import OSC52_LIMIT, copy_with_helper
 from exl2_tui.core.events import Event, LoadFinished, ModesListed, PromptPreview
 from exl2_tui.keymap import bindings, problems
 from exl2_tui.screens.chat import ChatScreen
-from exl2_tui.session import ChatSession, ChatStore
-from exl2_tui.settings import Settings, load_settings, save_settings
+from exl2_tui.session import ChatSession
+from exl2_tui.settings import Settings, data_dir, load_settings, save_settings
 from exl2_tui.state import Changes, Clock, HearsService, ModelService
+from exl2_tui.store.base import ChatStore
+from exl2_tui.store.db import ChatDatabase
+from exl2_tui.store.export import export
 from exl2_tui.store.memory import MemoryStore
+from exl2_tui.store.tree import Chat
 from exl2_tui.text import one_line
 from exl2_tui.themes import THEMES, theme_name
 from exl2_tui.widgets.bars import StatusRow
@@ -36,6 +41,7 @@ FLUSH_SECONDS = 0.05
 QUIT_SECONDS = 0.8
 STYLES = Path(__file__).parent / "styles"
 
+StoreFactory = Callable[[Callable[[int], object], Callable[[str], object]], ChatStore]
 ServiceFactory = Callable[[Callable[[Event], None]], ModelService]
 
 
@@ -59,6 +65,13 @@ class Exl2App(App[None]):
             super().__init__()
             self.token = token
 
+    class Problem(Message):
+        """Something that needs no answer went wrong."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__()
+            self.text = text
+
     def __init__(
         self,
         service_factory: ServiceFactory,
@@ -69,7 +82,7 @@ class Exl2App(App[None]):
         system: str | None = None,
         problem: str = "",
         theme: str = "exl2-dark",
-        store_factory: Callable[[Callable[[int], object]], ChatStore] | None = None,
+        store_factory: StoreFactory | None = None,
         clock: Clock = time.monotonic,
         wall_clock: Clock = time.time,
     ) -> None:
@@ -85,8 +98,9 @@ class Exl2App(App[None]):
         self._last_flush = 0.0
         self._model = model
         self.service: ModelService | None = None
-        store = (store_factory or MemoryStore)(lambda token: self.post_message(self.Saved(token)))
-        self.session = ChatSession(settings, store, clock=clock, wall_clock=wall_clock)
+        self._wall_clock = wall_clock
+        self._store = (store_factory or _memory)(lambda token: self.post_message(self.Saved(token)), self.report)
+        self.session = ChatSession(settings, self._store, clock=clock, wall_clock=wall_clock)
         if mode:
             self.session.chat.mode = mode
         if system is not None:
@@ -98,7 +112,16 @@ class Exl2App(App[None]):
 
     def on_mount(self) -> None:
         self.set_keymap(self.settings.keys)
-        self.push_screen(ChatScreen(self.session, copy=self.copy, mode_chosen=self._remember_mode, clock=self._clock))
+        self.push_screen(
+            ChatScreen(
+                self.session,
+                copy=self.copy,
+                mode_chosen=self._remember_mode,
+                pick_chat=self._pick_chat,
+                export=self._export,
+                clock=self._clock,
+            )
+        )
         wrong = [self._problem, *problems(self.settings.keys)]
         if any(wrong):
             self.notify(one_line(" ".join(filter(None, wrong))), severity="warning", timeout=12, markup=False)
@@ -148,6 +171,64 @@ class Exl2App(App[None]):
         for screen in self.screen_stack:
             if isinstance(screen, ChatScreen) and screen.is_mounted:
                 screen.repaint(changes)
+
+    # Chats
+
+    def close_store(self, timeout: float) -> None:
+        """After the app has ended: what waits is written."""
+        self._store.close(timeout)
+
+    def _pick_chat(self) -> None:
+        from exl2_tui.screens.chat_picker import ChatPicker
+
+        def export(chat_id: str) -> None:
+            self.run_worker(self._load_and_export(chat_id), group="chats", exit_on_error=False)
+
+        def chosen(chat_id: str | None) -> None:
+            if chat_id is not None and chat_id != self.session.chat.id:
+                self.run_worker(self._open_chat(chat_id), group="chats", exclusive=True, exit_on_error=False)
+
+        self.push_screen(
+            ChatPicker(
+                self._store,
+                self.session.chat.id,
+                deleted=lambda chat_id: self.repaint(self.session.forget(chat_id)),
+                renamed=lambda chat_id, title: self.repaint(self.session.renamed(chat_id, title)),
+                export=export,
+                wall_clock=self._wall_clock,
+            ),
+            chosen,
+        )
+
+    async def _open_chat(self, chat_id: str) -> None:
+        chat = await asyncio.wrap_future(self._store.load_chat(chat_id))
+        if chat is not None:
+            self.repaint(self.session.open(chat))
+
+    async def _load_and_export(self, chat_id: str) -> None:
+        chat = await asyncio.wrap_future(self._store.load_chat(chat_id))
+        if chat is not None:
+            self._export(chat)
+
+    def _export(self, chat: Chat) -> None:
+        directory = data_dir() / "exports"
+        self.run_worker(partial(self._write_export, chat, directory), thread=True, group="export", exit_on_error=False)
+
+    def _write_export(self, chat: Chat, directory: Path) -> None:
+        try:
+            markdown, _ = export(chat, directory)
+        except OSError as error:
+            self.call_from_thread(self._say, f"The chat could not be exported: {error.strerror}")
+            return
+        self.call_from_thread(self._say, f"Exported to {markdown} and .json")
+
+    def report(self, problem: str) -> None:
+        """A problem from any thread that needs no answer, but must be seen."""
+        self.post_message(self.Problem(problem))
+
+    @on(Problem)
+    def _problem_reported(self, event: Problem) -> None:
+        self.notify(one_line(event.text), severity="warning", timeout=12, markup=False)
 
     # What is remembered
 
@@ -217,15 +298,19 @@ class Exl2App(App[None]):
         self.exit()
 
 
+def _memory(saved: Callable[[int], object], problem: Callable[[str], object]) -> ChatStore:
+    return MemoryStore(saved)
+
+
 def _import_the_rest() -> None:
     """What the first frame did not need, so that the first answer and the first dialog need not wait for it."""
-    for name in ("widgets.live_text", "screens.dialogs", "screens.mode_picker"):
+    for name in ("widgets.live_text", "screens.dialogs", "screens.mode_picker", "screens.chat_picker"):
         importlib.import_module(f"exl2_tui.{name}")
 
 
 def run(
     model: str | None = None,
-    mode: str = "",
+    mode: str | None = None,
     system: str | None = None,
     service_factory: ServiceFactory | None = None,
 ) -> None:
@@ -234,13 +319,15 @@ def run(
     app = Exl2App(
         service_factory or _real_service,
         settings,
-        model=model or settings.models.last,
-        mode=mode,
+        model=model or "",
+        mode=mode or "",
         system=system,
         problem=problem,
         theme=theme_name(settings.appearance.theme),
+        store_factory=lambda saved, report: ChatDatabase(data_dir() / "chats.db", saved, report),
     )
     app.run()
+    app.close_store(QUIT_SECONDS)
     service = app.service
     if service is not None:
         service.close(QUIT_SECONDS)

@@ -7,7 +7,6 @@ from its first token. Only GenerationFinished or Failed ends an answer, and what
 from __future__ import annotations
 
 import time
-from typing import Protocol
 
 from exl2_tui.core.events import (
     Event,
@@ -23,16 +22,10 @@ from exl2_tui.core.events import (
 from exl2_tui.core.requests import ChatRequest, LoadOptions, Message
 from exl2_tui.settings import Settings
 from exl2_tui.state import Changes, Clock, Meters, ModelService, ModelState, Queued, Writing
+from exl2_tui.store.base import ChatStore
 from exl2_tui.store.tree import Chat, Turn
 
 AUTOSAVE_SECONDS = 1.0
-
-
-class ChatStore(Protocol):
-    """Where chats are kept (store/db.py). Calls return at once; a token comes back once it is on disk."""
-
-    def save_chat(self, chat: Chat) -> None: ...
-    def save_turn(self, chat: Chat, turn: Turn, token: int | None = None) -> None: ...
 
 
 class ChatSession:
@@ -133,6 +126,21 @@ class ChatSession:
         self.chat = self._fresh_chat(self.chat.mode, self.chat.system)
         return Changes(turns=True, status=True, model=True)
 
+    def renamed(self, chat_id: str, title: str) -> Changes:
+        """A chat has another title now; the one in view shows it."""
+        if chat_id != self.chat.id:
+            return Changes()
+        self.chat.title = title
+        return Changes(model=True)
+
+    def forget(self, chat_id: str) -> Changes:
+        """A chat is about to be deleted: its answer is stopped, and if it is in view a new one takes its place."""
+        changes = Changes()
+        if self.writing is not None and self.writing.chat.id == chat_id:
+            changes = self.stop()
+        self.queue = [item for item in self.queue if item.chat.id != chat_id]
+        return changes | self.new_chat() if chat_id == self.chat.id else changes
+
     def set_mode(self, mode: str) -> Changes:
         self.chat.mode = mode
         self._save_chat()
@@ -166,7 +174,8 @@ class ChatSession:
         if draft.strip() or not messages or messages[-1].role != "user":
             messages = (*messages, Message("user", draft if draft.strip() else "Hello"))
         if self._service is not None:
-            self._service.preview_prompt(messages, mode, token)
+            chat = self.settings.chat
+            self._service.preview_prompt(messages, mode, token, user_name=chat.user_name, bot_name=chat.bot_name)
 
     def list_modes(self) -> None:
         """Asks for the prompt modes; the answer is a ModesListed."""

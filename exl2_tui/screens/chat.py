@@ -18,7 +18,7 @@ from exl2_tui.core.events import Event, ModeChoice, ModesListed
 from exl2_tui.keymap import bindings
 from exl2_tui.session import ChatSession
 from exl2_tui.state import Changes, Clock
-from exl2_tui.store.tree import Turn
+from exl2_tui.store.tree import Chat, Turn
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import Row, StatusRow
 from exl2_tui.widgets.composer import Composer
@@ -49,12 +49,16 @@ class ChatScreen(Screen[None]):
         *,
         copy: Callable[[str, str], None],
         mode_chosen: Callable[[str], None],
+        pick_chat: Callable[[], None],
+        export: Callable[[Chat], None],
         clock: Clock = time.monotonic,
     ) -> None:
         super().__init__(id="chat")
         self._session = session
         self._copy = copy
         self._mode_chosen = mode_chosen
+        self._pick_chat = pick_chat
+        self._export = export
         self._clock = clock
         self._modes: tuple[ModeChoice, ...] = (ModeChoice("auto", "what the model's own template says"),)
         self._ticker: Timer | None = None
@@ -224,6 +228,15 @@ class ChatScreen(Screen[None]):
         self._mark(None)
         self.repaint(self._session.new_chat())
         self.query_one(Composer).focus()
+
+    def action_pick_chat(self) -> None:
+        self._pick_chat()
+
+    def action_export(self) -> None:
+        if self._session.chat.turns:
+            self._export(self._session.chat)
+        else:
+            self.query_one(StatusRow).say("There is nothing to export yet")
 
     def action_retry(self) -> None:
         self.repaint(self._session.retry())

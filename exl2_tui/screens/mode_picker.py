@@ -49,7 +49,7 @@ class ModePicker(ModalScreen[str | None]):
         with Vertical(classes="dialog -wide mode-picker") as box:
             box.border_title = Content("Prompt mode")
             yield Input(placeholder="type to filter", compact=True)
-            yield OptionList(markup=False, compact=True)
+            yield OptionList(markup=False, compact=True, classes="-rows")
             yield Static("", id="preview-head", markup=False)
             with VerticalScroll(id="preview", can_focus=False):
                 yield Static("", markup=False)

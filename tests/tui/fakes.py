@@ -80,7 +80,9 @@ class FakeService:
     def cancel(self, request_id: int | None = None) -> None:
         self.cancelled.append(request_id)
 
-    def preview_prompt(self, messages: Sequence[Message], mode: str, token: int) -> None:
+    def preview_prompt(
+        self, messages: Sequence[Message], mode: str, token: int, *, user_name: str = "", bot_name: str = ""
+    ) -> None:
         self.previews.append((tuple(messages), mode, token))
         parts = [PromptPart("<s>", True, "template")]
         for message in messages:

@@ -1,0 +1,82 @@
+"""The tables of the chat database and how older ones become them. One script per version, never changed afterwards."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from exl2_tui.core.errors import UnsupportedError
+
+VERSIONS = (
+    """
+    CREATE TABLE chat (
+        id TEXT PRIMARY KEY,
+        title TEXT NOT NULL,
+        head TEXT,                      -- the turn in view
+        mode TEXT NOT NULL,
+        system TEXT NOT NULL,
+        created REAL NOT NULL,          -- Unix seconds
+        updated REAL NOT NULL
+    );
+    CREATE TABLE turn (
+        number INTEGER PRIMARY KEY,     -- order of creation
+        id TEXT NOT NULL UNIQUE,
+        chat TEXT NOT NULL REFERENCES chat (id) ON DELETE CASCADE,
+        parent TEXT,
+        role TEXT NOT NULL,
+        text TEXT NOT NULL,
+        state TEXT NOT NULL,            -- writing, done, stopped, error
+        created REAL NOT NULL,
+        mode TEXT NOT NULL,
+        model TEXT NOT NULL,
+        note TEXT NOT NULL,
+        hint TEXT NOT NULL,
+        dropped INTEGER NOT NULL,
+        token_ids BLOB NOT NULL,        -- 4 bytes each, little-endian
+        stats TEXT NOT NULL             -- GenerationFinished as JSON, or ''
+    );
+    CREATE INDEX turn_chat ON turn (chat, number);
+    CREATE INDEX chat_updated ON chat (updated);
+    CREATE VIRTUAL TABLE turn_words USING fts5 (text, content='turn', content_rowid='number');
+    CREATE TRIGGER turn_added AFTER INSERT ON turn BEGIN
+        INSERT INTO turn_words (rowid, text) VALUES (new.number, new.text);
+    END;
+    CREATE TRIGGER turn_removed AFTER DELETE ON turn BEGIN
+        INSERT INTO turn_words (turn_words, rowid, text) VALUES ('delete', old.number, old.text);
+    END;
+    CREATE TRIGGER turn_changed AFTER UPDATE OF text ON turn BEGIN
+        INSERT INTO turn_words (turn_words, rowid, text) VALUES ('delete', old.number, old.text);
+        INSERT INTO turn_words (rowid, text) VALUES (new.number, new.text);
+    END;
+    """,
+)
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """Opens or makes the database and brings it up to date, keeping a copy of an older one beside it.
+
+    Raises UnsupportedError if a newer program made it, sqlite3.DatabaseError if it is damaged, OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        if version > len(VERSIONS):
+            raise UnsupportedError(
+                f"the chats were saved by a newer version (format {version}, this one knows {len(VERSIONS)})",
+                file=path,
+                hint="Update exl2-tui; until then nothing is saved",
+            )
+        for number in range(version, len(VERSIONS)):
+            if number:
+                with sqlite3.connect(path.with_name(f"{path.name}.v{number}")) as copy:
+                    connection.backup(copy)
+            connection.executescript(f"BEGIN; {VERSIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
+        connection.execute("SELECT count(*) FROM chat").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
