@@ -15,6 +15,8 @@ from torch import Tensor
 
 # Width of the blocks in which large vectors are searched and summed in two levels.
 BLOCK = 64
+# From here on searching by blocks is faster than torch.topk.
+BLOCKS_FROM = 1 << 15
 # Up to here a plain sort is cheaper than sorting into bins first.
 SORT_AT_MOST = 1024
 
@@ -132,7 +134,7 @@ def largest(values: Tensor, count: int) -> Tensor:
     """
     total = values.numel()
     blocks = total // BLOCK
-    if count >= blocks // 2:
+    if total < BLOCKS_FROM or count >= blocks // 2:
         return torch.topk(values, count).indices
     best = torch.topk(values[: blocks * BLOCK].view(blocks, BLOCK).amax(1), count, sorted=False).indices
     inside = (best[:, None] * BLOCK + torch.arange(BLOCK)).flatten()

@@ -21,6 +21,9 @@ CHUNK_SECONDS = 0.25
 FIRST_CHUNK = 64
 SMALLEST_CHUNK = 8
 LARGEST_CHUNK = 2048
+# The last tokens of a prompt are run together, even if all but one of them are in the cache: kernels round differently
+# for one token and for several, and asking the same thing twice with the same seed must give the same text.
+TAIL = 8
 
 
 class Generator:
@@ -47,10 +50,10 @@ class Generator:
         return self._cache.capacity
 
     def cached_tokens(self, ids: Sequence[int]) -> int:
-        """How many of these prompt tokens need not be run again; the last one always is, for its logits."""
-        limit = min(len(self._run), len(ids) - 1)
+        """How many of these prompt tokens need not be run again; the last TAIL always are."""
+        limit = max(0, min(len(self._run), len(ids) - TAIL))
         differs = (i for i, (old, new) in enumerate(zip(self._run, ids, strict=False)) if old != new)
-        return max(0, min(limit, next(differs, limit)))
+        return min(limit, next(differs, limit))
 
     def stream(
         self,
@@ -142,12 +145,13 @@ class Generator:
         while True:
             cancel.check()
             done = len(self._run)
-            part = ids[done : done + self._chunk]
+            last = len(ids) - done < self._chunk + TAIL
+            part = ids[done:] if last else ids[done : done + self._chunk]
             started = time.perf_counter()
             logits = self._forward(part, cancel)
             self._adapt(len(part), time.perf_counter() - started)
             yield PrefillProgress(request_id, len(self._run), len(ids))
-            if len(self._run) == len(ids):
+            if last:
                 return logits
 
     def _adapt(self, tokens: int, seconds: float) -> None:
