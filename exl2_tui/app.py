@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual import on
 from textual.app import App
@@ -22,12 +22,14 @@ from textual.timer import Timer
 
 from exl2_tui.bridge import EventBridge
 from exl2_tui.clipboard import OSC52_LIMIT, copy_with_helper
-from exl2_tui.core.events import Event, LoadFinished, ModesListed, PromptPreview
+from exl2_tui.commands import KeyCommands
+from exl2_tui.core.events import Event, LoadFinished, ModelsListed, ModesListed, PromptPreview
+from exl2_tui.core.requests import SamplerSettings
 from exl2_tui.keymap import bindings, problems
 from exl2_tui.screens.chat import ChatScreen
 from exl2_tui.session import ChatSession
 from exl2_tui.settings import Settings, data_dir, load_settings, save_settings
-from exl2_tui.state import Changes, Clock, HearsService, ModelService
+from exl2_tui.state import Changes, Clock, Draws, HearsService, ModelService
 from exl2_tui.store.base import ChatStore
 from exl2_tui.store.db import ChatDatabase
 from exl2_tui.store.export import export
@@ -39,7 +41,11 @@ from exl2_tui.widgets.bars import StatusRow
 
 FLUSH_SECONDS = 0.05
 QUIT_SECONDS = 0.8
+SAVE_SECONDS = 0.3
 STYLES = Path(__file__).parent / "styles"
+
+if TYPE_CHECKING:
+    from exl2_tui.settings_form import Group
 
 StoreFactory = Callable[[Callable[[int], object], Callable[[str], object]], ChatStore]
 ServiceFactory = Callable[[Callable[[Event], None]], ModelService]
@@ -49,8 +55,15 @@ class Exl2App(App[None]):
     """The full-screen program."""
 
     TITLE = "exl2-tui"
-    ENABLE_COMMAND_PALETTE = False
-    CSS_PATH: ClassVar[list[str | Path]] = [STYLES / "base.tcss", STYLES / "dialogs.tcss"]  # type: ignore[assignment]
+    ENABLE_COMMAND_PALETTE = True
+    COMMANDS: ClassVar[set[Any]] = {KeyCommands}
+    COMMAND_PALETTE_BINDING = "f22"  # ours is in the keymap
+    CSS_PATH: ClassVar[list[str | Path]] = [
+        STYLES / "base.tcss",
+        STYLES / "dialogs.tcss",
+        STYLES / "form.tcss",
+        STYLES / "models.tcss",
+    ]  # type: ignore[assignment]
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 - the base class fixes the type
     VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012
@@ -95,6 +108,7 @@ class Exl2App(App[None]):
         self._clock = clock
         self._bridge = EventBridge(lambda: self.post_message(self.Wake()))
         self._flush_timer: Timer | None = None
+        self._save_timer: Timer | None = None
         self._last_flush = 0.0
         self._model = model
         self.service: ModelService | None = None
@@ -110,6 +124,10 @@ class Exl2App(App[None]):
     def settings(self) -> Settings:
         return self.session.settings
 
+    @property
+    def key_overrides(self) -> dict[str, str]:
+        return self.settings.keys
+
     def on_mount(self) -> None:
         self.set_keymap(self.settings.keys)
         self.push_screen(
@@ -119,6 +137,7 @@ class Exl2App(App[None]):
                 mode_chosen=self._remember_mode,
                 pick_chat=self._pick_chat,
                 export=self._export,
+                sampler=self.edit_sampler,
                 clock=self._clock,
             )
         )
@@ -149,7 +168,7 @@ class Exl2App(App[None]):
         self._flush_timer = None
         changes = Changes()
         for event in self._bridge.drain():
-            if isinstance(event, PromptPreview | ModesListed):
+            if isinstance(event, PromptPreview | ModesListed | ModelsListed):
                 for screen in self.screen_stack:
                     if isinstance(screen, HearsService):
                         screen.service_event(event)
@@ -169,14 +188,16 @@ class Exl2App(App[None]):
         if changes == Changes():
             return
         for screen in self.screen_stack:
-            if isinstance(screen, ChatScreen) and screen.is_mounted:
+            if isinstance(screen, Draws) and screen.is_mounted:
                 screen.repaint(changes)
 
     # Chats
 
-    def close_store(self, timeout: float) -> None:
+    def close(self, timeout: float) -> None:
         """After the app has ended: what waits is written."""
         self._store.close(timeout)
+        if self._save_timer is not None:
+            self._write_settings(self.settings)
 
     def _pick_chat(self) -> None:
         from exl2_tui.screens.chat_picker import ChatPicker
@@ -233,15 +254,22 @@ class Exl2App(App[None]):
     # What is remembered
 
     def change_settings(self, settings: Settings) -> None:
-        """Uses and saves new settings; the disk is written on a thread."""
+        """Uses new settings at once and saves them on a thread a moment after the last change."""
         self.session.settings = settings
-        self.run_worker(partial(self._write_settings, settings), thread=True, group="settings", exit_on_error=False)
+        if self._save_timer is not None:
+            self._save_timer.stop()
+        self._save_timer = self.set_timer(SAVE_SECONDS, self._save_settings)
+
+    def _save_settings(self) -> None:
+        self._save_timer = None
+        work = partial(self._write_settings, self.settings)
+        self.run_worker(work, thread=True, group="settings", exit_on_error=False)
 
     def _write_settings(self, settings: Settings) -> None:
         try:
             save_settings(settings)
         except OSError as error:
-            self.call_from_thread(self._say, f"Settings could not be saved: {error.strerror}")
+            self.report(f"Settings could not be saved: {error.strerror}")
 
     def _remember_model(self) -> None:
         name = self._model or self.session.model.name
@@ -281,6 +309,72 @@ class Exl2App(App[None]):
 
         if not isinstance(self.screen, HelpScreen):
             self.push_screen(HelpScreen(self.settings.keys))
+
+    def action_place_chat(self) -> None:
+        """Back to the chat from wherever one is."""
+        while len(self.screen_stack) > 2:
+            self.pop_screen()
+
+    def action_models(self) -> None:
+        from exl2_tui.screens.models import ModelsScreen
+
+        if any(isinstance(screen, ModelsScreen) for screen in self.screen_stack):
+            return
+        self.action_place_chat()
+        self.push_screen(
+            ModelsScreen(
+                self.session,
+                scan=self._scan_models,
+                load=self._load_model,
+                unload=lambda: self.repaint(self.session.unload()),
+                add_folder=self._add_folder,
+            )
+        )
+
+    def _scan_models(self) -> None:
+        if self.service is not None:
+            self.service.list_models()
+
+    def _load_model(self, path: str) -> None:
+        """Starts loading and goes to the chat, where its progress is shown."""
+        self._model = path
+        self.action_place_chat()
+        self.repaint(self.session.load(path, self.settings.load))
+
+    def _add_folder(self, path: str) -> None:
+        models = self.settings.models
+        if path not in models.directories:
+            models = dataclasses.replace(models, directories=(*models.directories, path))
+            self.session.settings = dataclasses.replace(self.settings, models=models)
+            self.run_worker(self._save_and_scan, thread=True, group="settings", exit_on_error=False)
+
+    def _save_and_scan(self) -> None:
+        """The library reads the folders from the settings file, so that is written first."""
+        self._write_settings(self.settings)
+        self._scan_models()
+
+    def action_settings(self) -> None:
+        from exl2_tui.settings_form import GROUPS
+
+        self._open_form("Settings", GROUPS, {})
+
+    def edit_sampler(self) -> None:
+        from exl2_tui.settings_form import PRESETS, SAMPLER
+
+        self._open_form("Sampler", (SAMPLER,), PRESETS)
+
+    def _open_form(self, title: str, groups: tuple[Group, ...], presets: dict[str, SamplerSettings]) -> None:
+        from exl2_tui.screens.form import FormScreen
+
+        if not isinstance(self.screen, FormScreen):
+            self.push_screen(FormScreen(title, groups, self.settings, self._form_changed, presets=presets))
+
+    def _form_changed(self, settings: Settings) -> None:
+        theme = settings.appearance.theme
+        if theme != self.settings.appearance.theme and theme in THEMES:
+            self.theme = THEMES[theme].name
+        self.change_settings(settings)
+        self.repaint(Changes(status=True))
 
     def action_next_theme(self) -> None:
         names = list(THEMES)
@@ -327,7 +421,7 @@ def run(
         store_factory=lambda saved, report: ChatDatabase(data_dir() / "chats.db", saved, report),
     )
     app.run()
-    app.close_store(QUIT_SECONDS)
+    app.close(QUIT_SECONDS)
     service = app.service
     if service is not None:
         service.close(QUIT_SECONDS)

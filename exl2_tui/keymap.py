@@ -11,7 +11,7 @@ from typing import Literal
 
 from textual.binding import Binding
 
-Place = Literal["app", "chat", "composer", "turn"]
+Place = Literal["app", "chat", "composer", "turn", "models"]
 
 UNSENDABLE = {
     "ctrl+i": "it is tab",
@@ -41,6 +41,12 @@ class Key:
 KEYS = (
     Key("app.help", "f1", "help", "Help", "this page", "app", shown=True),
     Key("app.quit", "ctrl+q", "quit", "Quit", "quit; an answer being written is kept", "app", priority=True),
+    Key(
+        "app.palette", "ctrl+p", "command_palette", "Commands", "every action by name", "app", shown=True, priority=True
+    ),
+    Key("app.chat", "f2", "place_chat", "Chat", "the chat", "app"),
+    Key("app.models", "f3,ctrl+o", "models", "Models", "models of this machine: load, unload", "app"),
+    Key("app.settings", "f5", "settings", "Settings", "everything that can be set", "app"),
     Key("app.theme", "f12", "next_theme", "Theme", "dark, light, or the terminal's own colours", "app"),
     Key("chat.stop", "escape", "stop", "Stop", "stop the answer or the load; the text stays", "chat", shown=True),
     Key("chat.new", "ctrl+n", "new_chat", "New", "new chat", "chat", shown=True),
@@ -56,6 +62,7 @@ KEYS = (
         "chat",
         shown=True,
     ),
+    Key("chat.sampler", "ctrl+s", "sampler", "Sampler", "temperature and the rest, with presets", "chat"),
     Key("chat.export", "f9", "export", "Export", "export this chat to Markdown and JSON", "chat"),
     Key("chat.copy", "ctrl+c", "copy_or_stop", "Copy", "copy the selection; else stop", "chat", priority=True),
     Key("chat.page_up", "pageup", "page(-1)", "Up", "scroll up", "chat"),
@@ -74,6 +81,13 @@ KEYS = (
     Key("turn.retry", "r", "turn_retry", "Retry", "answer it again", "turn"),
     Key("turn.older", "left", "turn_version(-1)", "Version", "the version before", "turn"),
     Key("turn.newer", "right", "turn_version(1)", "Version", "the version after", "turn"),
+    Key("models.leave", "escape", "leave", "Chat", "back to the chat", "models", shown=True),
+    Key("models.unload", "u", "unload", "Unload", "free the memory of the model", "models", shown=True),
+    Key("models.filter", "slash", "filter", "Filter", "show only some", "models", shown=True),
+    Key("models.add", "a", "add_folder", "Add folder", "look for models in another folder", "models", shown=True),
+    Key("models.rescan", "r", "rescan", "Rescan", "look again", "models", shown=True),
+    Key("models.down", "j", "move(1)", "Down", "down", "models"),
+    Key("models.up", "k", "move(-1)", "Up", "up", "models"),
     Key("turn.open", "o", "turn_open", "Open", "open or fold its reasoning", "turn"),
 )
 
@@ -101,7 +115,7 @@ def problems(overrides: dict[str, str]) -> list[str]:
         for pressed in (part.strip() for part in chosen[key.id].split(",")):
             if reason := UNSENDABLE.get(pressed):
                 found.append(f"{key.id}: {pressed} does not work, {reason}")
-            area = key.place if key.place in ("turn", "composer") else "screen"
+            area = key.place if key.place in ("turn", "composer", "models") else "screen"
             other = taken.setdefault((area, pressed), key.id)
             if other != key.id:
                 found.append(f"{key.id} and {other} both use {pressed}")

@@ -66,6 +66,14 @@ class ChatSession:
         self.model.load_id = self._service.load(model, options)
         return Changes(model=True, status=True)
 
+    def unload(self) -> Changes:
+        """Frees the model; an answer being written is stopped first."""
+        if self._service is None:
+            return Changes()
+        changes = self.stop()
+        self._service.unload()
+        return changes | Changes(flash="Unloading the model")
+
     def cancel_load(self) -> Changes:
         if self.model.status != "loading" or self._service is None:
             return Changes()

@@ -37,6 +37,15 @@ class HearsService(Protocol):
     def service_event(self, event: Event) -> None: ...
 
 
+@runtime_checkable
+class Draws(Protocol):
+    """A screen that shows the session."""
+
+    is_mounted: bool
+
+    def repaint(self, changes: Changes) -> None: ...
+
+
 @dataclass(slots=True)
 class ModelState:
     """Which model there is. name: as the person asked for it. done, total: bytes while loading."""

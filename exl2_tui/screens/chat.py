@@ -51,6 +51,7 @@ class ChatScreen(Screen[None]):
         mode_chosen: Callable[[str], None],
         pick_chat: Callable[[], None],
         export: Callable[[Chat], None],
+        sampler: Callable[[], None],
         clock: Clock = time.monotonic,
     ) -> None:
         super().__init__(id="chat")
@@ -59,6 +60,7 @@ class ChatScreen(Screen[None]):
         self._mode_chosen = mode_chosen
         self._pick_chat = pick_chat
         self._export = export
+        self._sampler = sampler
         self._clock = clock
         self._modes: tuple[ModeChoice, ...] = (ModeChoice("auto", "what the model's own template says"),)
         self._ticker: Timer | None = None
@@ -231,6 +233,9 @@ class ChatScreen(Screen[None]):
 
     def action_pick_chat(self) -> None:
         self._pick_chat()
+
+    def action_sampler(self) -> None:
+        self._sampler()
 
     def action_export(self) -> None:
         if self._session.chat.turns:

@@ -116,6 +116,7 @@ HELP_TITLES = {
     "chat": "Chat",
     "composer": "Writing",
     "turn": "On a marked turn (alt+up, alt+down)",
+    "models": "Models",
     "app": "Everywhere",
 }
 

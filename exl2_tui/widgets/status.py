@@ -12,6 +12,7 @@ from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import meter
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧"
+PLACES = ("Chat", "Models", "Settings")
 WARN_AT = 0.85  # share of the context from which its meter warns
 
 
@@ -27,9 +28,11 @@ def model_label(session: ChatSession) -> str:
     }[model.status]
 
 
-def header(session: ChatSession) -> tuple[Content, Content]:
+def header(session: ChatSession, place: str = "Chat") -> tuple[Content, Content]:
     """Places and the chat's title left, model and mode right."""
-    left = Content.assemble((" Chat", "bold $primary"), ("  " + one_line(session.chat.title, 48), "$secondary"))
+    names = [(f" {name} ", "bold $primary" if name == place else "$secondary") for name in PLACES]
+    title = f"  {one_line(session.chat.title, 48)}" if place == "Chat" and session.chat.title else ""
+    left = Content.assemble(*names, (title, "$foreground"))
     model, info = session.model, session.model.info
     parts: list[str | tuple[str, str]] = [(model_label(session), "" if model.status == "ready" else "$secondary")]
     if info is not None:

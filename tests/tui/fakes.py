@@ -15,6 +15,8 @@ from exl2_tui.core.events import (
     LoadFinished,
     LoadProgress,
     ModeChoice,
+    ModelInfo,
+    ModelsListed,
     ModesListed,
     PrefillProgress,
     PromptPart,
@@ -31,6 +33,14 @@ MODES = (
     ModeChoice("chatml", "Qwen, Orca and many finetunes"),
     ModeChoice("llama3", "Llama 3 instruct"),
     ModeChoice("raw", "a plain log with names, for base models"),
+)
+
+
+MODELS = (
+    ModelInfo("nano-chat", "/models/nano-chat", "built-in", "llama", "EXL2 4.00 bpw", 4.0, 9_300_000, 2048),
+    ModelInfo("TinyLlama [1.1B]", "/models/tiny", "hub", "llama", "GPTQ 4-bit", 4.25, 700_000_000, 2048),
+    ModelInfo("Qwen2.5-32B-Instruct", "/models/qwen", "directory", "qwen2", "fp16", 16.0, 65_500_000_000, 131_072),
+    ModelInfo("broken\x1b[2J", "/models/broken", "directory", "", "", 0.0, 12, 0, problem="config.json is missing"),
 )
 
 
@@ -56,6 +66,7 @@ class FakeService:
         self.cancelled: list[int | None] = []
         self.previews: list[tuple[tuple[Message, ...], str, int]] = []
         self.closed = False
+        self.scans = 0
         self._ids = itertools.count(1)
         self.load_id = -1
         self.request_id = -1
@@ -97,7 +108,8 @@ class FakeService:
         self.post(ModesListed(MODES))
 
     def list_models(self) -> None:
-        pass
+        self.scans += 1
+        self.post(ModelsListed(MODELS))
 
     def close(self, timeout: float) -> None:
         self.closed = True
