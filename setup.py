@@ -16,6 +16,7 @@ import fcntl
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -24,9 +25,16 @@ from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
+import setuptools
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # pip --no-build-isolation takes whatever is there
+    sys.exit(
+        f"\nexl2-tui: setuptools {setuptools.__version__} is too old to build with. "
+        "Run `pip install --upgrade setuptools ninja` first\n"
+    )
+from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = ROOT / "csrc"
@@ -62,13 +70,19 @@ def torch_include() -> Path:
     spec = importlib.util.find_spec("torch")
     if spec is not None and spec.origin is not None:
         places.insert(0, Path(spec.origin).parent)
-    for place in places:
-        if (place / "include/torch/csrc/stable/library.h").is_file():
-            return place / "include"
-    stop(
+    remedy = (
         "torch 2.10 or newer must be installed first, since its headers are needed. Run "
-        "`pip install torch ninja setuptools wheel`, then `pip install --no-build-isolation .`"
+        "`pip install torch ninja 'setuptools>=77'`, then `pip install --no-build-isolation .`"
     )
+    for place in places:
+        version = place / "include/torch/headeronly/version.h"
+        if not version.is_file():
+            continue
+        numbers = dict(re.findall(r"^#define TORCH_VERSION_(MAJOR|MINOR) (\d+)", version.read_text(), re.MULTILINE))
+        if (int(numbers["MAJOR"]), int(numbers["MINOR"])) < (2, 10):
+            stop(f"torch {numbers['MAJOR']}.{numbers['MINOR']} is too old. {remedy}")
+        return place / "include"
+    stop(remedy)
 
 
 def compiler() -> str:
