@@ -104,7 +104,8 @@ class Exl2App(App[None]):
             self.register_theme(known)
         self.theme = theme
         self._service_factory = service_factory
-        self._problem = problem
+        self._problems = [problem] if problem else []
+        self._mounted = False
         self._clock = clock
         self._bridge = EventBridge(lambda: self.post_message(self.Wake()))
         self._flush_timer: Timer | None = None
@@ -141,9 +142,9 @@ class Exl2App(App[None]):
                 clock=self._clock,
             )
         )
-        wrong = [self._problem, *problems(self.settings.keys)]
-        if any(wrong):
-            self.notify(one_line(" ".join(filter(None, wrong))), severity="warning", timeout=12, markup=False)
+        self._mounted = True
+        for wrong in (*self._problems, *problems(self.settings.keys)):
+            self.notify(one_line(wrong), severity="warning", timeout=12, markup=False)
         self.call_after_refresh(self._start_service)
 
     def _start_service(self) -> None:
@@ -244,8 +245,11 @@ class Exl2App(App[None]):
         self.call_from_thread(self._say, f"Exported to {markdown} and .json")
 
     def report(self, problem: str) -> None:
-        """A problem from any thread that needs no answer, but must be seen."""
-        self.post_message(self.Problem(problem))
+        """A problem from any thread that needs no answer, but must be seen; before the first frame it waits."""
+        if self._mounted:
+            self.post_message(self.Problem(problem))
+        else:
+            self._problems.append(problem)
 
     @on(Problem)
     def _problem_reported(self, event: Problem) -> None:

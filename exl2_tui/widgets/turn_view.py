@@ -112,6 +112,7 @@ class TurnView(Vertical):
             view.styles.margin = (1 if self.turn.text else 0, 0, 0, 2)
             self.mount(view, before=self.query_one(".-figures"))
         else:
+            view.styles.margin = (0, 0, 1, 2)
             self.mount(view, before=self.live)
 
     def show_progress(self, left: Content, right: Content) -> None:
