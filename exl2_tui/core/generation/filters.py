@@ -8,6 +8,7 @@ that decide who stays run in float64. None of the functions looks at more of the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor
 BLOCK = 64
 # From here on searching by blocks is faster than torch.topk.
 BLOCKS_FROM = 1 << 15
-# Up to here a plain sort is cheaper than sorting into bins first.
+# Up to here a set of most probable tokens is found by sorting; of more, this many are tried first.
 SORT_AT_MOST = 1024
+FIRST_TRY = 256
+INFINITY_BIN = 0x7F80
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,8 @@ def keep_top_p(candidates: Candidates, mass: float) -> Candidates:
     The token that crosses `mass` stays, as in the paper and in transformers. The reference program drops it and may
     then admit less probable ones; that is not imitated.
     """
-    surprise = -torch.log_softmax(candidates.logits, 0)
-    return candidates.take(_nearest(surprise, candidates.probabilities(), mass))
+    probabilities = candidates.probabilities()
+    return candidates.take(_fewest(probabilities, candidates.logits, lambda: INFINITY_BIN - _bins(probabilities), mass))
 
 
 def keep_min_p(candidates: Candidates, fraction: float) -> Candidates:
@@ -94,12 +97,12 @@ def keep_typical(candidates: Candidates, mass: float) -> Candidates:
     probabilities = candidates.probabilities()
     entropy = torch.special.entr(probabilities).sum()
     distance = (torch.log_softmax(candidates.logits, 0) + entropy).abs()
-    return candidates.take(_nearest(distance, probabilities, mass))
+    return candidates.take(_fewest(probabilities, -distance, lambda: _bins(distance), mass))
 
 
 def draw(candidates: Candidates, uniform: float) -> int:
     """The token where the cumulative probability passes `uniform` in [0, 1), candidates in their given order."""
-    weights = torch.exp(candidates.logits - candidates.logits.amax())
+    weights = candidates.probabilities()
     blocks = weights.numel() // BLOCK
     start = 0
     offset = 0.0
@@ -142,25 +145,31 @@ def largest(values: Tensor, count: int) -> Tensor:
     return index.index_select(0, torch.topk(values.index_select(0, index), count).indices)
 
 
-def _nearest(distance: Tensor, probabilities: Tensor, mass: float) -> Tensor:
-    """Indices of the tokens at the smallest distances (n,) >= 0, as few as together reach `mass`, at least one.
+def _fewest(probabilities: Tensor, keys: Tensor, bins: Callable[[], Tensor], mass: float) -> Tensor:
+    """Indices of the tokens with the largest keys (n,), as few as together reach `mass`, at least one.
 
-    Positive floats order as their bit patterns do, so the upper 16 bits (128 steps per octave) put the tokens into
-    bins; only the bin in which the mass is reached has to be sorted.
+    bins: computes (n,) int32 >= 0, which must fall as keys rise, but may put neighbours together. If the mass is not
+    in the first few tokens, it is counted by bins, and only the bin in which it is reached is sorted.
     """
     mass = max(mass, 1e-30)  # empty bins reach a mass of 0
-    if len(distance) <= SORT_AT_MOST:
-        order = torch.argsort(distance, stable=True)
-        cumulative = probabilities.index_select(0, order).cumsum(0, dtype=torch.float64)
+    few = len(keys) if len(keys) <= SORT_AT_MOST else FIRST_TRY
+    order = largest(keys, few)
+    cumulative = probabilities.index_select(0, order).cumsum(0, dtype=torch.float64)
+    if few == len(keys) or float(cumulative[-1]) >= mass:
         return order[: int((cumulative < mass).sum()) + 1]
-    bins = distance.clamp_min(0).view(torch.int32) >> 16
-    cumulative = torch.bincount(bins, weights=probabilities.double()).cumsum(0)
+    numbers = bins()
+    cumulative = torch.bincount(numbers, weights=probabilities).cumsum(0, dtype=torch.float64)
     last = min(int((cumulative < mass).sum()), len(cumulative) - 1)
-    index = (bins <= last).nonzero().flatten()
-    crossing = bins.index_select(0, index) == last
+    index = (numbers <= last).nonzero().flatten()
+    crossing = numbers.index_select(0, index) == last
     inside, edge = index[~crossing], index[crossing]
-    edge = edge[torch.argsort(distance.index_select(0, edge), stable=True)]
+    edge = edge[torch.argsort(keys.index_select(0, edge), descending=True, stable=True)]
     reached = probabilities.index_select(0, edge).cumsum(0, dtype=torch.float64)
     if last:
         reached += cumulative[last - 1]
     return torch.cat((inside, edge[: int((reached < mass).sum()) + 1]))
+
+
+def _bins(values: Tensor) -> Tensor:
+    """The upper half of the bits of floats >= 0: they order as the floats do, 128 steps per octave. (n,) int32."""
+    return values.view(torch.int32) >> 16
