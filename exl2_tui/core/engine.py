@@ -65,7 +65,7 @@ def open_model(
         plan = plan_load(checkpoint, config, options)
 
         def report(done: int, total: int, tensor: str) -> None:
-            on_progress(LoadProgress(path.name, done, total, tensor))
+            on_progress(LoadProgress(model_name(path), done, total, tensor))
 
         model = load_model(checkpoint, config, options, report, cancel, plan)
         read_bytes = weight_bytes_per_token(checkpoint, config, dense=plan.backend == "reference")
@@ -116,7 +116,7 @@ class Engine:
         new = self._open_model(path, options, on_event or _ignore, cancel, self.unload)
         self._current = new
         self._info = LoadFinished(
-            model=path.name,
+            model=model_name(path),
             architecture=new.config.architecture,
             format=new.format,
             context=new.generator.context_size,
@@ -199,6 +199,14 @@ class Engine:
         return encode_chat(
             messages, mode, current.tokenizer, current.config, current.path, user_name=user_name, bot_name=bot_name
         )
+
+
+def model_name(path: Path) -> str:
+    """What people call a model: its directory's name, or owner/name for one in the Hugging Face cache."""
+    path = path.absolute()
+    if path.parent.name == "snapshots":
+        return path.parents[1].name.removeprefix("models--").replace("--", "/")
+    return path.name
 
 
 def _ignore(event: Event) -> None:

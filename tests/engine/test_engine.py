@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.fake_model import FakeModel, FakeTokenizer, fake_engine, loaded_model
 
-from exl2_tui.core.engine import Engine
+from exl2_tui.core.engine import Engine, model_name
 from exl2_tui.core.errors import CheckpointError, ContextError, NotFoundError, PromptError
 from exl2_tui.core.events import Event, GenerationFinished, PrefillProgress, PromptReady, TokenDelta
 from exl2_tui.core.requests import ChatRequest, CompletionRequest, LoadOptions, Message, SamplerSettings
@@ -192,3 +192,10 @@ def test_loading_frees_the_old_model_first_and_a_bad_one_leaves_it() -> None:
     info = engine.load(Path("second"))
     assert order == ["first: [False, False]", "second: [True, False]"]
     assert info.model == "second" and info.context == 512 and info.kernels == "fake"
+
+
+def test_model_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert model_name(Path("models/nano-chat")) == "nano-chat"
+    assert model_name(Path("hub/models--Qwen--Qwen2.5-0.5B/snapshots/060db64")) == "Qwen/Qwen2.5-0.5B"
+    monkeypatch.chdir(tmp_path)
+    assert model_name(Path()) == tmp_path.name
