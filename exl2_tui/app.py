@@ -23,6 +23,7 @@ from textual.timer import Timer
 from exl2_tui.bridge import EventBridge
 from exl2_tui.clipboard import OSC52_LIMIT, copy_with_helper
 from exl2_tui.commands import KeyCommands
+from exl2_tui.convert_place import ConvertFactory, ConvertPlace
 from exl2_tui.core.events import Event, LoadFinished, ModelsListed, ModesListed, PromptPreview
 from exl2_tui.core.requests import SamplerSettings
 from exl2_tui.keymap import bindings, problems
@@ -63,6 +64,7 @@ class Exl2App(App[None]):
         STYLES / "dialogs.tcss",
         STYLES / "form.tcss",
         STYLES / "models.tcss",
+        STYLES / "convert.tcss",
     ]  # type: ignore[assignment]
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 - the base class fixes the type
@@ -96,6 +98,7 @@ class Exl2App(App[None]):
         problem: str = "",
         theme: str = "exl2-dark",
         store_factory: StoreFactory | None = None,
+        convert_factory: ConvertFactory | None = None,
         clock: Clock = time.monotonic,
         wall_clock: Clock = time.time,
     ) -> None:
@@ -106,16 +109,17 @@ class Exl2App(App[None]):
         self._service_factory = service_factory
         self._problems = [problem] if problem else []
         self._mounted = False
-        self._clock = clock
+        self.clock = clock
         self._bridge = EventBridge(lambda: self.post_message(self.Wake()))
         self._flush_timer: Timer | None = None
         self._save_timer: Timer | None = None
         self._last_flush = 0.0
         self._model = model
         self.service: ModelService | None = None
-        self._wall_clock = wall_clock
+        self.wall_clock = wall_clock
         self._store = (store_factory or _memory)(lambda token: self.post_message(self.Saved(token)), self.report)
         self.session = ChatSession(settings, self._store, clock=clock, wall_clock=wall_clock)
+        self.convert = ConvertPlace(self, convert_factory)
         if mode:
             self.session.chat.mode = mode
         if system is not None:
@@ -136,10 +140,13 @@ class Exl2App(App[None]):
                 self.session,
                 copy=self.copy,
                 mode_chosen=self._remember_mode,
+                store=self._store,
                 pick_chat=self._pick_chat,
+                open_chat=self._chat_chosen,
                 export=self._export,
                 sampler=self.edit_sampler,
-                clock=self._clock,
+                clock=self.clock,
+                wall_clock=self.wall_clock,
             )
         )
         self._mounted = True
@@ -149,7 +156,7 @@ class Exl2App(App[None]):
 
     def _start_service(self) -> None:
         """After the first frame: only now the engine's modules are imported."""
-        self.service = self._service_factory(self._bridge.push)
+        self.service = self._service_factory(self.push_event)
         self.session.attach(self.service)
         self.repaint(self.session.load(self._model, self.settings.load))
         self.run_worker(_import_the_rest, thread=True, group="imports", exit_on_error=False)
@@ -174,6 +181,10 @@ class Exl2App(App[None]):
                     if isinstance(screen, HearsService):
                         screen.service_event(event)
                 continue
+            converted = self.convert.hears(event)
+            if converted is not None:
+                changes = changes | converted
+                continue
             changes = changes | self.session.apply(event)
             if isinstance(event, LoadFinished):
                 self._remember_model()
@@ -191,6 +202,8 @@ class Exl2App(App[None]):
         for screen in self.screen_stack:
             if isinstance(screen, Draws) and screen.is_mounted:
                 screen.repaint(changes)
+        if changes.jobs:
+            self.convert.repaint()
 
     # Chats
 
@@ -199,6 +212,7 @@ class Exl2App(App[None]):
         self._store.close(timeout)
         if self._save_timer is not None:
             self._write_settings(self.settings)
+        self.convert.close(timeout)
 
     def _pick_chat(self) -> None:
         from exl2_tui.screens.chat_picker import ChatPicker
@@ -207,8 +221,8 @@ class Exl2App(App[None]):
             self.run_worker(self._load_and_export(chat_id), group="chats", exit_on_error=False)
 
         def chosen(chat_id: str | None) -> None:
-            if chat_id is not None and chat_id != self.session.chat.id:
-                self.run_worker(self._open_chat(chat_id), group="chats", exclusive=True, exit_on_error=False)
+            self._chat_chosen(chat_id)
+            self.repaint(Changes(chats=True))  # one may have been renamed or deleted
 
         self.push_screen(
             ChatPicker(
@@ -217,10 +231,14 @@ class Exl2App(App[None]):
                 deleted=lambda chat_id: self.repaint(self.session.forget(chat_id)),
                 renamed=lambda chat_id, title: self.repaint(self.session.renamed(chat_id, title)),
                 export=export,
-                wall_clock=self._wall_clock,
+                wall_clock=self.wall_clock,
             ),
             chosen,
         )
+
+    def _chat_chosen(self, chat_id: str | None) -> None:
+        if chat_id is not None and chat_id != self.session.chat.id:
+            self.run_worker(self._open_chat(chat_id), group="chats", exclusive=True, exit_on_error=False)
 
     async def _open_chat(self, chat_id: str) -> None:
         chat = await asyncio.wrap_future(self._store.load_chat(chat_id))
@@ -243,6 +261,10 @@ class Exl2App(App[None]):
             self.call_from_thread(self._say, f"The chat could not be exported: {error.strerror}")
             return
         self.call_from_thread(self._say, f"Exported to {markdown} and .json")
+
+    def push_event(self, event: Event) -> None:
+        """An event from any thread."""
+        self._bridge.push(event)
 
     def report(self, problem: str) -> None:
         """A problem from any thread that needs no answer, but must be seen; before the first frame it waits."""
@@ -329,7 +351,7 @@ class Exl2App(App[None]):
             ModelsScreen(
                 self.session,
                 scan=self._scan_models,
-                load=self._load_model,
+                load=self.load_model,
                 unload=lambda: self.repaint(self.session.unload()),
                 add_folder=self._add_folder,
             )
@@ -339,7 +361,7 @@ class Exl2App(App[None]):
         if self.service is not None:
             self.service.list_models()
 
-    def _load_model(self, path: str) -> None:
+    def load_model(self, path: str) -> None:
         """Starts loading and goes to the chat, where its progress is shown."""
         self._model = path
         self.action_place_chat()
@@ -356,6 +378,9 @@ class Exl2App(App[None]):
         """The library reads the folders from the settings file, so that is written first."""
         self._write_settings(self.settings)
         self._scan_models()
+
+    def action_convert(self) -> None:
+        self.convert.open()
 
     def action_settings(self) -> None:
         from exl2_tui.settings_form import GROUPS
@@ -390,7 +415,11 @@ class Exl2App(App[None]):
         self.change_settings(dataclasses.replace(self.settings, appearance=appearance))
 
     async def action_quit(self) -> None:
-        """Leaves at once; `run` gives the engine a moment to notice."""
+        """Leaves at once, unless a conversion runs; `run` gives the engine a moment to notice."""
+        if not self.convert.ask_quit(self._leave):
+            self._leave()
+
+    def _leave(self) -> None:
         if self.service is not None:
             self.service.cancel()
         self.exit()

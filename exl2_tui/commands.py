@@ -9,13 +9,15 @@ from textual.command import DiscoveryHit, Hit, Hits, Provider
 from exl2_tui.keymap import KEYS, Key, effective, spell
 from exl2_tui.text import plain
 
+PLACES = ("models", "convert", "wizard", "job")  # screens whose id is the place of their keys
+
 
 class KeyCommands(Provider):
     """Runs actions of the screen below the palette."""
 
     def _commands(self) -> list[tuple[Key, str]]:
         chosen = effective(getattr(self.app, "key_overrides", {}))
-        places = ("app", "models" if self.screen.id == "models" else "chat")
+        places = ("app", self.screen.id if self.screen.id in PLACES else "chat")
         return [(key, spell(chosen[key.id])) for key in KEYS if key.place in places and key.id != "app.palette"]
 
     async def discover(self) -> Hits:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from textual.binding import Binding
 
-Place = Literal["app", "chat", "composer", "turn", "models"]
+Place = Literal["app", "chat", "composer", "turn", "models", "convert", "job", "wizard"]
 
 UNSENDABLE = {
     "ctrl+i": "it is tab",
@@ -46,6 +46,7 @@ KEYS = (
     ),
     Key("app.chat", "f2", "place_chat", "Chat", "the chat", "app"),
     Key("app.models", "f3,ctrl+o", "models", "Models", "models of this machine: load, unload", "app"),
+    Key("app.convert", "f4", "convert", "Convert", "make EXL2 models, and how far that is", "app"),
     Key("app.settings", "f5", "settings", "Settings", "everything that can be set", "app"),
     Key("app.theme", "f12", "next_theme", "Theme", "dark, light, or the terminal's own colours", "app"),
     Key("chat.stop", "escape", "stop", "Stop", "stop the answer or the load; the text stays", "chat", shown=True),
@@ -88,6 +89,33 @@ KEYS = (
     Key("models.rescan", "r", "rescan", "Rescan", "look again", "models", shown=True),
     Key("models.down", "j", "move(1)", "Down", "down", "models"),
     Key("models.up", "k", "move(-1)", "Up", "up", "models"),
+    Key("convert.leave", "escape", "leave", "Chat", "back to the chat", "convert", shown=True),
+    Key("convert.new", "n", "new", "New", "a new conversion", "convert", shown=True),
+    Key("convert.pause", "p", "pause", "Pause", "pause it, or go on with it", "convert", shown=True),
+    Key("convert.delete", "x", "delete", "Delete", "stop it and delete its work files", "convert", shown=True),
+    Key("convert.chat", "c", "chat", "Chat with it", "load the finished model and chat", "convert", shown=True),
+    Key("convert.refresh", "r", "refresh", "Refresh", "look again, other processes included", "convert"),
+    Key("convert.down", "j", "move(1)", "Down", "down", "convert"),
+    Key("convert.up", "k", "move(-1)", "Up", "up", "convert"),
+    Key("job.leave", "escape,d", "leave", "Leave", "back to the list; the conversion goes on", "job", shown=True),
+    Key("job.pause", "p", "pause", "Pause", "pause it, or go on with it", "job", shown=True),
+    Key("job.cancel", "x", "cancel", "Cancel", "stop it, and keep or delete its work files", "job", shown=True),
+    Key("job.log", "l", "log", "Log", "the log in place of the layers, and back", "job", shown=True),
+    Key("job.order", "e", "order", "Worst", "layers with the largest error first, or newest first", "job", shown=True),
+    Key("job.source", "m", "source", "Measured", "the chart of measuring or of quantizing", "job"),
+    Key("job.chat", "c", "chat", "Chat with it", "load the finished model and chat", "job", shown=True),
+    Key("job.copy", "y", "copy_path", "Copy path", "copy the folder of the finished model", "job"),
+    Key("wizard.back", "escape", "back", "Back", "the step before; from the first one, leave", "wizard", shown=True),
+    Key("wizard.next", "enter", "next", "Next", "the next step; on the last one, start", "wizard", shown=True),
+    Key(
+        "wizard.copy",
+        "f9",
+        "copy_command",
+        "Copy command",
+        "copy the command line that does the same",
+        "wizard",
+        shown=True,
+    ),
     Key("turn.open", "o", "turn_open", "Open", "open or fold its reasoning", "turn"),
 )
 
@@ -115,7 +143,7 @@ def problems(overrides: dict[str, str]) -> list[str]:
         for pressed in (part.strip() for part in chosen[key.id].split(",")):
             if reason := UNSENDABLE.get(pressed):
                 found.append(f"{key.id}: {pressed} does not work, {reason}")
-            area = key.place if key.place in ("turn", "composer", "models") else "screen"
+            area = key.place if key.place not in ("app", "chat") else "screen"
             other = taken.setdefault((area, pressed), key.id)
             if other != key.id:
                 found.append(f"{key.id} and {other} both use {pressed}")

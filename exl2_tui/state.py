@@ -103,7 +103,8 @@ class Changes:
     """What a step touched, so that only that is drawn again.
 
     model: header. turns: which turns there are. live: text of the answer. status: meters. queue: waiting messages.
-    flash: one line of feedback for the person.
+    chats: which chats there are.
+    jobs: conversions. flash: one line of feedback for the person.
     """
 
     model: bool = False
@@ -111,6 +112,8 @@ class Changes:
     live: bool = False
     status: bool = False
     queue: bool = False
+    chats: bool = False
+    jobs: bool = False
     flash: str = ""
 
     def __or__(self, other: Changes) -> Changes:
@@ -120,5 +123,7 @@ class Changes:
             self.live or other.live,
             self.status or other.status,
             self.queue or other.queue,
+            self.chats or other.chats,
+            self.jobs or other.jobs,
             other.flash or self.flash,
         )

@@ -371,3 +371,96 @@ class JobFinished(Event):
     paths: tuple[str, ...]
     broken: int
     seconds: float
+
+
+# The conversions of this machine, as a list and a viewer show them
+
+JobStatus = Literal["stopped", "running", "elsewhere", "finished", "damaged"]
+EndReason = Literal["paused", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """One conversion. stage "done" is finished; done, total: steps as in JobProgress; seconds worked so far.
+
+    status "elsewhere": another process works on it; "damaged": `problem` says why it cannot be resumed.
+    models: finished model directories.
+    """
+
+    job: str
+    source: str
+    bits: tuple[float, ...]
+    recipe: str
+    stage: str
+    done: int
+    total: int
+    status: JobStatus
+    models: tuple[str, ...]
+    seconds: float
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobsListed(Event):
+    """Every conversion of this machine, in the order they were first started."""
+
+    jobs: tuple[JobInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobOpened(Event):
+    """Everything known about a conversion so far, also from earlier runs: comes before the events of a run.
+
+    layers: blocks of the model, 0 if unknown. measure_steps: how many of the total measure. past: what was reported
+    and is still on disk, in order. measure_seconds, quantize_seconds: what each finished step took.
+    """
+
+    job: str
+    info: JobInfo
+    layers: int
+    measure_steps: int
+    past: tuple[Event, ...]
+    measure_seconds: tuple[float, ...] = ()
+    quantize_seconds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnded(Event):
+    """A run is over before the job is finished; everything up to the last Checkpointed is kept."""
+
+    job: str
+    reason: EndReason
+    message: str = ""
+    hint: str = ""
+
+
+NoteLevel = Literal["ok", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldNote:
+    """What was found about one field of a conversion that is being set up."""
+
+    field: str
+    level: NoteLevel
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertChecked(Event):
+    """Answers the question whether a conversion can start. `token` is the number the caller gave.
+
+    facts: one line about the source, "" if it cannot be converted. source_size: bytes of its tensors; sizes: bytes of
+    the finished model per bits per weight asked for or offered. estimate None: there is nothing to estimate yet.
+    """
+
+    token: int
+    notes: tuple[FieldNote, ...]
+    facts: str = ""
+    source_size: int = 0
+    sizes: tuple[tuple[float, int], ...] = ()
+    estimate: JobEstimate | None = None
+
+    @property
+    def can_start(self) -> bool:
+        return bool(self.facts) and all(note.level != "error" for note in self.notes)

@@ -117,6 +117,9 @@ HELP_TITLES = {
     "composer": "Writing",
     "turn": "On a marked turn (alt+up, alt+down)",
     "models": "Models",
+    "convert": "Convert: the list",
+    "wizard": "Convert: a new one",
+    "job": "Convert: one conversion",
     "app": "Everywhere",
 }
 

@@ -12,7 +12,7 @@ from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import meter
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧"
-PLACES = ("Chat", "Models", "Settings")
+PLACES = ("Chat", "Models", "Convert", "Settings")
 WARN_AT = 0.85  # share of the context from which its meter warns
 
 
@@ -30,7 +30,10 @@ def model_label(session: ChatSession) -> str:
 
 def header(session: ChatSession, place: str = "Chat") -> tuple[Content, Content]:
     """Places and the chat's title left, model and mode right."""
-    names = [(f" {name} ", "bold $primary" if name == place else "$secondary") for name in PLACES]
+    names: list[tuple[str, str]] = []
+    for name in PLACES:
+        done = f" {session.converting}" if name == "Convert" and session.converting else ""
+        names.append((f" {name}{done} ", "bold $primary" if name == place else "$primary" if done else "$secondary"))
     title = f"  {one_line(session.chat.title, 48)}" if place == "Chat" and session.chat.title else ""
     left = Content.assemble(*names, (title, "$foreground"))
     model, info = session.model, session.model.info

@@ -1,0 +1,192 @@
+"""ConvertPlace: the Convert part of the app, wired. It costs nothing until somebody goes there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from exl2_tui.conversions import Conversions, ConvertService
+from exl2_tui.core.events import ConvertChecked, Event, JobEnded, JobFinished, ModelInfo
+from exl2_tui.core.requests import ConvertRequest
+from exl2_tui.job_state import JobState, verdict
+from exl2_tui.state import Changes
+from exl2_tui.text import one_line
+
+if TYPE_CHECKING:
+    from exl2_tui.app import Exl2App
+
+ConvertFactory = Callable[[Callable[[Event], None]], ConvertService]
+
+
+@runtime_checkable
+class ShowsJobs(Protocol):
+    """A screen that shows conversions."""
+
+    def jobs_changed(self) -> None: ...
+
+
+@runtime_checkable
+class HearsCheck(Protocol):
+    """The screen that sets a conversion up."""
+
+    def checked(self, event: ConvertChecked) -> None: ...
+
+
+class ConvertPlace:
+    """What the screens of this place may do, and what the app asks of it."""
+
+    def __init__(self, app: Exl2App, factory: ConvertFactory | None) -> None:
+        self.app = app
+        self._factory = factory or _real_service
+        self._service: ConvertService | None = None
+        self._jobs: Conversions | None = None
+
+    @property
+    def jobs(self) -> Conversions:
+        """The conversions; asking for the first time starts the service."""
+        if self._jobs is None:
+            self._service = self._factory(self.app.push_event)
+            self._jobs = Conversions(self._service, self.app.clock, self.app.wall_clock)
+        return self._jobs
+
+    @property
+    def running(self) -> JobState | None:
+        return self._jobs.running if self._jobs is not None else None
+
+    def hears(self, event: Event) -> Changes | None:
+        """Takes an event of the bridge; None if it is none of this place's."""
+        if isinstance(event, ConvertChecked):
+            for screen in self.app.screen_stack:
+                if isinstance(screen, HearsCheck):
+                    screen.checked(event)
+            return Changes()
+        if self._jobs is None or not self._jobs.apply(event):
+            return None
+        if isinstance(event, JobFinished | JobEnded):
+            self._announce(event)
+        session = self.app.session
+        badge = self._jobs.badge
+        if badge == session.converting:
+            return Changes(jobs=True)
+        session.converting = badge
+        return Changes(jobs=True, model=True)
+
+    def repaint(self) -> None:
+        """Some conversion changed."""
+        for screen in self.app.screen_stack:
+            if isinstance(screen, ShowsJobs) and screen.is_mounted:
+                screen.jobs_changed()
+
+    def open(self) -> None:
+        """Shows the list, on top of the chat; from a screen of this place, goes back to it."""
+        from exl2_tui.screens.convert import ConvertScreen
+
+        if any(isinstance(screen, ConvertScreen) for screen in self.app.screen_stack):
+            while not isinstance(self.app.screen, ConvertScreen):
+                self.app.pop_screen()
+            return
+        self.app.action_place_chat()
+        self.app.push_screen(ConvertScreen(self))
+        self.jobs.refresh()
+
+    def wizard(self, source: str = "") -> None:
+        """Sets up a new conversion."""
+        from exl2_tui.screens.convert_wizard import WizardScreen
+
+        self.app.push_screen(WizardScreen(self, source))
+        if self.app.service is not None:
+            self.app.service.list_models()
+
+    def start(self, request: ConvertRequest) -> None:
+        """Starts a conversion and shows it in place of the wizard."""
+        job = self.jobs.start(request)
+        self.app.pop_screen()
+        self.show(job)
+
+    def show(self, job: JobState) -> None:
+        """Shows one conversion."""
+        from exl2_tui.screens.convert_progress import ProgressScreen
+
+        self.app.push_screen(ProgressScreen(self, job.job))
+        self.jobs.look(job)
+
+    def chat_with(self, path: str) -> None:
+        """Loads a finished model and goes to the chat."""
+        self.app.load_model(path)
+
+    def ask_delete(self, job: JobState, then: Callable[[], None]) -> None:
+        """Asks what becomes of a conversion's files; `then` follows a decision other than to leave it alone."""
+        from exl2_tui.screens.dialogs import ChoiceDialog
+
+        def answered(choice: str | None) -> None:
+            if choice == "keep" and job.active:
+                self.jobs.toggle(job)
+            elif choice == "delete":
+                self.jobs.delete(job)
+            if choice in ("keep", "delete"):
+                then()
+
+        models = f" {len(job.info.models)} finished model inside it goes too." if _models_inside(job) else ""
+        choices = [("leave", "Leave it alone"), ("delete", "Delete its work files for good")]
+        if job.active:
+            choices.insert(1, ("keep", "Stop it and keep the work files: resume any time"))
+        title = "Cancel the conversion?" if job.active else "Delete the conversion?"
+        text = f"{one_line(job.name, 40)} is at {job.share:.0%}. Work files: {one_line(job.job, 200)}.{models}"
+        self.app.push_screen(ChoiceDialog(title, text, choices), answered)
+
+    def ask_quit(self, leave: Callable[[], None]) -> bool:
+        """While a conversion runs here: asks, and calls `leave` if the person wants to. False: nothing runs."""
+        job = self.running
+        if job is None:
+            return False
+        from exl2_tui.screens.dialogs import ChoiceDialog
+
+        def answered(choice: str | None) -> None:
+            if choice == "leave":
+                leave()
+
+        text = (
+            f"{one_line(job.name, 40)} is at {job.share:.0%}. What is finished is kept; "
+            "f4 and p, or exl2-tui jobs resume, go on with it."
+        )
+        choices = [("stay", "Stay here"), ("leave", "Pause it and quit")]
+        if not isinstance(self.app.screen, ChoiceDialog):
+            self.app.push_screen(ChoiceDialog("A conversion is running", text, choices), answered)
+        return True
+
+    def close(self, timeout: float) -> None:
+        """After the app has ended: the running job stops where it is."""
+        if self._service is not None:
+            self._service.close(timeout)
+
+    def _announce(self, event: JobFinished | JobEnded) -> None:
+        """Says that a job is over to whoever does not look at it."""
+        from exl2_tui.screens.convert_progress import ProgressScreen
+
+        screen = self.app.screen
+        job = self.jobs.jobs.get(event.job)
+        if job is None or (isinstance(screen, ProgressScreen) and screen.job_name == event.job):
+            return
+        if isinstance(event, JobFinished):
+            judged = [result.judged for result in job.results.values() if result.judged is not None]
+            how = f" {verdict(judged[-1])[1]}." if judged else ""
+            self.app.bell()
+            self.app.notify(f"{one_line(job.name, 40)} is converted.{how} f4 shows it.", timeout=10, markup=False)
+        elif event.reason == "failed":
+            text = f"The conversion of {one_line(job.name, 40)} stopped: {one_line(event.message, 200)}. f4 shows it."
+            self.app.notify(text, severity="error", timeout=12, markup=False)
+
+
+def convertible(models: tuple[ModelInfo, ...]) -> list[ModelInfo]:
+    """Those that are not quantized yet."""
+    return [model for model in models if not model.problem and model.format.lower() in ("fp16", "bf16", "fp32")]
+
+
+def _models_inside(job: JobState) -> bool:
+    return any(path.startswith(job.job) for path in job.info.models)
+
+
+def _real_service(post: Callable[[Event], None]) -> ConvertService:
+    from exl2_tui.jobs_service import JobService
+
+    return JobService(post)

@@ -1,0 +1,243 @@
+"""JobService: the bridge between a user interface and conversions. Imports nothing heavy until the first question.
+
+Calls return at once; answers arrive as events at `post`. One thread converts, one job after another, beside the thread
+of `service.py` that generates text; a second one looks things up meanwhile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from exl2_tui.convert_draft import ConvertDraft
+from exl2_tui.core.cancel import CancelToken
+from exl2_tui.core.errors import CancelledError, Exl2Error
+from exl2_tui.core.events import ConvertChecked, Event, FieldNote, JobEnded, JobInfo, JobOpened, JobsListed
+from exl2_tui.core.requests import ConvertRequest
+
+
+class JobSource(Protocol):
+    """What the service needs of the core; tests give a fake."""
+
+    def run(self, request: ConvertRequest, fresh: bool, cancel: CancelToken) -> Iterator[Event]:
+        """Starts or resumes a job. The first event is JobOpened. Raises CancelledError when cancelled."""
+
+    def request(self, job: str) -> ConvertRequest:
+        """What a job was started with."""
+
+    def list(self) -> tuple[JobInfo, ...]: ...
+
+    def look(self, job: str) -> JobOpened:
+        """What is on disk about a job, without touching it."""
+
+    def delete(self, job: str) -> None: ...
+
+    def check(self, draft: ConvertDraft, token: int) -> ConvertChecked: ...
+
+
+class JobService:
+    """Runs conversions on a thread of its own. A job is named by its work directory."""
+
+    def __init__(self, post: Callable[[Event], None], make_source: Callable[[], JobSource] | None = None) -> None:
+        self._receiver = post
+        self._make_source = make_source or _real_source
+        self._closed = False
+        self._lock = threading.Lock()
+        self._running: tuple[str, CancelToken] | None = None
+        self._waiting: deque[str] = deque()
+        self._doomed: set[str] = set()
+        self._newest_check = -1
+        self._jobs = _Queue("exl2-convert")
+        self._side = _Queue("exl2-convert-side")
+
+    def start(self, request: ConvertRequest, *, fresh: bool = False) -> str:
+        """Queues a conversion (or resumes the one in its work directory) and returns its name.
+
+        Answers: JobOpened, the events of the job, and JobFinished or JobEnded.
+        """
+        self._enqueue(request.work, lambda: request, fresh)
+        return request.work
+
+    def resume(self, job: str) -> None:
+        """Goes on with a job that was paused or interrupted, otherwise as `start`."""
+        self._enqueue(job, lambda: self._make_source().request(job), False)
+
+    def pause(self, job: str) -> None:
+        """Stops a job; what is finished is kept and `resume` goes on there. Answer: JobEnded."""
+        with self._lock:
+            waiting = job in self._waiting
+            if waiting:
+                self._waiting.remove(job)
+            elif self._running is not None and self._running[0] == job:
+                self._running[1].cancel()
+        if waiting:
+            self._post(JobEnded(job, "paused"))
+
+    def delete(self, job: str) -> None:
+        """Stops a job if it runs and deletes its files. Answer: JobsListed."""
+        with self._lock:
+            running = self._running is not None and self._running[0] == job
+            if running:
+                self._doomed.add(job)
+        self.pause(job)
+        if not running:
+            self._side.put(lambda: self._delete(job))
+
+    def list_jobs(self) -> None:
+        """Answers with JobsListed."""
+        self._side.put(self._list)
+
+    def look(self, job: str) -> None:
+        """Answers with JobOpened; for jobs that another process runs, or that do not run."""
+        self._side.put(lambda: self._look(job))
+
+    def check(self, draft: ConvertDraft, token: int) -> None:
+        """Answers with ConvertChecked, unless a newer draft is given meanwhile. Tokens rise."""
+        self._newest_check = token
+        self._side.put(lambda: self._check(draft, token))
+
+    def close(self, timeout: float) -> None:
+        """Stops the running job and returns within `timeout` seconds; nothing is posted afterwards."""
+        self._closed = True
+        with self._lock:
+            self._waiting.clear()
+            if self._running is not None:
+                self._running[1].cancel()
+        self._jobs.stop()
+        self._side.stop()
+        self._jobs.join(timeout)
+
+    def _enqueue(self, job: str, request: Callable[[], ConvertRequest], fresh: bool) -> None:
+        with self._lock:
+            if job in self._waiting or (self._running is not None and self._running[0] == job):
+                return
+            self._waiting.append(job)
+        self._jobs.put(lambda: self._run(job, request, fresh))
+
+    def _run(self, job: str, request: Callable[[], ConvertRequest], fresh: bool) -> None:
+        cancel = CancelToken()
+        with self._lock:
+            if job not in self._waiting:
+                return  # paused before it began
+            self._waiting.remove(job)
+            self._running = job, cancel
+        ended: list[Event] = []
+        for event in _guarded(job, lambda: self._make_source().run(request(), fresh, cancel)):
+            if isinstance(event, JobEnded):
+                ended.append(event)
+            else:
+                self._post(event)
+        with self._lock:
+            self._running = None
+            doomed = job in self._doomed
+            self._doomed.discard(job)
+        for event in ended:
+            self._post(event)
+        if doomed:
+            self._delete(job)
+
+    def _delete(self, job: str) -> None:
+        for event in _guarded(job, lambda: self._deleted(job)):
+            self._post(event)
+        self._list()
+
+    def _deleted(self, job: str) -> Iterable[Event]:
+        self._make_source().delete(job)
+        return ()
+
+    def _list(self) -> None:
+        for event in _guarded("", lambda: [JobsListed(tuple(map(self._with_status, self._make_source().list())))]):
+            self._post(event)
+
+    def _look(self, job: str) -> None:
+        def found() -> Iterable[Event]:
+            opened = self._make_source().look(job)
+            return [dataclasses.replace(opened, info=self._with_status(opened.info))]
+
+        for event in _guarded(job, found):
+            self._post(event)
+
+    def _with_status(self, info: JobInfo) -> JobInfo:
+        """A job of this process is no job of another one, though its directory is locked."""
+        with self._lock:
+            ours = self._running is not None and self._running[0] == info.job
+        return dataclasses.replace(info, status="running") if ours else info
+
+    def _check(self, draft: ConvertDraft, token: int) -> None:
+        if token != self._newest_check:
+            return
+        try:
+            self._post(self._make_source().check(draft, token))
+        except Exl2Error as error:
+            self._post(ConvertChecked(token, (FieldNote("source", "error", str(error)),)))
+        except Exception as error:  # noqa: BLE001  the form must say that something is wrong, whatever it is
+            note = FieldNote("source", "error", f"Internal error: {type(error).__name__}: {error}")
+            self._post(ConvertChecked(token, (note,)))
+
+    def _post(self, event: Event) -> None:
+        if not self._closed:
+            self._receiver(event)
+
+
+def _guarded(job: str, work: Callable[[], Iterable[Event]]) -> Iterator[Event]:
+    """The events of `work`; whatever goes wrong becomes JobEnded."""
+    try:
+        yield from work()
+    except CancelledError:
+        yield JobEnded(job, "paused")
+    except Exl2Error as error:
+        message = str(Exl2Error(error.message, file=error.file, tensor=error.tensor))
+        yield JobEnded(job, "failed", message, error.hint or "")
+    except MemoryError:
+        yield JobEnded(job, "failed", "There is not enough memory", "Close other programs, then resume.")
+    except Exception as error:  # noqa: BLE001  a bug in the core must neither end the thread nor stay unseen
+        what = f"Internal error: {type(error).__name__}: {error}"
+        yield JobEnded(job, "failed", what, "This is a bug in exl2-tui; please report it.")
+
+
+class _Queue:
+    """A daemon thread that calls one thing after another. It starts with the first and ends with `stop`."""
+
+    def __init__(self, name: str) -> None:
+        self._changed = threading.Condition()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._stopped = False
+        # A daemon: a native call that cannot be interrupted must not keep the program from ending.
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+
+    def put(self, call: Callable[[], None]) -> None:
+        with self._changed:
+            if self._stopped:
+                return
+            if not self._thread.ident:
+                self._thread.start()
+            self._calls.append(call)
+            self._changed.notify()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._calls.clear()
+            self._changed.notify()
+
+    def join(self, timeout: float) -> None:
+        if self._thread.ident and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._calls or self._stopped)
+                if self._stopped:
+                    return
+                call = self._calls.popleft()
+            call()
+
+
+def _real_source() -> JobSource:
+    from exl2_tui.jobs_source import CoreJobs
+
+    return CoreJobs()

@@ -1,0 +1,178 @@
+"""CoreJobs: conversions as the core keeps them on disk, told as events. Used on the threads of jobs_service.py only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from exl2_tui.convert_draft import ConvertDraft
+from exl2_tui.core.cancel import CancelToken
+from exl2_tui.core.errors import Exl2Error, JobError
+from exl2_tui.core.events import (
+    Allocated,
+    ConvertChecked,
+    ConvertStage,
+    Evaluated,
+    Event,
+    JobFinished,
+    JobInfo,
+    JobOpened,
+    JobProgress,
+    LayerQuantized,
+    ModelWritten,
+    QualityWarning,
+    StageStarted,
+)
+from exl2_tui.core.requests import ConvertRequest
+from exl2_tui.settings import data_dir
+
+
+class CoreJobs:
+    """The conversions this person has started, wherever their work directories are."""
+
+    def run(self, request: ConvertRequest, fresh: bool, cancel: CancelToken) -> Iterator[Event]:
+        from exl2_tui.core.quant.job import ConvertJob
+        from exl2_tui.core.quant.registry import remember
+
+        job = ConvertJob.open(request, fresh=fresh)
+        try:
+            remember(data_dir(), Path(request.work))
+            yield opened(job.state, request.work, "running")
+            yield from job.run(cancel)
+        finally:
+            job.close()
+
+    def request(self, job: str) -> ConvertRequest:
+        from exl2_tui.core.quant.job import stored_request
+
+        return stored_request(Path(job))
+
+    def list(self) -> tuple[JobInfo, ...]:
+        from exl2_tui.core.quant.registry import jobs
+
+        return tuple(self._info(summary.path) for summary in jobs(data_dir()))
+
+    def look(self, job: str) -> JobOpened:
+        from exl2_tui.core.quant.workdir import read_state
+
+        state = read_state(Path(job))
+        if state is None:
+            raise JobError("there is no job in this directory", file=job)
+        status = "finished" if state["stage"] == "done" else "elsewhere" if _is_locked(Path(job)) else "stopped"
+        return opened(state, job, status)
+
+    def delete(self, job: str) -> None:
+        from exl2_tui.core.quant.registry import delete, find
+
+        delete(data_dir(), find(data_dir(), job))
+
+    def check(self, draft: ConvertDraft, token: int) -> ConvertChecked:
+        from exl2_tui.convert_check import check
+
+        return check(draft, token)
+
+    def _info(self, job: str) -> JobInfo:
+        try:
+            return self.look(job).info
+        except Exl2Error as error:
+            return JobInfo(job, "", (), "", "", 0, 0, "damaged", (), 0.0, error.message)
+
+
+def opened(state: Mapping[str, Any], job: str, status: Any) -> JobOpened:
+    """The state file of a job as the events a viewer would have seen. Raises JobError if it is damaged."""
+    try:
+        return _opened(state, job, status)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise JobError(f"the job file is damaged ({error!r})", file=job, hint="Start anew with -nr.") from None
+
+
+def _opened(state: Mapping[str, Any], job: str, status: Any) -> JobOpened:
+    request, timing = state["request"], state["timing"]
+    layers = _layers(request["source"])
+    measured, quantized = tuple(timing.get("measure", ())), tuple(timing.get("quantize", ()))
+    measure_steps = 0 if request["measurement"] else 2 * layers + 1 if request["recipe"] == "refined" else layers
+    models = tuple(result["path"] for result in state["results"])
+    info = JobInfo(
+        job=job,
+        source=request["source"],
+        bits=tuple(request["bits"]),
+        recipe=request["recipe"],
+        stage=state["stage"],
+        done=len(measured) + len(quantized),
+        total=measure_steps + (0 if request["measure_to"] else layers * len(request["bits"])),
+        status=status,
+        models=models,
+        seconds=state["seconds"],
+    )
+    return JobOpened(job, info, layers, measure_steps, tuple(_past(state, job, info)), measured, quantized)
+
+
+def _past(state: Mapping[str, Any], job: str, info: JobInfo) -> Iterator[Event]:
+    """What has happened so far, as far as it is still known, oldest first."""
+    yield from (QualityWarning(job, warning) for warning in state["warnings"])
+    for strategy in state["strategies"]:
+        yield Allocated(job, strategy["bits"], strategy["reached_bpw"], (), (), strategy["predicted_error"])
+    for bits, path in zip(info.bits, info.models, strict=False):
+        yield from _finished_model(job, bits, Path(path))
+    stage = state["stage"]
+    if stage == "done":
+        yield JobFinished(job, info.models, sum(bool(result["broken"]) for result in state["results"]), info.seconds)
+        return
+    current: ConvertStage = stage
+    target = state["target"]
+    bits = info.bits[target] if stage in ("quantize", "compile") and target < len(info.bits) else 0.0
+    yield StageStarted(job, current, bits, resumed=info.done > 0)
+    yield from (_row(job, row) for row in state["rows"])
+    yield JobProgress(job, current, info.done, info.total, f"step {state['step']}")
+
+
+def _finished_model(job: str, bits: float, path: Path) -> Iterator[Event]:
+    """A model's report.json; nothing if it was deleted or is not readable."""
+    try:
+        report = json.loads((path / "report.json").read_bytes())
+        judged = report["evaluation"]
+        events = [
+            StageStarted(job, "quantize", bits, resumed=True),
+            *(_row(job, row) for row in report["layers"]),
+            Evaluated(
+                job,
+                bits,
+                judged["kl_divergence"],
+                judged["top1_agreement"],
+                judged["perplexity"],
+                judged["original_perplexity"],
+                judged["tokens"],
+                judged["status"] != "ok",
+            ),
+            ModelWritten(job, bits, report["reached_bpw"], str(path), report["size_bytes"]),
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    yield from events
+
+
+def _row(job: str, row: Mapping[str, Any]) -> LayerQuantized:
+    return LayerQuantized(job, row["key"], row["recipe"], row["bpw"], row["error"], row["seconds"])
+
+
+def _layers(source: str) -> int:
+    """Blocks of the model to convert, 0 if it is no longer there."""
+    from exl2_tui.core.config import ModelConfig
+
+    try:
+        return ModelConfig.from_dir(Path(source)).num_hidden_layers
+    except Exl2Error:
+        return 0
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process works in this directory."""
+    from exl2_tui.core.quant.workdir import WorkDir
+
+    try:
+        WorkDir(path).close()
+    except JobError:
+        return True
+    return False
