@@ -84,65 +84,36 @@ int64_t linear_bytes(int64_t kind, std::vector<int64_t> sizes, std::vector<Tenso
 
 void linear_pack(int64_t kind, std::vector<int64_t> sizes, std::vector<Tensor> tensors, const Tensor& blob, int64_t isa,
                  int64_t threads) {
-  struct Job {
-    const LinearKernels& kernels;
-    LinearSource source;
-    uint8_t* blob;
-    int64_t tiles;
-  };
   const LinearKernels& kernels = *linear_kernels_of(checked_isa(isa));
   const LinearSource source = source_of(kind, sizes, tensors, sizes.at(3) != 0);
   STD_TORCH_CHECK(blob.numel() >= kernels.packed_bytes(source), "blob: too small");
+  uint8_t* packed = blob_of(blob);
   const int64_t tiles = (source.out_features + kLinearTileColumns - 1) / kLinearTileColumns;
-  Job job = {kernels, source, blob_of(blob), tiles};
-  run_job(
-      static_cast<int>(threads),
-      [](Crew& crew, void* context) {
-        Job& j = *static_cast<Job*>(context);
-        for (int64_t begin, end; crew.claim(j.tiles, crew.piece(j.tiles), &begin, &end);) {
-          j.kernels.pack(j.source, j.blob, begin, end);
-        }
-      },
-      &job);
+  Crew crew(static_cast<int>(threads));
+  crew.share_evenly(tiles, 1, [&](int64_t begin, int64_t end) { kernels.pack(source, packed, begin, end); });
 }
 
 void linear_multiply(const Tensor& x, const Tensor& blob, int64_t out_features, const Tensor& out, int64_t isa,
                      int64_t threads) {
-  struct Job {
-    const LinearKernels& kernels;
-    const uint8_t* blob;
-    const float* x;
-    float* out;
-    int64_t M, K, N;
-    uint8_t* scratch;
-  };
   const LinearKernels& kernels = *linear_kernels_of(checked_isa(isa));
   const uint8_t* packed = blob_of(blob);
   const int64_t M = x.size(0), K = x.size(1);
+  const float* from = data_of<const float>(x, ScalarType::Float, M * K, "x");
+  float* to = data_of<float>(out, ScalarType::Float, M * out_features, "out");
   const size_t bytes = static_cast<size_t>(kernels.scratch_bytes(packed, M));
   std::unique_ptr<uint8_t, Free> scratch(
-      static_cast<uint8_t*>(std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment)));
-  STD_TORCH_CHECK(scratch != nullptr || bytes == 0, "linear_multiply: out of memory");
-  Job job = {kernels,
-             packed,
-             data_of<const float>(x, ScalarType::Float, M * K, "x"),
-             data_of<float>(out, ScalarType::Float, M * out_features, "out"),
-             M,
-             K,
-             out_features,
-             scratch.get()};
-  run_job(
-      static_cast<int>(threads),
-      [](Crew& crew, void* context) {
-        Job& j = *static_cast<Job*>(context);
-        j.kernels.prepare(j.blob, j.x, j.M, j.K, j.scratch, crew.thread(), crew.threads());
-        crew.barrier();
-        const int64_t tiles = j.kernels.tiles(j.blob);
-        for (int64_t begin, end; crew.claim(tiles, crew.piece(tiles), &begin, &end);) {
-          j.kernels.multiply(j.blob, j.scratch, j.M, j.out, j.N, begin, end);
-        }
-      },
-      &job);
+      static_cast<uint8_t*>(std::aligned_alloc(kAlignment, (bytes + kAlignment) / kAlignment * kAlignment)));
+  STD_TORCH_CHECK(scratch != nullptr, "linear_multiply: out of memory");
+  Crew crew(static_cast<int>(threads));
+  const int parts = crew.threads();
+  crew.share(parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      kernels.prepare(packed, from, M, K, scratch.get(), static_cast<int>(part), parts);
+    }
+  });
+  crew.share_evenly(kernels.tiles(packed), 1, [&](int64_t begin, int64_t end) {
+    kernels.multiply(packed, scratch.get(), M, to, out_features, begin, end);
+  });
 }
 
 }  // namespace exl2

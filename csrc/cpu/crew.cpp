@@ -13,13 +13,6 @@
 
 namespace exl2 {
 
-// Each counter on its own cache line, so that spinning on one does not slow the others down.
-struct Meeting {
-  alignas(64) std::atomic<int64_t> next{0};
-  alignas(64) std::atomic<int> arrived{0};
-  alignas(64) std::atomic<uint32_t> round{0};
-};
-
 namespace {
 
 inline void relax() {
@@ -30,62 +23,20 @@ inline void relax() {
 #endif
 }
 
-// About 20 microseconds; a thread that waits longer lets others have the core: its peer may need that very one.
-constexpr int kBarrierSpins = 1000;
-// About 150 microseconds: the sampler runs between two tokens.
-constexpr int kIdleSpins = 6000;
+// About 20 microseconds; then the leader lets others have the core: the worker it waits for may need that very one.
+constexpr int kLeaderSpins = 1000;
+// About 150 microseconds: between two tokens the sampler runs.
+constexpr int kWorkerSpins = 6000;
 
-class Pool {
+constexpr int kLeftBits = 24;
+constexpr uint64_t kLeftMask = (uint64_t{1} << kLeftBits) - 1;
+
+}  // namespace
+
+class Crew::Pool {
  public:
-  void run(int threads, void (*job)(Crew&, void*), void* context) {
-    std::lock_guard<std::mutex> one_at_a_time(run_mutex_);
-    threads = std::clamp(threads, 1, kMaxThreads);
-    threads = std::min(threads, 1 + grow(threads - 1));
-    job_ = job;
-    context_ = context;
-    meeting_.next.store(0, std::memory_order_relaxed);
-    if (threads > 1) post(threads);
-    Crew crew(meeting_, 0, threads);
-    job(crew, context);
-    crew.barrier();  // the context lives on the caller's stack
-  }
-
- private:
-  // Number of the job in the upper bits, threads that take part in the lower ones. In one word, because a worker that
-  // takes no part may look at any time; the other fields are read by participants, whom run() waits for.
-  void post(int threads) {
-    const uint64_t number = (posted_.load(std::memory_order_relaxed) >> 16) + 1;
-    posted_.store(number << 16 | static_cast<uint64_t>(threads), std::memory_order_seq_cst);
-    if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-      // Empty critical section: a worker is either not yet past its check, or waiting already.
-      { std::lock_guard<std::mutex> lock(sleep_mutex_); }
-      wake_.notify_all();
-    }
-  }
-
-  uint64_t wait(uint64_t seen) {
-    for (int i = 0; i < kIdleSpins; ++i) {
-      const uint64_t now = posted_.load(std::memory_order_acquire);
-      if (now != seen) return now;
-      relax();
-    }
-    std::unique_lock<std::mutex> lock(sleep_mutex_);
-    sleepers_.fetch_add(1, std::memory_order_seq_cst);
-    wake_.wait(lock, [&] { return posted_.load(std::memory_order_seq_cst) != seen; });
-    sleepers_.fetch_sub(1, std::memory_order_relaxed);
-    return posted_.load(std::memory_order_acquire);
-  }
-
-  void work(int thread, uint64_t seen) {
-    for (;;) {
-      seen = wait(seen);
-      const int threads = static_cast<int>(seen & 0xffff);
-      if (thread >= threads) continue;
-      Crew crew(meeting_, thread, threads);
-      job_(crew, context_);
-      crew.barrier();
-    }
-  }
+  // Serializes the crews of several callers.
+  std::mutex turn;
 
   // Starts workers until there are `wanted`, or as many as the system grants; returns how many there are.
   int grow(int wanted) {
@@ -96,10 +47,8 @@ class Pool {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     try {
       for (; workers_ < wanted; ++workers_) {
-        const int thread = workers_ + 1;
-        const uint64_t seen = posted_.load(std::memory_order_relaxed);
         // Detached and never joined: the pool outlives everything, and a sleeping thread ends with the process.
-        std::thread([this, thread, seen] { work(thread, seen); }).detach();
+        std::thread([this, index = workers_] { work(index); }).detach();
       }
     } catch (const std::system_error&) {
     }
@@ -107,71 +56,104 @@ class Pool {
     return workers_;
   }
 
-  std::mutex run_mutex_;
-  Meeting meeting_;
-  void (*job_)(Crew&, void*) = nullptr;
-  void* context_ = nullptr;
-  alignas(64) std::atomic<uint64_t> posted_{0};
+  void lead(int workers, int64_t total, int64_t piece, void (*call)(const void*, int64_t, int64_t),
+            const void* context) {
+    call_ = call;
+    context_ = context;
+    total_ = total;
+    piece_ = std::max(piece, (total + static_cast<int64_t>(kLeftMask) - 1) / static_cast<int64_t>(kLeftMask));
+    pieces_ = (total + piece_ - 1) / piece_;
+    done_.store(0, std::memory_order_relaxed);
+    limit_.store(workers, std::memory_order_relaxed);
+    const uint64_t loop = (state_.load(std::memory_order_relaxed) >> kLeftBits) + 1;
+    state_.store(loop << kLeftBits | static_cast<uint64_t>(pieces_), std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+      // Empty critical section: a worker is either not yet past its check, or waiting already.
+      { std::lock_guard<std::mutex> lock(sleep_mutex_); }
+      wake_.notify_all();
+    }
+    while (take(state_.load(std::memory_order_relaxed))) {
+    }
+    for (int i = 0; done_.load(std::memory_order_acquire) < pieces_; ++i) {
+      i < kLeaderSpins ? relax() : static_cast<void>(sched_yield());
+    }
+  }
+
+ private:
+  // Does one piece; false if none is left. A stale `state` fails to be exchanged: it holds the loop's number. Once the
+  // exchange has succeeded the description of the loop stands still, since the leader waits for this piece.
+  bool take(uint64_t state) {
+    do {
+      if ((state & kLeftMask) == 0) return false;
+    } while (!state_.compare_exchange_weak(state, state - 1, std::memory_order_acq_rel, std::memory_order_acquire));
+    const int64_t begin = (pieces_ - static_cast<int64_t>(state & kLeftMask)) * piece_;
+    call_(context_, begin, std::min(begin + piece_, total_));
+    done_.fetch_add(1, std::memory_order_release);
+    return true;
+  }
+
+  bool takes_part(int index) const { return index < limit_.load(std::memory_order_relaxed); }
+
+  void work(int index) {
+    for (;;) {
+      uint64_t state = 0;
+      for (int idle = 0; idle < kWorkerSpins; ++idle) {
+        state = state_.load(std::memory_order_acquire);
+        if (takes_part(index) && take(state)) idle = 0;
+        relax();
+      }
+      // Any later loop wakes it, even one that is over by then: the next one follows soon, and it should be there.
+      std::unique_lock<std::mutex> lock(sleep_mutex_);
+      sleepers_.fetch_add(1, std::memory_order_seq_cst);
+      wake_.wait(lock, [&] { return state_.load(std::memory_order_seq_cst) != state && takes_part(index); });
+      sleepers_.fetch_sub(1, std::memory_order_relaxed);
+    }
+  }
+
+  // Number of the loop, and below it how many of its pieces nobody has taken yet. What threads spin on lies on cache
+  // lines of its own.
+  alignas(64) std::atomic<uint64_t> state_{0};
+  alignas(64) std::atomic<int64_t> done_{0};
+  alignas(64) std::atomic<int> limit_{0};  // workers below this number take part
+  void (*call_)(const void*, int64_t, int64_t) = nullptr;
+  const void* context_ = nullptr;
+  int64_t total_ = 0;
+  int64_t piece_ = 1;
+  int64_t pieces_ = 0;
   std::atomic<int> sleepers_{0};
   std::mutex sleep_mutex_;
   std::condition_variable wake_;
   int workers_ = 0;
 };
 
-std::atomic<Pool*> g_pool{nullptr};
-
-Pool& pool() {
-  Pool* current = g_pool.load(std::memory_order_acquire);
-  if (current != nullptr) return *current;
-  // A forked child has none of the threads and maybe locked mutexes: it forgets the pool and makes a new one.
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { g_pool.store(nullptr); });
+Crew::Pool& Crew::pool() {
+  static std::atomic<Pool*> instance{nullptr};
+  // A forked child has none of the threads and perhaps locked mutexes: it forgets the pool and makes a new one.
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { instance.store(nullptr); });
   (void)registered;
+  Pool* current = instance.load(std::memory_order_acquire);
+  if (current != nullptr) return *current;
   Pool* fresh = new Pool;
-  if (g_pool.compare_exchange_strong(current, fresh)) return *fresh;
+  if (instance.compare_exchange_strong(current, fresh)) return *fresh;
   delete fresh;
   return *current;
 }
 
-}  // namespace
-
-void Crew::barrier() {
-  if (threads_ == 1) {
-    meeting_.next.store(0, std::memory_order_relaxed);
-    return;
-  }
-  const uint32_t round = meeting_.round.load(std::memory_order_relaxed);
-  if (meeting_.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
-    meeting_.arrived.store(0, std::memory_order_relaxed);
-    meeting_.next.store(0, std::memory_order_relaxed);
-    meeting_.round.store(round + 1, std::memory_order_release);
-    return;
-  }
-  for (int i = 0; meeting_.round.load(std::memory_order_acquire) == round; ++i) {
-    i < kBarrierSpins ? relax() : static_cast<void>(sched_yield());
-  }
+Crew::Crew(int threads) : pool_(pool()), threads_(std::clamp(threads, 1, kMaxThreads)) {
+  if (threads_ == 1) return;
+  pool_.turn.lock();
+  threads_ = std::min(threads_, 1 + pool_.grow(threads_ - 1));
+  if (threads_ == 1) pool_.turn.unlock();
 }
 
-bool Crew::claim(int64_t total, int64_t piece, int64_t* begin, int64_t* end) {
-  if (threads_ == 1) {
-    if (meeting_.next.load(std::memory_order_relaxed) >= total) return false;
-    *begin = 0;
-    *end = total;
-    meeting_.next.store(total, std::memory_order_relaxed);
-    return total > 0;
-  }
-  *begin = meeting_.next.fetch_add(piece, std::memory_order_relaxed);
-  if (*begin >= total) return false;
-  *end = std::min(*begin + piece, total);
-  return true;
+Crew::~Crew() {
+  if (threads_ > 1) pool_.turn.unlock();
 }
 
-int64_t Crew::piece(int64_t total, int64_t least) const {
-  constexpr int64_t kPiecesPerThread = 4;
-  return std::max(least, (total + threads_ * kPiecesPerThread - 1) / (threads_ * kPiecesPerThread));
-}
-
-void run_job(int threads, void (*job)(Crew& crew, void* context), void* context) {
-  pool().run(threads, job, context);
+void Crew::run(int64_t total, int64_t piece, void (*call)(const void*, int64_t, int64_t), const void* context) {
+  if (total <= 0) return;
+  if (threads_ == 1 || total <= piece) return call(context, 0, total);
+  pool_.lead(threads_ - 1, total, piece, call, context);
 }
 
 }  // namespace exl2

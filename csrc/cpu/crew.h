@@ -1,8 +1,10 @@
 // The threads that work on one step together.
 //
-// One job covers the whole step; inside it threads meet at barriers (some hundred per token), which must cost less than
-// a microsecond: they spin. Between jobs the workers spin for a moment, since the next token follows soon, and then
-// sleep, so that an idle program uses no processor time.
+// The caller leads: it walks through the step alone and hands out the loops that are worth it in pieces, working on
+// them itself. A loop ends when its pieces are done, not when every thread has come by: a worker whose core is taken
+// (by the user interface, by another program) takes no pieces, and nobody waits for it.
+// Loops follow each other within microseconds, so workers spin between them; after a moment without work they sleep, so
+// that an idle program uses no processor time.
 #pragma once
 
 #include <cstdint>
@@ -11,33 +13,42 @@ namespace exl2 {
 
 constexpr int kMaxThreads = 256;
 
-struct Meeting;  // what the threads of a job share
-
 class Crew {
  public:
-  Crew(Meeting& meeting, int thread, int threads) : meeting_(meeting), thread_(thread), threads_(threads) {}
+  // Claims the workers of the process; another thread's Crew waits for its turn until this one is destroyed.
+  // Safe after fork(): the child starts its own workers. Fewer threads than asked for, if the system grants no more.
+  explicit Crew(int threads);
+  ~Crew();
+  Crew(const Crew&) = delete;
+  Crew& operator=(const Crew&) = delete;
 
-  int thread() const { return thread_; }
   int threads() const { return threads_; }
 
-  // Returns once every thread of the job is here; what they wrote before is visible. Starts the next loop of claim().
-  void barrier();
+  // Calls work(begin, end) for pieces of [0, total), on any threads at once; returns when all are done. What was
+  // written before is visible inside, and what was written inside is visible afterwards.
+  template <typename Work>
+  void share(int64_t total, int64_t piece, const Work& work) {
+    run(total, piece, [](const void* context, int64_t begin, int64_t end) {
+      (*static_cast<const Work*>(context))(begin, end);
+    }, &work);
+  }
 
-  // Hands out [0, total) in pieces: false when nothing is left. A thread that is held up (the user interface has its
-  // core) takes fewer pieces. Between the loops of two phases there must be a barrier.
-  bool claim(int64_t total, int64_t piece, int64_t* begin, int64_t* end);
-
-  // A piece size for claim() that leaves each thread a few pieces, but none below `least`.
-  int64_t piece(int64_t total, int64_t least = 1) const;
+  // The same with a few pieces per thread, but none smaller than `least`.
+  template <typename Work>
+  void share_evenly(int64_t total, int64_t least, const Work& work) {
+    constexpr int64_t kPiecesPerThread = 4;
+    const int64_t pieces = threads_ * kPiecesPerThread, even = (total + pieces - 1) / pieces;
+    share(total, even > least ? even : least, work);
+  }
 
  private:
-  Meeting& meeting_;
-  int thread_;
+  void run(int64_t total, int64_t piece, void (*call)(const void*, int64_t, int64_t), const void* context);
+
+  class Pool;
+  static Pool& pool();
+
+  Pool& pool_;
   int threads_;
 };
-
-// Runs job(crew, context) on `threads` threads, the caller being thread 0, and returns when all are done. Jobs of
-// several callers run one after another. Safe after fork(): the child starts its own workers.
-void run_job(int threads, void (*job)(Crew& crew, void* context), void* context);
 
 }  // namespace exl2

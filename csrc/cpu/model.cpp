@@ -13,8 +13,10 @@ namespace exl2 {
 namespace {
 
 constexpr int64_t kLineBytes = 64;
-constexpr int kMostProducts = 3;        // q, k and v share one phase
-constexpr int64_t kRowsPerItem = 32;    // query rows that attention takes over the cache together
+constexpr int kMostProducts = 3;            // q, k and v have the same input
+constexpr int64_t kRowsPerItem = 32;        // query rows that attention takes over the cache together
+constexpr int64_t kLeastRows = 4;           // of norm or rope: fewer are done before another thread has heard of them
+constexpr int64_t kLeastSharedRow = 16384;  // inputs of a linear: from here on one row is worth sharing
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -22,7 +24,7 @@ int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1
 
 // Everything a step writes besides cache and logits; allocated once.
 struct Model::Scratch {
-  Scratch(const LinearKernels& linears, const ModelWeights& w, int64_t M, int threads) {
+  Scratch(const LinearKernels& linears, const ModelWeights& w, int64_t M) {
     int64_t prepared_bytes = linears.scratch_bytes(w.head, M);
     for (const LayerWeights& layer : w.layers) {
       for (const uint8_t* blob : {layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down}) {
@@ -36,7 +38,7 @@ struct Model::Scratch {
         return reinterpret_cast<float*>(std::exchange(next, next + round_up(count * 4, kLineBytes)));
       };
       x = floats(M * w.C);
-      h = floats(std::max<int64_t>(M, threads) * w.C);
+      h = floats(M * w.C);
       q = floats(M * w.H * w.D);
       k = floats(M * w.G * w.D);
       v = floats(M * w.G * w.D);
@@ -59,7 +61,7 @@ struct Model::Scratch {
   uint8_t* memory = nullptr;
   int64_t bytes = 0;
   float* x;      // (M, C) residual
-  float* h;      // (M, C) normed; with M = 1 one row per thread
+  float* h;      // (M, C) normed
   float* q;      // (M, H, D)
   float* k;      // (M, G, D)
   float* v;      // (M, G, D)
@@ -68,10 +70,9 @@ struct Model::Scratch {
   float* up;     // (M, F)
   float* out;    // (M, C) of o and down, before it joins the residual
   uint8_t* prepared[kMostProducts];  // inputs in the form that the linears' kernels want
-  bool stopped = false;              // written by thread 0 before a barrier, read by all behind it
 };
 
-// One thread's walk through a step. All threads run the same phases; a phase ends with a barrier.
+// One walk through a step, led by the calling thread.
 class Model::Runner {
  public:
   Runner(Model& model, const StepRequest& request, Crew& crew)
@@ -83,19 +84,20 @@ class Model::Runner {
         crew_(crew),
         chunk_(model.chunk_) {}
 
-  void run() {
+  // False if cancelled.
+  bool run() {
     const int64_t layers = static_cast<int64_t>(w_.layers.size());
-    for (int64_t begin = 0; begin < request_.T; begin += chunk_) {
-      first_ = begin;
-      M_ = std::min(chunk_, request_.T - begin);
+    for (first_ = 0; first_ < request_.T; first_ += chunk_) {
+      M_ = std::min(chunk_, request_.T - first_);
       skip_ = 0;
       embed();
-      for (int64_t layer = 0; layer < layers && !s_.stopped && M_ > skip_; ++layer) {
+      for (int64_t layer = 0; layer < layers; ++layer) {
+        if (request_.cancel != nullptr && *request_.cancel != 0) return false;
         run_layer(layer, layer + 1 == layers);
       }
-      if (s_.stopped) return;
-      if (M_ > skip_) run_head();
+      if (rows() > 0) run_head();
     }
+    return true;
   }
 
  private:
@@ -110,7 +112,8 @@ class Model::Runner {
     const LayerWeights& layer = w_.layers[static_cast<size_t>(index)];
     const int64_t query_size = w_.H * w_.D, kv_size = w_.G * w_.D;
     Product qkv[3] = {{layer.q, s_.q, query_size}, {layer.k, s_.k, kv_size}, {layer.v, s_.v, kv_size}};
-    normalize_and_prepare(layer.attn_norm, qkv, 3);
+    normalize(layer.attn_norm);
+    prepare(s_.h, w_.C, qkv, 3);
     multiply(qkv, 3);
     rotate_and_store(index);
     // Behind the last layer's cache only rows whose logits are wanted go on: none of this chunk, or its last.
@@ -125,104 +128,91 @@ class Model::Runner {
     multiply_and_add(o);
 
     Product gate_up[2] = {{layer.gate, s_.gate, w_.F}, {layer.up, s_.up, w_.F}};
-    normalize_and_prepare(layer.mlp_norm, gate_up, 2);
+    normalize(layer.mlp_norm);
+    prepare(s_.h, w_.C, gate_up, 2);
     multiply_gate_up(gate_up[0], gate_up[1]);
     Product down = {layer.down, s_.out, w_.C};
     prepare(s_.gate, w_.F, &down, 1);
-    poll_cancel();
     multiply_and_add(down);
   }
 
   void run_head() {
     Product head = {w_.head, request_.logits + (request_.all_logits ? first_ * w_.V : 0), w_.V};
-    normalize_and_prepare(w_.final_norm, &head, 1);
+    normalize(w_.final_norm);
+    prepare(s_.h, w_.C, &head, 1);
     multiply(&head, 1);
   }
 
   int64_t rows() const { return M_ - skip_; }
   float* residual() const { return s_.x + skip_ * w_.C; }
 
-  // Takes effect for all threads behind the next barrier. Between the barrier before it and this call nobody reads the
-  // flag, else threads could disagree and wait for each other for ever.
-  void poll_cancel() {
-    if (crew_.thread() == 0 && request_.cancel != nullptr && *request_.cancel != 0) s_.stopped = true;
-  }
-
   void embed() {
     const int64_t row_bytes = w_.C * (w_.embedding_type == FloatType::kF32 ? 4 : 2);
     const uint8_t* table = static_cast<const uint8_t*>(w_.embedding);
-    for (int64_t begin, end; crew_.claim(M_, crew_.piece(M_), &begin, &end);) {
-      for (int64_t m = begin; m < end; ++m) {
-        kernels_.to_float(w_.embedding_type, table + request_.ids[first_ + m] * row_bytes, w_.C, s_.x + m * w_.C);
-      }
+    for (int64_t m = 0; m < M_; ++m) {
+      kernels_.to_float(w_.embedding_type, table + request_.ids[first_ + m] * row_bytes, w_.C, s_.x + m * w_.C);
     }
-    crew_.barrier();
   }
 
-  // products[i].input = the rows of x (rows, K) in the form of their kernels. Equal inputs are prepared once.
+  // h = norm(x)
+  void normalize(const float* weight) {
+    crew_.share_evenly(rows(), kLeastRows, [&](int64_t begin, int64_t end) {
+      for (int64_t m = begin; m < end; ++m) {
+        kernels_.rms_norm(residual() + m * w_.C, weight, w_.eps, w_.C, s_.h + m * w_.C);
+      }
+    });
+  }
+
+  // products[i].input = the rows of x (rows, K) in the form of their kernels. Equal inputs are prepared once. A single
+  // row takes the leader less time than handing it out would.
   void prepare(const float* x, int64_t K, Product* products, int count) {
+    const int parts = rows() == 1 && K < kLeastSharedRow ? 1 : crew_.threads();
     for (int i = 0; i < count; ++i) {
       const uint64_t key = linears_.input_key(products[i].blob);
       for (int j = 0; j < i && products[i].input == nullptr; ++j) {
         if (linears_.input_key(products[j].blob) == key) products[i].input = products[j].input;
       }
       if (products[i].input != nullptr) continue;
-      linears_.prepare(products[i].blob, x, rows(), K, s_.prepared[i], crew_.thread(), crew_.threads());
       products[i].input = s_.prepared[i];
+      crew_.share(parts, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t part = begin; part < end; ++part) {
+          linears_.prepare(products[i].blob, x, rows(), K, s_.prepared[i], static_cast<int>(part), parts);
+        }
+      });
     }
-    crew_.barrier();
-  }
-
-  void normalize_and_prepare(const float* weight, Product* products, int count) {
-    if (rows() == 1) {
-      // Every thread norms the row for itself: cheaper than to meet.
-      float* mine = s_.h + crew_.thread() * w_.C;
-      kernels_.rms_norm(residual(), weight, w_.eps, w_.C, mine);
-      return prepare(mine, w_.C, products, count);
-    }
-    for (int64_t begin, end; crew_.claim(rows(), crew_.piece(rows()), &begin, &end);) {
-      for (int64_t m = begin; m < end; ++m) {
-        kernels_.rms_norm(residual() + m * w_.C, weight, w_.eps, w_.C, s_.h + m * w_.C);
-      }
-    }
-    crew_.barrier();
-    prepare(s_.h, w_.C, products, count);
   }
 
   // One loop over the tiles of all products, so that a small one does not leave threads idle.
   void multiply(const Product* products, int count) {
     int64_t total = 0;
     for (int i = 0; i < count; ++i) total += linears_.tiles(products[i].blob);
-    for (int64_t begin, end; crew_.claim(total, crew_.piece(total), &begin, &end);) {
-      int64_t offset = 0;
+    crew_.share_evenly(total, 1, [&](int64_t begin, int64_t end) {
       for (int i = 0; i < count; ++i) {
         const Product& p = products[i];
         const int64_t tiles = linears_.tiles(p.blob);
-        const int64_t from = std::max(begin - offset, int64_t{0}), to = std::min(end - offset, tiles);
+        const int64_t from = std::max(begin, int64_t{0}), to = std::min(end, tiles);
         if (from < to) linears_.multiply(p.blob, p.input, rows(), p.out, p.ldo, from, to);
-        offset += tiles;
+        begin -= tiles;
+        end -= tiles;
       }
-    }
-    crew_.barrier();
+    });
   }
 
+  // x += the product
   void multiply_and_add(const Product& product) {
-    const int64_t tiles = linears_.tiles(product.blob);
-    for (int64_t begin, end; crew_.claim(tiles, crew_.piece(tiles), &begin, &end);) {
+    crew_.share_evenly(linears_.tiles(product.blob), 1, [&](int64_t begin, int64_t end) {
       linears_.multiply(product.blob, product.input, rows(), product.out, product.ldo, begin, end);
       const int64_t column = begin * kLinearTileColumns;
       const int64_t columns = std::min(end * kLinearTileColumns, w_.C) - column;
       for (int64_t m = 0; m < rows(); ++m) {
         kernels_.add(residual() + m * w_.C + column, product.out + m * w_.C + column, columns);
       }
-    }
-    crew_.barrier();
+    });
   }
 
-  // The same columns of gate and up by the same thread, which then has all it needs for the activation.
+  // gate = silu(gate) * up: whoever has the columns of both has all the activation needs.
   void multiply_gate_up(const Product& gate, const Product& up) {
-    const int64_t tiles = linears_.tiles(gate.blob);
-    for (int64_t begin, end; crew_.claim(tiles, crew_.piece(tiles), &begin, &end);) {
+    crew_.share_evenly(linears_.tiles(gate.blob), 1, [&](int64_t begin, int64_t end) {
       linears_.multiply(gate.blob, gate.input, rows(), s_.gate, w_.F, begin, end);
       linears_.multiply(up.blob, up.input, rows(), s_.up, w_.F, begin, end);
       const int64_t column = begin * kLinearTileColumns;
@@ -231,33 +221,32 @@ class Model::Runner {
         float* row = s_.gate + m * w_.F + column;
         kernels_.silu_mul(row, s_.up + m * w_.F + column, columns, row);
       }
-    }
-    crew_.barrier();
+    });
   }
 
   void rotate_and_store(int64_t index) {
     const LayerWeights& layer = w_.layers[static_cast<size_t>(index)];
     const float softmax_scale = 1.0f / std::sqrt(static_cast<float>(w_.D));
-    const int64_t heads = w_.H + w_.G, total = M_ * heads;
-    for (int64_t begin, end; crew_.claim(total, crew_.piece(total), &begin, &end);) {
-      for (int64_t item = begin; item < end; ++item) {
-        const int64_t m = item / heads, head = item % heads, position = request_.position + first_ + m;
+    crew_.share_evenly(M_, kLeastRows, [&](int64_t begin, int64_t end) {
+      for (int64_t m = begin; m < end; ++m) {
+        const int64_t position = request_.position + first_ + m;
         const float* cos = request_.cos + position * w_.rope_half;
         const float* sin = request_.sin + position * w_.rope_half;
-        const bool is_query = head < w_.H;
-        const int64_t kv = head - w_.H;
-        float* vector = is_query ? s_.q + (m * w_.H + head) * w_.D : s_.k + (m * w_.G + kv) * w_.D;
-        const float* norm = is_query ? layer.q_norm : layer.k_norm;
-        if (norm != nullptr) kernels_.rms_norm(vector, norm + (is_query ? head : kv) * w_.D, w_.eps, w_.D, vector);
-        kernels_.rope(vector, w_.rope_half, cos, sin);
-        if (is_query) {
-          kernels_.scale(vector, softmax_scale, w_.D);
-        } else {
-          kernels_.store_token(cache_of(index, kv), position, vector, s_.v + (m * w_.G + kv) * w_.D);
+        const auto rotate = [&](float* vector, const float* norm) {
+          if (norm != nullptr) kernels_.rms_norm(vector, norm, w_.eps, w_.D, vector);
+          kernels_.rope(vector, w_.rope_half, cos, sin);
+        };
+        for (int64_t head = 0; head < w_.H; ++head) {
+          rotate(s_.q + (m * w_.H + head) * w_.D, layer.q_norm == nullptr ? nullptr : layer.q_norm + head * w_.D);
+        }
+        kernels_.scale(s_.q + m * w_.H * w_.D, softmax_scale, w_.H * w_.D);
+        for (int64_t kv = 0; kv < w_.G; ++kv) {
+          const int64_t at = (m * w_.G + kv) * w_.D;
+          rotate(s_.k + at, layer.k_norm == nullptr ? nullptr : layer.k_norm + kv * w_.D);
+          kernels_.store_token(cache_of(index, kv), position, s_.k + at, s_.v + at);
         }
       }
-    }
-    crew_.barrier();
+    });
   }
 
   // Work items: kv head x part of its query heads x block of tokens. The query heads of a kv head are parted only where
@@ -269,7 +258,7 @@ class Model::Runner {
     const int64_t tokens_per_item = std::max<int64_t>(1, kRowsPerItem * parts / per_kv);
     const int64_t blocks = (rows() + tokens_per_item - 1) / tokens_per_item;
     const int64_t stride = w_.H * w_.D;
-    for (int64_t begin, end; crew_.claim(w_.G * parts * blocks, 1, &begin, &end);) {
+    crew_.share(w_.G * parts * blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t block = item % blocks, part = item / blocks % parts, kv = item / blocks / parts;
         const int64_t head = kv * per_kv + per_kv * part / parts;
@@ -287,8 +276,7 @@ class Model::Runner {
         task.window = w_.layers[static_cast<size_t>(index)].window;
         kernels_.attention(task);
       }
-    }
-    crew_.barrier();
+    });
   }
 
   CacheHead cache_of(int64_t layer, int64_t kv) const { return cache_head(request_.cache, w_.D, layer * w_.G + kv); }
@@ -311,26 +299,15 @@ Model::Model(const Kernels* kernels, const LinearKernels* linears, ModelWeights 
       weights_(std::move(weights)),
       chunk_(chunk),
       threads_(std::clamp(threads, 1, kMaxThreads)),
-      scratch_(std::make_unique<Scratch>(*linears, weights_, chunk, threads_)) {}
+      scratch_(std::make_unique<Scratch>(*linears, weights_, chunk)) {}
 
 Model::~Model() = default;
 
 int64_t Model::scratch_bytes() const { return scratch_->bytes; }
 
 bool Model::step(const StepRequest& request) {
-  struct Job {
-    Model& model;
-    const StepRequest& request;
-  } job = {*this, request};
-  scratch_->stopped = false;
-  run_job(
-      threads_,
-      [](Crew& crew, void* context) {
-        Job& shared = *static_cast<Job*>(context);
-        Runner(shared.model, shared.request, crew).run();
-      },
-      &job);
-  return !scratch_->stopped;
+  Crew crew(threads_);
+  return Runner(*this, request, crew).run();
 }
 
 }  // namespace exl2
