@@ -14,6 +14,7 @@ from torch import Tensor
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import QuantizationError
 from exl2_tui.core.quant.grid import GroupScales, classic_search, zero_point
+from exl2_tui.core.quant.kernels import sequential_round
 from exl2_tui.core.quant.recipe import QParams
 
 CLASSIC_DAMPING = 0.12
@@ -123,21 +124,12 @@ def round_group(
 ) -> Tensor:
     """Rounds one group with feedback inside it; returns the scaled errors (R, N) for the rows after it.
 
-    current (R, N) float32 is consumed; upper (R, R) is the group's block of U; rows start.. of codes and rounded are
-    written.
+    current (R, N) float32; upper (R, R) is the group's block of U; rows start.. of codes and rounded are written.
     """
-    zero, largest = zero_point(bits), (1 << bits) - 1
-    errors = torch.empty_like(current)
-    for k in range(current.shape[0]):
-        row = current[k]
-        code = torch.round(row / scale.steps).add_(zero).clamp_(0, largest)
-        value = ((code - zero) * scale.steps).half().float()
-        codes[start + k] = code.to(torch.uint8)
-        rounded[start + k] = value
-        error = (row - value) / upper[k, k]
-        errors[k] = error
-        if k + 1 < current.shape[0]:
-            current[k + 1 :].addr_(upper[k, k + 1 :], error, alpha=-1.0)
+    rows = slice(start, start + current.shape[0])
+    rounded[rows], codes[rows], errors = sequential_round(
+        current, None, upper.T.neg(), upper.diagonal(), scale.steps, bits
+    )
     return errors
 
 

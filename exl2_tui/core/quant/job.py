@@ -133,6 +133,7 @@ class ConvertJob:
     def _calibrate(self) -> Iterator[Event]:
         request, config = self.request, self.model.config
         yield self._started("calibrate")
+        measured = self._given_measurement()
         tokenizer = Tokenizer.load(self.model.path)
         length = min(request.length or DEFAULT_LENGTH, config.max_position_embeddings)
         spec = CalibrationSpec(
@@ -156,7 +157,6 @@ class ConvertJob:
         digest = self.work.write_tensors("calibration.safetensors", tensors)  # type: ignore[arg-type]
         self.state["calibration"] = {"sha256": digest, "description": made.description}
         self.state["warnings"] = list(made.warnings)
-        measured = self._given_measurement()
         self._save("measure" if measured is None else "allocate", 0)
         yield CalibrationReady(
             self.name,
@@ -174,9 +174,9 @@ class ConvertJob:
         """The measurement of `-m`, copied into the work directory."""
         if self.request.measurement is None:
             return None
-        file = Path(self.request.measurement)
-        found = Measurement.read(file)
-        found.require_halves(self.model.config.num_hidden_layers, file)
+        found = Measurement.read(Path(self.request.measurement))
+        for bits in self.request.bits:
+            self.recipe.allocate(found, bits)  # refuses a measurement of another model before hours are spent
         self._write_measurement(found)
         return found
 

@@ -21,6 +21,7 @@ from exl2_tui.core.quant.grid import (
     steps_of,
     zero_point,
 )
+from exl2_tui.core.quant.kernels import search_codes, sequential_round
 from exl2_tui.core.quant.recipe import QParams
 
 MAXIMA = tuple(0.60 + 0.05 * step for step in range(12))
@@ -36,28 +37,12 @@ def weighted_search(group: Tensor, bits: int, weights: Tensor) -> GroupScales:
     """
     needed = needed_steps(group, bits)
     base = needed.amax().clamp_min(SMALLEST_MAX)
-    low, high = -zero_point(bits), (1 << bits) - 1 - zero_point(bits)
-    row_weights = weights[:, None]
-    best_total: Tensor | None = None
-    best: tuple[Tensor, Tensor] | None = None
-    for factor in MAXIMA:
-        scale_max = (base * factor).clamp(SMALLEST_MAX, 65504.0).half()
-        middle = column_codes(needed, scale_max.float()).to(torch.int16)
-        lowest = torch.full_like(needed, torch.inf)
-        chosen = torch.zeros_like(needed, dtype=torch.uint8)
-        for offset in NEIGHBOURS:
-            codes = (middle + offset).clamp(0, 15).to(torch.uint8)
-            steps = steps_of(codes, scale_max)
-            error = torch.round(group / steps).clamp_(low, high).mul_(steps).sub_(group)
-            cost = (error.square_() * row_weights).sum(dim=0)
-            better = cost < lowest
-            lowest = torch.where(better, cost, lowest)
-            chosen = torch.where(better, codes, chosen)
-        total = lowest.sum()
-        if best_total is None or bool(total < best_total):
-            best_total, best = total, (chosen, scale_max)
-    assert best is not None
-    return GroupScales(best[0], best[1], steps_of(*best))
+    factors = torch.tensor(MAXIMA, device=group.device)
+    maxima = (base * factors).clamp(SMALLEST_MAX, 65504.0).half()
+    middles = torch.stack([column_codes(needed, largest) for largest in maxima.float()])
+    codes, totals = search_codes(group, weights, maxima, middles, bits, NEIGHBOURS)
+    best = totals.argmin()
+    return GroupScales(codes[best], maxima[best], steps_of(codes[best], maxima[best]))
 
 
 @dataclass(slots=True)
@@ -151,11 +136,8 @@ def _refit(work: Working, hessian: Tensor) -> None:
             chosen = scale.codes
             for offset in (-1, 0, 1):
                 codes = (middle + offset).clamp(0, 15).to(torch.uint8)
-                change = (q * steps_of(codes, scale_max)).half().float() - work.rounded[rows]
-                # Exact up to fp16 rounding of the products: loss changes by 2 d.HE + d.Hd.
                 delta = steps_of(codes, scale_max) - scale.steps
-                cost = 2 * delta * slope + delta.square() * curvature
-                del change
+                cost = 2 * delta * slope + delta.square() * curvature  # exact up to the fp16 rounding of weights
                 if lowest is None:
                     lowest, chosen = cost, codes
                 else:
@@ -180,18 +162,13 @@ def _descend(work: Working, hessian: Tensor, cancel: CancelToken | None) -> None
     for index, (bits, start, end) in enumerate(work.groups):
         if cancel is not None:
             cancel.check()
-        steps, zero, largest = work.scales[index].steps, zero_point(bits), (1 << bits) - 1
-        before = work.rounded[start:end].clone()
-        local = gradient[start:end]
-        block = hessian[start:end, start:end]
-        for k in range(end - start):
-            now = work.rounded[start + k]
-            best = now + local[k] / block[k, k]
-            code = torch.round(best / steps).add_(zero).clamp_(0, largest)
-            value = ((code - zero) * steps).half().float()
-            work.codes[start + k] = code.to(torch.uint8)
-            local.addr_(block[:, k], now - value)
-            work.rounded[start + k] = value
-        change = work.rounded[start:end] - before
-        gradient[:start].addmm_(hessian[:start, start:end], change, alpha=-1.0)
-        gradient[end:].addmm_(hessian[end:, start:end], change, alpha=-1.0)
+        rows = slice(start, end)
+        before = work.rounded[rows].clone()
+        pivots = hessian.diagonal()[rows]
+        coupling = hessian[rows, rows] / pivots[:, None]
+        base = before + gradient[rows] / pivots[:, None]
+        work.rounded[rows], work.codes[rows], change = sequential_round(
+            base, before, coupling, torch.ones_like(pivots), work.scales[index].steps, bits
+        )
+        if end < len(gradient):
+            gradient[end:].addmm_(hessian[end:, rows], change)

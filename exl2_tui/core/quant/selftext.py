@@ -81,6 +81,8 @@ def write(
             x = x + _attend(block.attn, block.attn_norm.forward(x), rope, cache, start)
             x = x + block.mlp.forward(block.mlp_norm.forward(x))
         logits = model.head.forward(model.norm.forward(x[:, -1]))
+        if not bool(torch.isfinite(logits).all()):
+            return []  # the model is damaged: measuring will say which layer is the first to be wrong
         drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
         rows[:, end] = torch.where(given[:, end], rows[:, end], drawn)
         start = end
