@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import Screen
 from textual.timer import Timer
@@ -18,9 +19,11 @@ from exl2_tui.core.events import Event, ModeChoice, ModesListed
 from exl2_tui.keymap import bindings
 from exl2_tui.session import ChatSession
 from exl2_tui.state import Changes, Clock
+from exl2_tui.store.base import ChatStore
 from exl2_tui.store.tree import Chat, Turn
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import Row, StatusRow
+from exl2_tui.widgets.chat_sidebar import ChatSidebar
 from exl2_tui.widgets.composer import Composer
 from exl2_tui.widgets.status import header, progress_row, status_row, welcome
 from exl2_tui.widgets.transcript import Transcript
@@ -49,16 +52,22 @@ class ChatScreen(Screen[None]):
         *,
         copy: Callable[[str, str], None],
         mode_chosen: Callable[[str], None],
+        store: ChatStore,
         pick_chat: Callable[[], None],
+        open_chat: Callable[[str], None],
         export: Callable[[Chat], None],
         sampler: Callable[[], None],
         clock: Clock = time.monotonic,
+        wall_clock: Clock = time.time,
     ) -> None:
         super().__init__(id="chat")
+        self._wall_clock = wall_clock
         self._session = session
         self._copy = copy
         self._mode_chosen = mode_chosen
+        self._store = store
         self._pick_chat = pick_chat
+        self._open_chat = open_chat
         self._export = export
         self._sampler = sampler
         self._clock = clock
@@ -72,12 +81,15 @@ class ChatScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         appearance = self._session.settings.appearance
         yield Row(id="header")
-        yield Transcript(appearance.turns)
-        with Vertical(id="bottom"):
-            yield Row(id="pill")
-            yield Row(id="queue")
-            yield Composer(enter_sends=self._session.settings.chat.enter_sends, turn_key=self.turn_key)
-            yield StatusRow(id="status")
+        with Horizontal(id="middle"):
+            yield ChatSidebar()
+            with Vertical():
+                yield Transcript(appearance.turns)
+                with Vertical(id="bottom"):
+                    yield Row(id="pill")
+                    yield Row(id="queue")
+                    yield Composer(enter_sends=self._session.settings.chat.enter_sends, turn_key=self.turn_key)
+                    yield StatusRow(id="status")
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -85,6 +97,9 @@ class ChatScreen(Screen[None]):
         composer = self.query_one(Composer)
         composer.focus()
         self.repaint(Changes(model=True, turns=True, status=True, queue=True))
+
+    def on_resize(self) -> None:
+        self._draw_header()
 
     # Drawing
 
@@ -96,6 +111,8 @@ class ChatScreen(Screen[None]):
             self._finish_shown()
             transcript.set_welcome(welcome(session))
             transcript.show(session.chat)
+        if changes.turns or changes.chats:
+            self.run_worker(self._fill_sidebar(), group="sidebar", exclusive=True, exit_on_error=False)
         writing = session.writing
         if writing is not None and writing.chat is session.chat:
             self._shown_turn = writing.turn
@@ -122,6 +139,17 @@ class ChatScreen(Screen[None]):
             self._can_stop = can_stop
             self.refresh_bindings()
 
+    async def _fill_sidebar(self) -> None:
+        """Reads the list off the loop; exclusive, so that only the last of several changes is drawn."""
+        rows = await asyncio.wrap_future(self._store.list_chats())
+        sidebar = self.query_one(ChatSidebar)
+        sidebar.set_class(bool(rows), "-some")
+        sidebar.show(rows, self._session.chat.id, self._wall_clock())
+
+    def on_chat_sidebar_chosen(self, event: ChatSidebar.Chosen) -> None:
+        self._open_chat(event.chat_id)
+        self.query_one(Composer).focus()
+
     def service_event(self, event: Event) -> None:
         """Remembers the list of modes for the next time the picker opens."""
         if isinstance(event, ModesListed):
@@ -135,7 +163,7 @@ class ChatScreen(Screen[None]):
             self.query_one(Transcript).finish(turn)
 
     def _draw_header(self) -> None:
-        self.query_one("#header", Row).put(*header(self._session))
+        self.query_one("#header", Row).put(*header(self._session, width=self.app.size.width))
 
     def _draw_status(self) -> None:
         self.query_one(StatusRow).show(*status_row(self._session, self._ticks))
@@ -293,11 +321,7 @@ class ChatScreen(Screen[None]):
             self.query_one(StatusRow).say("Nothing is selected. ^q quits.")
 
     def action_page(self, pages: int) -> None:
-        transcript = self.query_one(Transcript)
-        if pages < 0:
-            transcript.scroll_page_up(animate=False)
-        else:
-            transcript.scroll_page_down(animate=False)
+        self.query_one(Transcript).page(pages)
 
     def action_scroll_top(self) -> None:
         self.query_one(Transcript).go_to_top()

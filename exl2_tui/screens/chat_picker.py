@@ -88,7 +88,9 @@ class ChatPicker(ModalScreen[str | None]):
         if ids:
             options.highlighted = ids.index(kept) if kept in ids else 0
         box = self.query_one(".dialog")
-        box.border_subtitle = Content(f"{len(rows):,} chats" if rows else "no chat found")
+        box.border_subtitle = Content(
+            f"{len(rows):,} {'chat' if len(rows) == 1 else 'chats'}" if rows else "no chat found"
+        )
 
     def _line(self, row: ChatRow, width: int) -> Content:
         when = age(self._wall_clock() - row.updated)

@@ -13,6 +13,7 @@ from exl2_tui.widgets.bars import meter
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧"
 PLACES = ("Chat", "Models", "Convert", "Settings")
+TITLE_CELLS = 12  # a title that would be cut shorter is not worth its place
 WARN_AT = 0.85  # share of the context from which its meter warns
 
 
@@ -28,20 +29,23 @@ def model_label(session: ChatSession) -> str:
     }[model.status]
 
 
-def header(session: ChatSession, place: str = "Chat") -> tuple[Content, Content]:
-    """Places and the chat's title left, model and mode right."""
+def header(session: ChatSession, place: str = "Chat", width: int = 80) -> tuple[Content, Content]:
+    """Places and, where `width` leaves room, the chat's title left; model and mode right."""
     names: list[tuple[str, str]] = []
     for name in PLACES:
         done = f" {session.converting}" if name == "Convert" and session.converting else ""
         names.append((f" {name}{done} ", "bold $primary" if name == place else "$primary" if done else "$secondary"))
-    title = f"  {one_line(session.chat.title, 48)}" if place == "Chat" and session.chat.title else ""
-    left = Content.assemble(*names, (title, "$foreground"))
+    left = Content.assemble(*names)
     model, info = session.model, session.model.info
     parts: list[str | tuple[str, str]] = [(model_label(session), "" if model.status == "ready" else "$secondary")]
     if info is not None:
         parts.append((f" {one_line(info.format, 20)}", "$secondary"))
     parts.append((f" · {mode_label(session)} ", "$secondary"))
-    return left, Content.assemble(*parts)
+    right = Content.assemble(*parts)
+    room = width - left.cell_length - right.cell_length - 6
+    if place == "Chat" and room >= TITLE_CELLS:
+        left = left + f"   {one_line(session.chat.title, room)}"
+    return left, right
 
 
 def mode_label(session: ChatSession) -> str:

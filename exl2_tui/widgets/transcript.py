@@ -119,6 +119,17 @@ class Transcript(VerticalScroll, can_focus=False):
         if self._chat is not None:
             self.show(self._chat, to_end=True)
 
+    def page(self, pages: int) -> None:
+        """Scrolls by pages; at an end of the window, the window moves."""
+        if pages < 0 and self.scroll_y <= 0 and self._start > 0:
+            self._move(-STEP)
+        elif pages < 0:
+            self.scroll_page_up(animate=False)
+        elif self.scroll_y >= self.max_scroll_y and self._end < len(self._turns):
+            self._move(STEP)
+        else:
+            self.scroll_page_down(animate=False)
+
     def go_to_top(self) -> None:
         """Shows the first turn."""
         self._start, self._end = 0, min(self._limit, len(self._turns))
@@ -178,7 +189,6 @@ class Transcript(VerticalScroll, can_focus=False):
 
     def _move(self, step: int) -> None:
         """Moves the window and keeps the reader's place by the turn at the edge."""
-        self._moving = True
         edge = self._turns[self._start if step < 0 else self._end - 1]
         if step < 0:
             self._start = max(0, self._start + step)
@@ -192,12 +202,16 @@ class Transcript(VerticalScroll, can_focus=False):
             view = self._views.get(edge.id)
             if view is not None:
                 self.scroll_to_widget(view, animate=False, top=step < 0, immediate=True)
-            self._moving = False
 
         self.call_after_refresh(settle)
 
     def _sync(self) -> None:
-        """Mounts and removes views so that exactly the window is there, in order."""
+        """Mounts and removes views so that exactly the window is there, in order.
+
+        Until that is laid out, scroll positions mean nothing and must not move the window.
+        """
+        self._moving = True
+        self.call_after_refresh(self._settled)
         wanted = self._turns[self._start : self._end]
         versions = {turn.id: self._versions(turn) for turn in wanted}
         for turn_id, view in list(self._views.items()):
@@ -220,6 +234,9 @@ class Transcript(VerticalScroll, can_focus=False):
             self.set_class(self._end < len(self._turns), "-more-below")
             if self._start > 0:
                 self.query_one("#earlier", Static).update(f"↑ {self._start:,} earlier turns", layout=False)
+
+    def _settled(self) -> None:
+        self._moving = False
 
     def _versions(self, turn: Turn) -> tuple[int, int]:
         """Number of this version and how many there are."""

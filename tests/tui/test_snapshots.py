@@ -82,8 +82,42 @@ async def system_prompt(chat: ChatDriver) -> None:
     await chat.pilot.press("f8")
 
 
-SCENES = [(scene, look) for scene in (welcome, answer, mode_picker) for look in LOOKS]
-SCENES += [(scene, "dark") for scene in (loading, failed, writing, error, help_page, system_prompt)]
+async def models(chat: ChatDriver) -> None:
+    await chat.start()
+    await chat.pilot.press("f3")
+    await until(lambda: chat.service.scans)
+    await chat.settle()
+    await chat.pilot.press("down")
+
+
+async def settings_form(chat: ChatDriver) -> None:
+    await chat.start()
+    await chat.pilot.press("f5")
+
+
+async def sampler(chat: ChatDriver) -> None:
+    await chat.start()
+    await chat.pilot.press("ctrl+s")
+
+
+async def chats(chat: ChatDriver) -> None:
+    await chat.start()
+    for question in (
+        "about apples",
+        "and [pears]",
+        "a question that goes on and on until it has to be cut off somewhere",
+    ):
+        await chat.ask(question)
+        await chat.answer("Red or green, mostly.")
+        await chat.pilot.press("ctrl+n")
+    await chat.pilot.press("ctrl+g")
+    await until(lambda: "3 chats" in str(chat.app.screen.query_one(".dialog").border_subtitle))
+
+
+SCENES = [(scene, look) for scene in (answer, mode_picker, models, settings_form) for look in LOOKS]
+SCENES += [
+    (scene, "dark") for scene in (welcome, sampler, chats, loading, failed, writing, error, help_page, system_prompt)
+]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=["80x24", "120x40"])

@@ -242,11 +242,11 @@ async def test_chats_are_listed_opened_renamed_and_deleted(database_app: MakeApp
         await pilot.press("ctrl+g")
         await until(lambda: "2 chats" in str(pilot.app.screen.query_one(".dialog").border_subtitle))
         await pilot.press(*"red")
-        await until(lambda: "1 chats" in str(pilot.app.screen.query_one(".dialog").border_subtitle))
+        await until(lambda: "1 chat" in str(pilot.app.screen.query_one(".dialog").border_subtitle))
         await pilot.press("enter")
         await until(lambda: chat.app.session.chat.title == "about apples")
         await chat.settle()
-        assert "red" in chat.everything and "about apples" in chat.header
+        assert "red" in chat.everything
         clock.now += 60
         await chat.ask("more")
         assert [message.content for message in chat.service.requests[-1].messages] == ["about apples", "red", "more"]
@@ -259,7 +259,7 @@ async def test_chats_are_listed_opened_renamed_and_deleted(database_app: MakeApp
         await until(lambda: chat.app.session.chat.title == "about apples!")
         await pilot.press("f9", "down", "enter")
         await until(lambda: not chat.app.session.chat.turns)
-        await until(lambda: "1 chats" in str(pilot.app.screen.query_one(".dialog").border_subtitle))
+        await until(lambda: "1 chat" in str(pilot.app.screen.query_one(".dialog").border_subtitle))
         await pilot.press("escape")
 
 

@@ -1,0 +1,84 @@
+"""ChatSidebar: recent chats beside the transcript where the terminal is wide; a click opens one, ^g finds any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+
+from exl2_tui.store.base import ChatRow
+from exl2_tui.text import one_line
+from exl2_tui.widgets.bars import Row
+
+WIDTH = 28
+LIMIT = 100  # chats; the others are found with ^g
+DAYS = ((1, "Today"), (2, "Yesterday"), (7, "This week"))
+
+
+class ChatSidebar(Vertical):
+    """Titles under the day of their last change; the chat in view is marked."""
+
+    DEFAULT_CSS: ClassVar[str] = f"""
+    ChatSidebar {{ width: {WIDTH}; height: 1fr; display: none; border-right: solid $panel; }}
+    ChatSidebar OptionList {{
+        height: 1fr; border: none; padding: 0; background: $background; scrollbar-size-vertical: 1;
+        text-wrap: nowrap; text-overflow: ellipsis;
+    }}
+    ChatSidebar OptionList > .option-list--option-disabled {{ color: $secondary; }}
+    ChatSidebar OptionList > .option-list--option-highlighted {{
+        background: $background; color: $primary; text-style: bold;
+    }}
+    ChatSidebar Row {{ margin: 1 0 0 0; }}
+    """
+
+    class Chosen(Message):
+        """A chat was clicked."""
+
+        def __init__(self, chat_id: str) -> None:
+            super().__init__()
+            self.chat_id = chat_id
+
+    def compose(self) -> ComposeResult:
+        yield Row(id="sidebar-title")
+        options = OptionList(markup=False, compact=True)
+        options.can_focus = False
+        yield options
+
+    def on_mount(self) -> None:
+        self.query_one("#sidebar-title", Row).put(
+            Content.styled("  Chats", "bold"), Content.styled("^g ", "$secondary")
+        )
+
+    def show(self, rows: Sequence[ChatRow], current: str, now: float) -> None:
+        """Fills the list, newest first."""
+        options: list[Option] = []
+        group = ""
+        at: int | None = None
+        for row in rows[:LIMIT]:
+            name = day(now - row.updated)
+            if name != group:
+                options.append(Option(Content(f"  {name}" if not group else f"\n  {name}"), disabled=True))
+                group = name
+            if row.id == current:
+                at = len(options)
+            mark = "▌ " if row.id == current else "  "
+            options.append(Option(Content(mark + (one_line(row.title, WIDTH - 5) or "untitled")), id=row.id))
+        box = self.query_one(OptionList)
+        box.set_options(options)
+        box.highlighted = at
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        event.stop()
+        if event.option_id is not None:
+            self.post_message(self.Chosen(event.option_id))
+
+
+def day(seconds: float) -> str:
+    """The heading for something that long ago."""
+    return next((name for days, name in DAYS if seconds < days * 86_400), "Older")

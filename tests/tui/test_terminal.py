@@ -1,0 +1,113 @@
+"""The app on a real pseudo-terminal: what hostile text makes it write, and how it leaves."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CHILD = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from tests.tui.fakes import TypingService
+from tests.tui.test_text import FAMILIES
+from exl2_tui.app import run
+
+text = "HOSTILE-BEGIN " + " ".join(FAMILIES.values()) + " " + "word " * 4
+text += "\\n\\n```\\x1b]0;owned\\x07py\\n\\x1b[2Jx\\n```\\n\\n"
+text += "| \\x1b[5m | b |\\n|---|---|\\n| \\u202ex | &#27;[5m |\\n\\nHOSTILE-END"
+
+class Hostile(TypingService):
+    def loaded(self, name="x", context=2048):
+        super().loaded("evil\\x1b]0;owned\\x07\\u202e", context)
+run("evil\\x1b]0;owned\\x07", system="\\x1b[5msys", service_factory=lambda post: Hostile(post, [text], speed=400.0))
+"""
+
+# What Textual itself may write: styles, cursor moves, private modes, terminal queries and title.
+KNOWN = re.compile(
+    rb"\x1b\[[\d;:]*[mHABCDJKrsuXP]|\x1b\[[?>=<][\d;]*(?:\$p|[hlucnq])|\x1b\[\d* ?q|\x1b\[[\d;]*[cntu]"
+    rb"|\x1b\][012];[^\x07\x1b]*(?:\x07|\x1b\\)|\x1b\]11;\?\x1b\\|\x1bP[^\x1b]*\x1b\\|\x1b_G[^\x1b]*\x1b\\"
+    rb"|\x1b[78=>]|\x1b\(B"
+)
+
+
+class Terminal:
+    def __init__(self, home: Path) -> None:
+        import fcntl
+        import termios
+
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        (home / "settings.toml").write_text('[appearance]\ntheme = "dark"\n')
+        environment = {**os.environ, "EXL2_TUI_HOME": str(home), "TERM": "xterm-256color"}
+        environment.pop("NO_COLOR", None)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            start_new_session=True,
+        )
+        os.close(slave)
+        self.written = b""
+
+    def read(self, seconds: float) -> None:
+        if select.select([self.master], [], [], seconds)[0]:
+            try:
+                self.written += os.read(self.master, 65536)
+            except OSError:
+                time.sleep(0.01)
+
+    def wait_for(self, text: bytes, seconds: float = 20.0) -> None:
+        end = time.monotonic() + seconds
+        while text not in self.written:
+            assert time.monotonic() < end, f"{text!r} never appeared in {self.written[-2000:]!r}"
+            self.read(0.05)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+def test_hostile_text_on_a_pseudo_terminal(home: Path) -> None:
+    terminal = Terminal(home)
+    try:
+        terminal.wait_for(b"ctx")  # the model is loaded
+        start = len(terminal.written)
+        os.write(terminal.master, b"go\r")
+        terminal.wait_for(b"HOSTILE-END")
+        terminal.wait_for(b"tok/s")
+        drawn = terminal.written[start:]
+        rest = KNOWN.sub(b"", drawn).decode("utf-8", "strict")
+        allowed = "\r\n\t"
+        assert not [char for char in rest if (ord(char) < 32 and char not in allowed) or 0x7F <= ord(char) < 0xA0]
+        assert not set(rest) & set("\u202e\u202d\u2066\u2067\u200e\u200f\u2028\ufeff\U000e0041")
+        titles = re.findall(rb"\x1b\][012];([^\x07\x1b]*)", terminal.written)
+        assert not any(b"owned" in title for title in titles)
+        assert b"\x1b[5m" not in terminal.written and b"\x1b]52" not in terminal.written
+        assert b"\x1b[2J" not in drawn and b"\x1bc" not in drawn and b"\x1b[?1000h" not in drawn
+        before = time.monotonic()
+        os.write(terminal.master, b"more\r")
+        terminal.read(0.5)
+        os.write(terminal.master, b"\x11")
+        while terminal.process.poll() is None and time.monotonic() - before < 15:
+            terminal.read(0.05)
+        assert terminal.process.returncode == 0
+        assert b"\x1b[?1049l" in terminal.written
+        assert b"Traceback" not in terminal.written
+    finally:
+        terminal.close()
