@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 from exl2_tui.core.events import JobFinished, JobProgress, QualityWarning
@@ -38,6 +39,14 @@ def card(name: str, report: dict[str, object], credit: str) -> str:
     assert isinstance(judged, dict) and isinstance(calibration, dict)
     size = report["size_bytes"]
     assert isinstance(size, int)
+    facts = (
+        f"Quantized with `exl2-tui convert` ({report['recipe']} recipe): {report['reached_bpw']:.2f} bits per weight, "
+        f"output head {report['head_bits']} bits, {size / 1e6:.1f} MB. Calibrated on {calibration['rows']} rows of "
+        f"{calibration['length']} tokens of the converter's built-in set. Against the float16 original on "
+        f"{judged['tokens']} held-out tokens of that set: KL divergence {judged['kl_divergence']:.4f}, same most "
+        f"probable token {100 * judged['top1_agreement']:.1f} %, perplexity {judged['perplexity']:.2f} (original "
+        f"{judged['original_perplexity']:.2f})."
+    )
     return f"""# {name}
 
 A small English chat model, trained from scratch for this project so that the program can talk right after it is
@@ -45,15 +54,11 @@ installed. Llama architecture, vocabulary of 8,192, context of 1,024 tokens. It 
 `llama` and `raw`. Good at small talk, short stories, definitions, capitals and simple sums; elsewhere it makes things
 up with confidence. Do not rely on what it says.
 
-Quantized with `exl2-tui convert` ({report["recipe"]} recipe): {report["reached_bpw"]:.2f} bits per weight, output head
-{report["head_bits"]} bits, {size / 1e6:.1f} MB. Calibrated on {calibration["rows"]} rows of {calibration["length"]}
-tokens of the converter's built-in set. Against the float16 original on {judged["tokens"]} held-out tokens of that set:
-KL divergence {judged["kl_divergence"]:.4f}, same most probable token {100 * judged["top1_agreement"]:.1f} %, perplexity
-{judged["perplexity"]:.2f} (original {judged["original_perplexity"]:.2f}).
+{textwrap.fill(facts, 120)}
 
 ## Training text and licences
 
-{credit}
+{textwrap.fill(credit, 120)}
 
 The remaining sources are in the public domain, under MIT or Apache-2.0, or were written for this project. The weights
 are the project's own.

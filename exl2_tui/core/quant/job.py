@@ -34,6 +34,7 @@ from exl2_tui.core.events import (
 )
 from exl2_tui.core.quant import output, selftext
 from exl2_tui.core.quant.calibration import Calibration, CalibrationSpec, prepare
+from exl2_tui.core.quant.forecast import forecast, require_room
 from exl2_tui.core.quant.measurement import Measurement
 from exl2_tui.core.quant.recipe import head_recipe
 from exl2_tui.core.quant.recipes import ClassicRecipe, QuantizedLayer, Recipe, States
@@ -112,6 +113,11 @@ class ConvertJob:
         Exl2Error with the job left as it was after the last Checkpointed."""
         self.cancel = cancel
         self._began = time.perf_counter()
+        if self.state["stage"] != "done":
+            rows, measure_rows, length, _ = self._sizes()
+            expected = forecast(self.request, self.model, rows, measure_rows, length, self.name)
+            yield expected
+            require_room(expected)
         if self.state["stage"] == "calibrate":
             yield from self._calibrate()
         calibration = self._calibration()
@@ -135,14 +141,14 @@ class ConvertJob:
         yield self._started("calibrate")
         measured = self._given_measurement()
         tokenizer = Tokenizer.load(self.model.path)
-        length = min(request.length or DEFAULT_LENGTH, config.max_position_embeddings)
+        rows, measure_rows, length, measure_length = self._sizes()
         spec = CalibrationSpec(
             dataset=None if request.calibration is None else Path(request.calibration),
             column=request.column,
-            rows=request.rows or DEFAULT_ROWS,
+            rows=rows,
             length=length,
-            measure_rows=request.measure_rows or DEFAULT_MEASURE_ROWS,
-            measure_length=min(request.measure_length or length, length),
+            measure_rows=measure_rows,
+            measure_length=measure_length,
             held_out_rows=HELD_OUT_ROWS,
             seed=request.seed,
         )
@@ -169,6 +175,14 @@ class ConvertJob:
         for warning in made.warnings:
             yield QualityWarning(self.name, warning)
         yield Checkpointed(self.name, "calibrate", 0)
+
+    def _sizes(self) -> tuple[int, int, int, int]:
+        """Rows, rows to measure on, tokens of a row, tokens of a row to measure on."""
+        request = self.request
+        length = min(request.length or DEFAULT_LENGTH, self.model.config.max_position_embeddings)
+        rows = request.rows or DEFAULT_ROWS
+        measured = min(request.measure_rows or DEFAULT_MEASURE_ROWS, rows)
+        return rows, measured, length, min(request.measure_length or length, length)
 
     def _given_measurement(self) -> Measurement | None:
         """The measurement of `-m`, copied into the work directory."""

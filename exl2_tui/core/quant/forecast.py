@@ -1,0 +1,82 @@
+"""What a conversion will take: peak memory, disk and time, from the shapes alone, before anything is started."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from exl2_tui.core.errors import MemoryLimitError
+from exl2_tui.core.events import JobEstimate
+from exl2_tui.core.model.memory import available_memory
+from exl2_tui.core.quant import selftext
+from exl2_tui.core.quant.recipe import head_recipe
+from exl2_tui.core.quant.source import SourceModel
+from exl2_tui.core.requests import ConvertRequest
+
+BASE_MEMORY = 400 << 20
+"""Python and torch themselves."""
+MATRICES_PER_SOLVE = 8
+"""Copies of the Hessian (K, K) and of the weight (K, N) that exist at once while a linear is solved."""
+SPEED = {"cpu": 4e10, "cuda": 2e13}
+"""Floating-point operations per second that a job sustains on two cores or a data-centre GPU: within a factor of 3."""
+PASSES = {"classic": (21, 2), "refined": (5, 9)}
+"""Forward passes of a block while measuring and while quantizing; a backward pass counts as two."""
+SOLVES = {"classic": 14, "refined": 25}
+"""Candidates per linear while measuring."""
+
+
+def forecast(
+    request: ConvertRequest, model: SourceModel, rows: int, measure_rows: int, length: int, job: str
+) -> JobEstimate:
+    """The estimate. rows and measure_rows of `length` tokens; sizes in bytes."""
+    config = model.config
+    layers, hidden = config.num_hidden_layers, config.hidden_size
+    block = [spec for spec in model.decoder_linears() if spec.prefix.startswith("model.layers.0.")]
+    block_weights = sum(spec.in_features * spec.out_features for spec in block)
+    widest, largest = max(spec.in_features for spec in block), max(s.in_features * s.out_features for s in block)
+    refined = request.recipe == "refined"
+    states = rows * length * hidden * 2 * (4 if refined else 2)
+    copies = 2 if refined else 1 + SOLVES["classic"] // 2
+    solving = 4 * MATRICES_PER_SOLVE * (widest * widest + largest)
+    head = config.vocab_size * hidden
+    writing = 0
+    if request.calibration is None and model.decoder_weights <= selftext.LARGEST_MODEL:
+        writing = 4 * (model.decoder_weights + 2 * head)
+    memory = BASE_MEMORY + max(4 * copies * block_weights + solving + states, 4 * 4 * head + states, writing)
+
+    stored = [int(bits * model.decoder_weights / 8) for bits in request.bits]
+    outer = head * 2 + head_recipe(request.head_bits).total_bits(hidden, config.vocab_size) // 8
+    trace = measure_rows * length * hidden * 2 * (layers + 2) if refined and request.measurement is None else 0
+    models = sum(stored) + outer * len(stored)
+    disk = max(trace, 2 * states) + models + max(stored) + outer
+    folder = Path(request.work)
+    while not folder.exists():
+        folder = folder.parent
+
+    measuring, quantizing = PASSES[request.recipe]
+    forward = 2 * block_weights * layers
+    solve = sum(2 * spec.in_features**2 * spec.out_features for spec in block) * layers
+    if request.measurement is not None:
+        measuring, tried = 0, 0
+    else:
+        tried = SOLVES[request.recipe]
+    work = forward * length * (measuring * measure_rows + quantizing * rows * len(request.bits))
+    work += solve * (tried + 4 * len(request.bits))
+    speed = SPEED["cuda" if model.device.type == "cuda" else "cpu"]
+    return JobEstimate(job, memory, available_memory() or 0, disk, shutil.disk_usage(folder).free, work / speed)
+
+
+def require_room(found: JobEstimate) -> None:
+    """Raises MemoryLimitError, saying what to change, if the job cannot fit."""
+    if found.available_memory and found.peak_memory > found.available_memory:
+        raise MemoryLimitError(
+            f"this conversion needs about {found.peak_memory / 2**30:.1f} GiB of memory, "
+            f"{found.available_memory / 2**30:.1f} GiB are free",
+            hint="Use fewer or shorter calibration rows (--dataset-rows, --length).",
+        )
+    if found.disk > found.free_disk:
+        raise MemoryLimitError(
+            f"this conversion needs about {found.disk / 2**30:.1f} GiB of disk, {found.free_disk / 2**30:.1f} are free",
+            file=found.job,
+            hint="Free some space, or put the work directory on another disk.",
+        )
