@@ -16,6 +16,7 @@ constexpr int64_t kLineBytes = 64;
 constexpr int kMostProducts = 3;            // q, k and v have the same input
 constexpr int64_t kRowsPerItem = 32;        // query rows that attention takes over the cache together
 constexpr int64_t kLeastRows = 4;           // of norm or rope: fewer are done before another thread has heard of them
+constexpr int64_t kLeastWork = 65536;       // multiply-adds: about a microsecond
 constexpr int64_t kLeastSharedRow = 16384;  // inputs of a linear: from here on one row is worth sharing
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -114,7 +115,7 @@ class Model::Runner {
     Product qkv[3] = {{layer.q, s_.q, query_size}, {layer.k, s_.k, kv_size}, {layer.v, s_.v, kv_size}};
     normalize(layer.attn_norm);
     prepare(s_.h, w_.C, qkv, 3);
-    multiply(qkv, 3);
+    multiply(w_.C, qkv, 3);
     rotate_and_store(index);
     // Behind the last layer's cache only rows whose logits are wanted go on: none of this chunk, or its last.
     if (last_layer && !request_.all_logits) {
@@ -125,7 +126,7 @@ class Model::Runner {
     attend(index);
     Product o = {layer.o, s_.out, w_.C};
     prepare(s_.mixed, query_size, &o, 1);
-    multiply_and_add(o);
+    multiply_and_add(query_size, o);
 
     Product gate_up[2] = {{layer.gate, s_.gate, w_.F}, {layer.up, s_.up, w_.F}};
     normalize(layer.mlp_norm);
@@ -133,14 +134,14 @@ class Model::Runner {
     multiply_gate_up(gate_up[0], gate_up[1]);
     Product down = {layer.down, s_.out, w_.C};
     prepare(s_.gate, w_.F, &down, 1);
-    multiply_and_add(down);
+    multiply_and_add(w_.F, down);
   }
 
   void run_head() {
     Product head = {w_.head, request_.logits + (request_.all_logits ? first_ * w_.V : 0), w_.V};
     normalize(w_.final_norm);
     prepare(s_.h, w_.C, &head, 1);
-    multiply(&head, 1);
+    multiply(w_.C, &head, 1);
   }
 
   int64_t rows() const { return M_ - skip_; }
@@ -182,11 +183,16 @@ class Model::Runner {
     }
   }
 
+  // Tiles of a linear with K inputs that are worth handing out.
+  int64_t least_tiles(int64_t K) const {
+    return std::max<int64_t>(1, kLeastWork / (K * kLinearTileColumns * rows()));
+  }
+
   // One loop over the tiles of all products, so that a small one does not leave threads idle.
-  void multiply(const Product* products, int count) {
+  void multiply(int64_t K, const Product* products, int count) {
     int64_t total = 0;
     for (int i = 0; i < count; ++i) total += linears_.tiles(products[i].blob);
-    crew_.share_evenly(total, 1, [&](int64_t begin, int64_t end) {
+    crew_.share_evenly(total, least_tiles(K), [&](int64_t begin, int64_t end) {
       for (int i = 0; i < count; ++i) {
         const Product& p = products[i];
         const int64_t tiles = linears_.tiles(p.blob);
@@ -199,8 +205,8 @@ class Model::Runner {
   }
 
   // x += the product
-  void multiply_and_add(const Product& product) {
-    crew_.share_evenly(linears_.tiles(product.blob), 1, [&](int64_t begin, int64_t end) {
+  void multiply_and_add(int64_t K, const Product& product) {
+    crew_.share_evenly(linears_.tiles(product.blob), least_tiles(K), [&](int64_t begin, int64_t end) {
       linears_.multiply(product.blob, product.input, rows(), product.out, product.ldo, begin, end);
       const int64_t column = begin * kLinearTileColumns;
       const int64_t columns = std::min(end * kLinearTileColumns, w_.C) - column;
@@ -212,7 +218,7 @@ class Model::Runner {
 
   // gate = silu(gate) * up: whoever has the columns of both has all the activation needs.
   void multiply_gate_up(const Product& gate, const Product& up) {
-    crew_.share_evenly(linears_.tiles(gate.blob), 1, [&](int64_t begin, int64_t end) {
+    crew_.share_evenly(linears_.tiles(gate.blob), least_tiles(2 * w_.C), [&](int64_t begin, int64_t end) {
       linears_.multiply(gate.blob, gate.input, rows(), s_.gate, w_.F, begin, end);
       linears_.multiply(up.blob, up.input, rows(), s_.up, w_.F, begin, end);
       const int64_t column = begin * kLinearTileColumns;
