@@ -83,12 +83,13 @@ def main() -> None:
     parser.add_argument("original", type=Path)
     parser.add_argument("val", type=Path)
     parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--limit", type=int, help="use only the first texts")
     options = parser.parse_args()
-    ids = texts(options.original, options.val)
+    ids = texts(options.original, options.val, options.limit)
     reference = logits(load(options.original), ids)
     for path in options.models:
         result = judge(reference, logits(load(path), ids), ids)
-        print(json.dumps({"model": path.name, "bytes": stored_bytes(path), **result}))
+        print(json.dumps({"model": "/".join(path.parts[-2:]), "bytes": stored_bytes(path), **result}), flush=True)
 
 
 if __name__ == "__main__":

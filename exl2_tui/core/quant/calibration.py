@@ -102,7 +102,8 @@ def prepare(
     chunks = torch.tensor(stream[: found * spec.length], dtype=torch.int64).view(found, spec.length)
     held_out = min(spec.held_out_rows, found // 4)
     order = torch.randperm(found, generator=torch.Generator().manual_seed(spec.seed))
-    kept, aside = order[held_out:].sort().values, order[:held_out].sort().values
+    aside = order[:held_out].sort().values
+    kept = order[held_out : held_out + spec.rows].sort().values
     rows = chunks[kept]
     measured = torch.linspace(0, len(rows) - 1, min(spec.measure_rows, len(rows))).round().long()
     return Calibration(

@@ -32,8 +32,10 @@ from exl2_tui.core.events import (
     QualityWarning,
     StageStarted,
 )
+from exl2_tui.core.prompts import encode_chat
 from exl2_tui.core.quant import output, selftext
-from exl2_tui.core.quant.calibration import Calibration, CalibrationSpec, prepare
+from exl2_tui.core.quant.calibration import Calibration, CalibrationSpec, Dialogue, prepare
+from exl2_tui.core.quant.default_text import DIALOGUES
 from exl2_tui.core.quant.forecast import forecast, require_room
 from exl2_tui.core.quant.measurement import Measurement
 from exl2_tui.core.quant.recipe import head_recipe
@@ -43,7 +45,7 @@ from exl2_tui.core.quant.report import report_data, report_text
 from exl2_tui.core.quant.source import Comparison, SourceModel, compare
 from exl2_tui.core.quant.strategy import Strategy
 from exl2_tui.core.quant.workdir import WorkDir, read_state, write_durably
-from exl2_tui.core.requests import ConvertRequest
+from exl2_tui.core.requests import ConvertRequest, Message
 from exl2_tui.core.tokenizer import Tokenizer
 
 HELD_OUT_ROWS = 8
@@ -152,13 +154,25 @@ class ConvertJob:
             held_out_rows=HELD_OUT_ROWS,
             seed=request.seed,
         )
+
+        def chat(dialogue: Dialogue, ask: bool = False) -> list[int]:
+            """A dialogue in the model's own template; with `ask` only its first question, ready to be answered."""
+            turns = [Message("user", dialogue[0][0])]
+            if not ask:
+                pairs = [(Message("user", question), Message("assistant", answer)) for question, answer in dialogue]
+                turns = [message for pair in pairs for message in pair]
+            prompt = encode_chat(turns, "auto", tokenizer, config, self.model.path, add_generation=ask)
+            return list(prompt.ids)
+
         generated: list[list[int]] = []
         if request.calibration is None and self.model.decoder_weights <= selftext.LARGEST_MODEL:
             documents = max(1, int(selftext.SHARE * spec.rows * length) // min(length, selftext.DOCUMENT))
-            prompts = [[tokenizer.bos_id or 0]] * documents
+            asked = [chat(dialogue, ask=True) for dialogue in DIALOGUES]
+            start = [tokenizer.bos_id or 0]  # most text starts from nothing, a third answers a question
+            prompts = [asked[n // 3 % len(asked)] if n % 3 == 2 else start for n in range(documents)]
             steps = selftext.write(self.model, prompts, min(length, selftext.DOCUMENT), request.seed, self.cancel)
             generated = yield from self._with_progress(steps, "calibrate", "token")
-        made = prepare(spec, tokenizer, config.vocab_size, generated=generated)
+        made = prepare(spec, tokenizer, config.vocab_size, chat, generated)
         tensors = {"rows": made.rows.int(), "measure": made.measure.int(), "held_out": made.held_out.int()}
         digest = self.work.write_tensors("calibration.safetensors", tensors)  # type: ignore[arg-type]
         self.state["calibration"] = {"sha256": digest, "description": made.description}
