@@ -158,16 +158,11 @@ struct Lanes {
   }
 
   // products
-  static Acc start_zero() { return {zero_i(), zero_i()}; }
-  // Both factors fit 16 bits and the upper half of `zero` is 0: the pair product is the whole product.
-  static I zero_times(I zero, int32_t negative_sum) {
-    const __m256i sum = _mm256_set1_epi32(negative_sum);
-    return {_mm256_madd_epi16(zero.a, sum), _mm256_madd_epi16(zero.b, sum)};
+  // The upper half of each lane of `a` is 0: the sum of the 16-bit pair products is the whole product.
+  static I multiply16(I a, int32_t b) {
+    return {_mm256_madd_epi16(a.a, _mm256_set1_epi32(b)), _mm256_madd_epi16(a.b, _mm256_set1_epi32(b))};
   }
-  static Acc start(I zero, int32_t negative_sum) { return {zero_times(zero, negative_sum), zero_i()}; }
-  static Acc start_low(Acc high, I zero, int32_t negative_sum) {
-    return {add_i(shift_left8(high.wide), zero_times(zero, negative_sum)), zero_i()};
-  }
+  static Acc start(I value) { return {value, zero_i()}; }
   // pmaddubsw adds two products into 16 bits; kDepth of its results fit one int16 sum (|x| <= 128). Only at 8 bits not
   // even one does: the code is split into its nibbles.
   template <int BITS, int J, bool LAST>

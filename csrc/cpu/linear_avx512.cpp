@@ -12,10 +12,10 @@ namespace exl2 {
 namespace EXL2_ISA {
 
 struct Lanes {
-  // 2 tiles x 12 tokens are 24 of the 32 registers; each broadcast activation is used twice, so that the two load ports
-  // (2 + 12 loads for 24 products) keep ahead of the two multipliers.
-  static constexpr int kTokens = 12;
-  static constexpr int kStageTiles = 2;
+  // 6 tokens x 4 tiles are 24 of the 32 registers; each broadcast activation is used four times, so that the two load
+  // ports (4 + 6 loads for 24 products) keep ahead of the two multipliers.
+  static constexpr int kTokens = 6;
+  static constexpr int kStageTiles = 4;
   static constexpr int kDirectTokens = 4;
   static constexpr bool kWidthMatters = false;
 
@@ -102,13 +102,10 @@ struct Lanes {
   }
 
   // products
-  static Acc start_zero() { return zero_i(); }
-  // Both factors fit 16 bits (zero <= 256, |sum| <= 128 * 128) and the upper half of `zero` is 0: the 16-bit pair
-  // product is the whole product, at a quarter of the cost of a 32-bit one.
-  static Acc start(I zero, int32_t negative_sum) { return _mm512_madd_epi16(zero, set1_i(negative_sum)); }
-  static Acc start_low(Acc high, I zero, int32_t negative_sum) {
-    return _mm512_dpwssd_epi32(shift_left8(high), zero, set1_i(negative_sum));
-  }
+  // The upper half of each lane of `a` is 0: the sum of the 16-bit pair products is the whole product, at a fraction of
+  // the cost of a 32-bit one.
+  static I multiply16(I a, int32_t b) { return _mm512_madd_epi16(a, set1_i(b)); }
+  static Acc start(I value) { return value; }
   template <int BITS, int J, bool LAST>
   static EXL2_INLINE void dot4(Acc& acc, I code, int32_t x) {
     acc = _mm512_dpbusd_epi32(acc, code, set1_i(x));

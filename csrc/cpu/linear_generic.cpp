@@ -161,13 +161,10 @@ struct Lanes {
   }
 
   // products
-  static Acc start_zero() { return zero_i(); }
-  static Acc start(I zero, int32_t negative_sum) {
-    return each_i([&](int c) { return int32_t(zero.v[c]) * negative_sum; });
+  static I multiply16(I a, int32_t b) {  // a < 2^15, |b| < 2^15
+    return each_i([&](int c) { return int32_t(a.v[c]) * b; });
   }
-  static Acc start_low(Acc high, I zero, int32_t negative_sum) {  // the low term, after the high one
-    return add_i(shift_left8(high), start(zero, negative_sum));
-  }
+  static Acc start(I value) { return value; }
   // acc += the 4 unsigned bytes of each lane times the 4 signed bytes of x. J numbers the products of a slab that go
   // into this accumulator, LAST marks the last one: for instruction sets that keep 16-bit sums in between.
   template <int BITS, int J, bool LAST>

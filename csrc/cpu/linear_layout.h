@@ -97,6 +97,11 @@ static inline const uint8_t* tile_of(const uint8_t* blob, int64_t tile) {
   return blob + h.tiles_at + tile * h.tile_bytes;
 }
 
+// The zero point that is the same in every column, else 1.
+static inline int32_t common_zero(const Header& h, const Section& s) {
+  return h.kind == int32_t(LinearKind::kExl2) ? 1 << (s.bits - 1) : 1;
+}
+
 // --- half precision, portable and with subnormals (they carry EXL2 scales) ---
 
 static inline float half_to_float(uint16_t h) {

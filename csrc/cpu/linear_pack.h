@@ -153,7 +153,9 @@ static inline void pack_front(const LinearSource& s, Header h, uint8_t* blob) {
     h.input_key = hash(h.input_key, map, h.packed_rows * 4);
   }
   for (int64_t i = 0; i < h.n_sections && !h.exact; i++) {
-    const int32_t blocks[] = {sections[i].terms, sections[i].slabs, sections[i].blocks_per_group * sections[i].groups};
+    const Section& section = sections[i];
+    const int32_t blocks[] = {section.terms, section.slabs, section.blocks_per_group * section.groups,
+                              common_zero(h, section)};
     h.input_key = hash(h.input_key, blocks, sizeof blocks);
   }
 

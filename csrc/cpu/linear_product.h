@@ -36,10 +36,11 @@ static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // --- scratch ---
 
-// Per token of the integer path: x_bytes of activations, then for each block its scale and the negated sums of its terms.
+// Per token of the integer path: x_bytes of activations, then for each block its scale and, for each term, where its
+// sum of products starts: -sum(x), times the zero point where that is one number (EXL2). So (q - zero) costs nothing.
 struct BlockMeta {
   float scale;
-  int32_t negative_sum[2];
+  int32_t start[2];
 };
 
 static inline int64_t token_bytes(const Header& h) {
@@ -108,7 +109,7 @@ static inline void quantize_block(const Header& h, const Section& s, const int32
     int32_t* out = quads + (s.terms - 1) * s.slabs * kSlabQuads * mb;
     for (int q = 0; q < 4; q++) out[(i * 4 + q) * mb] = bytes[q];
   }
-  for (int t = 0; t < 2; t++) meta.negative_sum[t] = -Lanes::reduce_add_i(sum[t]);
+  for (int t = 0; t < 2; t++) meta.start[t] = -common_zero(h, s) * Lanes::reduce_add_i(sum[t]);
 }
 
 // Work is numbered (token block, block of rows), so that one token is shared by all parts as well as many are.
@@ -213,6 +214,7 @@ struct Exl2Params {
       : tile(tile_), table(reinterpret_cast<const float*>(blob + header_of(blob).tables_at)) {}
   F scale(int64_t g) const { return Lanes::lookup(table + g * 16, tile + g * 8); }
   I zero(int64_t, int bits) const { return Lanes::set1_i(1 << (bits - 1)); }
+  static I start(I, int32_t value) { return Lanes::set1_i(value); }
 };
 
 struct GptqParams {
@@ -221,6 +223,7 @@ struct GptqParams {
   const uint16_t* group(int64_t g) const { return reinterpret_cast<const uint16_t*>(tile + g * kLine); }
   F scale(int64_t g) const { return Lanes::load_f16(group(g)); }
   I zero(int64_t g, int) const { return Lanes::load_u16(group(g) + kColumns); }
+  static I start(I zero, int32_t value) { return Lanes::multiply16(zero, value); }
 };
 
 // --- few tokens ---
@@ -241,8 +244,8 @@ static EXL2_INLINE void direct_integer(const Header& h, const Section& s, const 
       Acc acc[TERMS][MB][CHAINS];
       for (int t = 0; t < TERMS; t++) {
         for (int m = 0; m < MB; m++) {
-          acc[t][m][0] = Lanes::start(zero, meta[m].negative_sum[t]);
-          for (int c = 1; c < CHAINS; c++) acc[t][m][c] = Lanes::start_zero();
+          acc[t][m][0] = Lanes::start(Params::start(zero, meta[m].start[t]));
+          for (int c = 1; c < CHAINS; c++) acc[t][m][c] = Lanes::start(Lanes::zero_i());
         }
       }
       const int32_t* quad = x;
@@ -426,31 +429,28 @@ constexpr int kChunkBlocks = kByteChunkRows / kSlabRows;
 
 struct ByteChunk {
   alignas(kLine) uint8_t codes[kSuperTiles][kByteChunkRows * kColumns];
-  F scales[kSuperTiles][kChunkBlocks];
-  I zeros[kSuperTiles][kChunkBlocks];
+  alignas(kLine) F scales[kSuperTiles][kChunkBlocks];
+  alignas(kLine) I zeros[kSuperTiles][kChunkBlocks];
 };
 
-template <int BITS, int TILES, int MB>
-static void multiply_bytes(const ByteChunk& chunk, int tile, const Section& s, int blocks, const int32_t* x,
-                           const BlockMeta* meta, float* out, int64_t ldo, int columns) {
-  const int64_t quads = int64_t(s.slabs) * kSlabQuads;
-  F total[TILES][MB];  // in L1: the accumulators take the registers
-  for (int i = 0; i < TILES; i++) {
-    for (int m = 0; m < MB; m++) total[i][m] = Lanes::zero();
-  }
-  for (int b = 0; b < blocks; b++, meta += MB) {
+template <int BITS, int TERMS, int TILES, int MB, typename Params>
+static void multiply_bytes(const ByteChunk& chunk, int tile, int slabs, int blocks, const int32_t* x, const BlockMeta* meta,
+                           float* out, int64_t ldo, int columns) {
+  // Sums over blocks live in memory (L1): the integer accumulators take the registers.
+  alignas(kLine) float total[MB][TILES][kColumns] = {};
+  const uint8_t* block_codes = chunk.codes[tile];
+  for (int b = 0; b < blocks; b++, meta += MB, block_codes += slabs * kSlabQuads * kLine) {
     Acc acc[TILES][MB];
-    int term = 0;
-    do {
+    for (int term = 0; term < TERMS; term++) {
       for (int i = 0; i < TILES; i++) {
-        const I zero = chunk.zeros[tile + i][b];
         for (int m = 0; m < MB; m++) {
-          acc[i][m] = term == 0 ? Lanes::start(zero, meta[m].negative_sum[0])
-                                : Lanes::start_low(acc[i][m], zero, meta[m].negative_sum[1]);
+          const I start = Params::start(chunk.zeros[tile + i][b], meta[m].start[term]);
+          acc[i][m] = Lanes::start(term == 0 ? start : Lanes::add_i(start, Lanes::shift_left8(Lanes::value(acc[i][m]))));
         }
       }
-      const uint8_t* codes = chunk.codes[tile] + b * quads * kLine;
-      for (int slab = 0; slab < s.slabs; slab++, codes += kSlabQuads * kLine, x += kSlabQuads * MB) {
+      const uint8_t* codes = block_codes;
+      int slab = 0;
+      do {
         for_each_quad([&](auto j) EXL2_INLINE_LAMBDA {
           constexpr int J = decltype(j)::value;
           I code[TILES];
@@ -463,13 +463,17 @@ static void multiply_bytes(const ByteChunk& chunk, int tile, const Section& s, i
             }
           }
         });
-      }
-    } while (++term < s.terms);
+        codes += kSlabQuads * kLine;
+        x += kSlabQuads * MB;
+        // One term: one slab (max_block_slabs), and the whole block is straight code.
+      } while (TERMS == 2 && ++slab < slabs);
+    }
     for (int m = 0; m < MB; m++) {
       const F x_scale = Lanes::set1(meta[m].scale);
       for (int i = 0; i < TILES; i++) {
         const F sum = Lanes::to_float(Lanes::value(acc[i][m]));
-        total[i][m] = Lanes::fma(sum, Lanes::mul(chunk.scales[tile + i][b], x_scale), total[i][m]);
+        const F scale = Lanes::mul(chunk.scales[tile + i][b], x_scale);
+        Lanes::store(total[m][i], Lanes::fma(sum, scale, Lanes::load(total[m][i])));
       }
     }
   }
@@ -477,7 +481,7 @@ static void multiply_bytes(const ByteChunk& chunk, int tile, const Section& s, i
     const int n = i == TILES - 1 ? columns : kColumns;
     for (int m = 0; m < MB; m++) {
       float* o = out + m * ldo + i * kColumns;
-      Lanes::store_partial(o, Lanes::add(Lanes::load_partial(o, n), total[i][m]), n);
+      Lanes::store_partial(o, Lanes::add(Lanes::load_partial(o, n), Lanes::load(total[m][i])), n);
     }
   }
 }
@@ -514,20 +518,27 @@ static inline int last_columns(const Header& h, int64_t tile, int64_t count) {
   return int(min64(kColumns, h.out_features - (tile + count - 1) * kColumns));
 }
 
+template <int BITS, int TERMS, int MB, typename Params>
+static void multiply_bytes_of(const ByteChunk& chunk, const Header& h, const Section& s, int64_t block, int blocks,
+                              const Activations& a, int64_t tile, int64_t tiles, float* out, int64_t ldo) {
+  const int32_t* x = a.quads(s.x_offset + (block - s.first_block) * s.slabs * kSlabRows * TERMS);
+  const BlockMeta* meta = a.meta(h, block);
+  int i = 0;
+  for (; i + kStageTiles <= tiles; i += kStageTiles) {
+    multiply_bytes<BITS, TERMS, kStageTiles, MB, Params>(chunk, i, s.slabs, blocks, x, meta, out + i * kColumns, ldo,
+                                                         last_columns(h, tile + i, kStageTiles));
+  }
+  for (; i < tiles; i++) {
+    multiply_bytes<BITS, TERMS, 1, MB, Params>(chunk, i, s.slabs, blocks, x, meta, out + i * kColumns, ldo,
+                                               last_columns(h, tile + i, 1));
+  }
+}
+
 template <int BITS, int MB, typename Params>
 struct MultiplyBytes {
-  static void run(const ByteChunk& chunk, const Header& h, const Section& s, int64_t block, int blocks, const Activations& a,
-                  int64_t tile, int64_t tiles, float* out, int64_t ldo) {
-    const int32_t* x = a.quads(s.x_offset + (block - s.first_block) * s.slabs * kSlabRows * s.terms);
-    const BlockMeta* meta = a.meta(h, block);
-    int i = 0;
-    for (; i + kStageTiles <= tiles; i += kStageTiles) {
-      multiply_bytes<BITS, kStageTiles, MB>(chunk, i, s, blocks, x, meta, out + i * kColumns, ldo,
-                                            last_columns(h, tile + i, kStageTiles));
-    }
-    for (; i < tiles; i++) {
-      multiply_bytes<BITS, 1, MB>(chunk, i, s, blocks, x, meta, out + i * kColumns, ldo, last_columns(h, tile + i, 1));
-    }
+  template <typename... Args>
+  static void run(Args&&... args) {
+    multiply_bytes_of<BITS, terms_of(BITS), MB, Params>(args...);
   }
 };
 
@@ -555,7 +566,8 @@ static void staged_integer(const uint8_t* blob, const uint8_t* scratch, int64_t 
           if constexpr (Lanes::kWidthMatters) {
             for_width<MultiplyBytes, MB, Params>(s->bits, chunk, h, *s, s->first_block + first, blocks, a, tile, tiles, o, ldo);
           } else {  // one body serves every width
-            MultiplyBytes<8, MB, Params>::run(chunk, h, *s, s->first_block + first, blocks, a, tile, tiles, o, ldo);
+            const auto run = s->terms == 1 ? multiply_bytes_of<8, 1, MB, Params> : multiply_bytes_of<8, 2, MB, Params>;
+            run(chunk, h, *s, s->first_block + first, blocks, a, tile, tiles, o, ldo);
           }
         });
       }
