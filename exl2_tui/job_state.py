@@ -121,6 +121,13 @@ class JobState:
         return self.status in ("waiting", "running", "pausing")
 
     @property
+    def models(self) -> list[str]:
+        """Directories of the finished models that may be used."""
+        broken = {result.path for result in self.results.values() if result.judged is not None and result.judged.broken}
+        paths = [result.path for result in self.results.values() if result.path] or list(self.info.models)
+        return [path for path in paths if path not in broken]
+
+    @property
     def share(self) -> float:
         """Of the whole job, 0 to 1."""
         if self.status == "finished":

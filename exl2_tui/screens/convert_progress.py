@@ -1,0 +1,203 @@
+"""ProgressScreen: one conversion from its start to its report. A viewer: it may leave and come back at any time."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.screen import Screen
+from textual.widgets import Footer, Static
+
+from exl2_tui.convert_place import ConvertPlace
+from exl2_tui.job_state import OUTLIER, JobState, Point
+from exl2_tui.keymap import bindings
+from exl2_tui.state import Changes
+from exl2_tui.widgets.bars import Row, StatusRow
+from exl2_tui.widgets.job_facts import bar, chart_title, notices, report, side, title
+from exl2_tui.widgets.layer_chart import LayerChart
+from exl2_tui.widgets.layer_table import LayerTable
+from exl2_tui.widgets.log_pane import LogPane
+from exl2_tui.widgets.stage_list import stages
+from exl2_tui.widgets.status import header
+
+TICK_SECONDS = 1.0
+
+
+class ProgressScreen(Screen[None]):
+    """Top to bottom: how far, what is wrong or what came out, how good each layer is, the log."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("job")]
+    AUTO_FOCUS = "LayerChart"
+
+    def __init__(self, place: ConvertPlace, job_name: str) -> None:
+        super().__init__(id="job")
+        self._place = place
+        self.job_name = job_name
+        self._worst_first = False
+        self._measuring: bool | None = None  # which chart the person chose; None: the one of the current stage
+
+    def compose(self) -> ComposeResult:
+        yield Row(id="header")
+        yield Row(id="title")
+        yield Row(id="bar")
+        yield Row(id="stages")
+        yield Static("", id="notices", markup=False)
+        yield Static("", id="report", markup=False)
+        with Horizontal(id="main"):
+            with Vertical(id="left"):
+                yield Row(id="chart-title")
+                yield LayerChart(id="chart")
+                yield LayerTable(id="table")
+            yield Static("", id="side", markup=False)
+        yield LogPane(id="log")
+        yield StatusRow(id="status")
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self.set_interval(TICK_SECONDS, self._tick)
+        self.repaint(Changes(model=True))
+        self.jobs_changed()
+
+    def on_screen_resume(self) -> None:
+        self.repaint(Changes(model=True))
+        self.jobs_changed()
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.jobs_changed)
+
+    @property
+    def job(self) -> JobState | None:
+        return self._place.jobs.jobs.get(self.job_name)
+
+    def repaint(self, changes: Changes) -> None:
+        if changes.model:
+            self.query_one("#header", Row).put(*header(self._place.app.session, "Convert"))
+        if changes.flash:
+            self._say(changes.flash)
+
+    def jobs_changed(self) -> None:
+        """Draws everything that may have changed; nothing while another screen covers this one."""
+        job = self.job
+        if job is None or not self.is_current:
+            return
+        self._draw_times(job)
+        self.query_one("#stages", Row).put(Content.assemble("  ", stages(job)))
+        self._put("#notices", notices(job))
+        self._put("#report", report(job, self.size.width))
+        self._draw_chart(job)
+        flagged = frozenset(point.key for point in job.points.values() if point.outlier)
+        running = job.status == "running"
+        self.query_one(LayerTable).show(job.rows, flagged, worst_first=self._worst_first, running=running)
+        self.query_one(LogPane).feed(job)
+        self.refresh_bindings()
+
+    def _draw_times(self, job: JobState) -> None:
+        now = self._place.app.clock()
+        self.query_one("#title", Row).put(*title(job, now))
+        self.query_one("#bar", Row).put(bar(job, now, self.size.width))
+        self.query_one("#side", Static).update(side(job, now, list(self._place.jobs.jobs.values())), layout=False)
+
+    def _draw_chart(self, job: JobState) -> None:
+        measuring = self._shows_measuring(job)
+        points: list[Point] = list((job.measured if measuring else job.points).values())
+        if measuring:  # candidates are tried from the last block to the first
+            points.sort(key=lambda point: _natural(point.key))
+        blocks = [point for point in points if point.kind != "head"]
+        limit = 0.0 if measuring or len(blocks) < 4 else OUTLIER * job.median_error()
+        chart = self.query_one(LayerChart)
+        chart.show(blocks, 2 * job.layers, limit)
+        self.query_one("#chart-title", Row).put(*chart_title(job, chart.selected, measuring=measuring))
+
+    def _shows_measuring(self, job: JobState) -> bool:
+        if self._measuring is not None:
+            return self._measuring
+        return bool(job.measured) and not job.points
+
+    def _put(self, query: str, content: Content) -> None:
+        part = self.query_one(query, Static)
+        part.display = bool(content)
+        part.update(content)
+
+    def on_layer_chart_moved(self) -> None:
+        if self.job is not None:
+            self._draw_chart(self.job)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        job = self.job
+        if job is None:
+            return action == "leave"
+        if action in ("chat", "copy_path"):
+            return bool(job.models)
+        if action == "pause":
+            return job.status in ("running", "waiting", "stopped", "failed")
+        if action == "cancel":
+            return job.status != "elsewhere"
+        if action == "source":
+            return bool(job.measured and job.points)
+        return True
+
+    # Actions
+
+    def action_leave(self) -> None:
+        self.dismiss(None)
+
+    def action_pause(self) -> None:
+        if self.job is not None:
+            self._say(self._place.jobs.toggle(self.job))
+            self.jobs_changed()
+
+    def action_cancel(self) -> None:
+        if self.job is not None:
+            self._place.ask_delete(self.job, self._after_cancel)
+
+    def _after_cancel(self) -> None:
+        if self.job is None:
+            self.dismiss(None)
+        else:
+            self.jobs_changed()
+
+    def action_log(self) -> None:
+        self.toggle_class("-logged")
+        if self.job is not None:
+            self.query_one(LogPane).feed(self.job)
+
+    def action_order(self) -> None:
+        self._worst_first = not self._worst_first
+        self.query_one(LayerTable).scroll_home(animate=False)
+        self.jobs_changed()
+        self._say("Largest error first" if self._worst_first else "Newest first")
+
+    def action_source(self) -> None:
+        if self.job is not None:
+            self._measuring = not self._shows_measuring(self.job)
+            self._draw_chart(self.job)
+
+    def action_chat(self) -> None:
+        if self.job is not None and self.job.models:
+            self._place.chat_with(self.job.models[-1])
+
+    def action_copy_path(self) -> None:
+        if self.job is not None and self.job.models:
+            self._place.app.copy(self.job.models[-1], "the folder")
+
+    def _say(self, text: str) -> None:
+        self.query_one(StatusRow).say(text)
+
+    def _tick(self) -> None:
+        """Clocks go on; a conversion of another process is looked at again."""
+        job = self.job
+        if job is None or not self.is_current:
+            return
+        if job.status == "elsewhere":
+            self._place.jobs.look(job)
+        elif job.active:
+            self._draw_times(job)
+
+
+def _natural(key: str) -> tuple[tuple[int, str], ...]:
+    """Sorts layer 2 before layer 10, and attention before what follows it."""
+    parts = key.replace("self_attn", "0").split(".")
+    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in parts)

@@ -1,0 +1,315 @@
+"""WizardScreen: a new conversion in three steps: which model, how, and a last look. Every field is checked in passing.
+
+Checks run on a thread of the service; an answer to an older question is dropped by its token.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
+from textual.screen import Screen
+from textual.timer import Timer
+from textual.widget import Widget
+from textual.widgets import Button, Footer, Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from exl2_tui.convert_draft import (
+    HEAD_BITS,
+    OFFERED_BITS,
+    RECIPES,
+    ConvertDraft,
+    command,
+    make_request,
+    suggested_names,
+)
+from exl2_tui.convert_place import ConvertPlace, convertible
+from exl2_tui.core.errors import ConfigError
+from exl2_tui.core.events import ConvertChecked, Event, ModelInfo, ModelsListed
+from exl2_tui.keymap import bindings
+from exl2_tui.settings import data_dir
+from exl2_tui.state import Changes
+from exl2_tui.text import one_line
+from exl2_tui.widgets.bars import Row, StatusRow
+from exl2_tui.widgets.convert_estimate import estimate, size_bars, steps_row, summary
+from exl2_tui.widgets.field import Choice, Field
+from exl2_tui.widgets.path_field import PathInput
+from exl2_tui.widgets.status import header, size_of
+
+CHECK_DELAY = 0.2
+OTHER = "other…"
+STEPS = ("source", "target", "check")
+
+
+class WizardScreen(Screen[None]):
+    """Every value has a default, so that enter, enter, enter converts the first model."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("wizard")]
+    AUTO_FOCUS = None
+
+    def __init__(self, place: ConvertPlace, source: str = "") -> None:
+        super().__init__(id="wizard")
+        self._place = place
+        self._source = source
+        self._step = 0
+        self._token = 0
+        self._timer: Timer | None = None
+        self._found: ConvertChecked | None = None
+        self._going = False  # next was pressed before the answer was there
+        self._own_folders = {"work": False, "output": False}  # typed by the person
+        self._models: list[ModelInfo] | None = None
+
+    def compose(self) -> ComposeResult:
+        yield Row(id="header")
+        yield Row(id="title")
+        with VerticalScroll(id="source", can_focus=False):
+            yield Field("source", "Model folder", PathInput(self._source, placeholder="~/models/…", id="source-path"))
+            yield Static("", id="facts", markup=False)
+            yield OptionList(id="models-found", markup=False, compact=True, classes="-rows")
+        with Horizontal(id="target"):
+            with VerticalScroll(id="fields", can_focus=False):
+                yield from self._fields()
+            yield Static("", id="sizes", markup=False)
+        with VerticalScroll(id="check"):
+            yield Static("", id="summary", markup=False)
+        yield Static("", id="estimate", markup=False)
+        with Horizontal(id="buttons"):
+            yield StatusRow(id="status")
+            yield Button("Back", id="back", compact=True)
+            yield Button("Next", id="next", compact=True, variant="primary")
+        yield Footer(show_command_palette=False)
+
+    def _fields(self) -> ComposeResult:
+        offered = [*(f"{bits:.1f}" if bits != 4.65 else "4.65" for bits in OFFERED_BITS), OTHER]
+        other = Input(placeholder="4.0 or 3.0, 4.0", compact=True, id="bits-other")
+        yield Field("bits", "Bits per weight", Vertical(Choice(offered, "4.0", id="bits"), other))
+        yield Field("head_bits", "Head bits", Choice(HEAD_BITS, "6", id="head_bits"))
+        yield Field("recipe", "Recipe", Choice(RECIPES, "refined", id="recipe"))
+        yield Field(
+            "calibration", "Calibration", PathInput(placeholder="built-in mix", folders=False, id="calibration")
+        )
+        yield Field("rows", "Rows", Input(placeholder="100", compact=True, id="rows"))
+        yield Field(
+            "length", "Tokens per row", Input(placeholder="2048, or what the model takes", compact=True, id="length")
+        )
+        yield Field("measurement", "Measurement", PathInput(placeholder="measure now", folders=False, id="measurement"))
+        yield Field("work", "Working folder", PathInput(id="work"))
+        yield Field("output", "Output folder", PathInput(id="output"))
+
+    def on_mount(self) -> None:
+        for box in self.query(Input):
+            box.cursor_blink = False
+        self.repaint(Changes(model=True))
+        self._show_step()
+        self._suggest_folders()
+        self._check_now()
+
+    def repaint(self, changes: Changes) -> None:
+        if changes.model:
+            self.query_one("#header", Row).put(*header(self._place.app.session, "Convert"))
+        if changes.flash:
+            self._say(changes.flash)
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._draw_found)
+
+    # The draft
+
+    @property
+    def draft(self) -> ConvertDraft:
+        """What the form says now."""
+        bits = self.query_one("#bits", Choice).value
+        texts = {
+            name: self._box(name).value for name in ("calibration", "rows", "length", "measurement", "work", "output")
+        }
+        return ConvertDraft(
+            source=self._box("source-path").value,
+            bits=self._box("bits-other").value if bits == OTHER else bits,
+            head_bits=self.query_one("#head_bits", Choice).value,
+            recipe=self.query_one("#recipe", Choice).value,
+            **texts,
+        )
+
+    def _box(self, name: str) -> Input:
+        return self.query_one(f"#{name}", Input)
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        name = event.input.id or ""
+        if name in self._own_folders:
+            self._own_folders[name] = bool(event.value.strip())
+        self._changed(name)
+
+    def on_choice_changed(self) -> None:
+        self._box("bits-other").display = self.query_one("#bits", Choice).value == OTHER
+        self._changed("bits")
+
+    def _changed(self, name: str) -> None:
+        if name in ("source-path", "bits", "bits-other"):
+            self._suggest_folders()
+        self._found = None
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_timer(CHECK_DELAY, self._check_now)
+
+    def _suggest_folders(self) -> None:
+        """Names for the folders that follow model and bits until the person names them."""
+        draft = self.draft
+        names = suggested_names(draft.source, draft.bits)
+        for box, folder, name in zip(("work", "output"), ("jobs", "models"), names, strict=True):
+            if not self._own_folders[box]:
+                target = data_dir() / folder / name
+                with self.prevent(Input.Changed):
+                    self._box(box).value = str(target)
+
+    def _check_now(self) -> None:
+        self._timer = None
+        self._token += 1
+        self._found = None
+        self._place.jobs.check(self.draft, self._token)
+
+    def checked(self, event: ConvertChecked) -> None:
+        """The answer about the draft with this token."""
+        if event.token != self._token or self._timer is not None:
+            return
+        self._found = event
+        for field in self.query(Field):
+            field.show(event.notes)
+        self._draw_found()
+        if self._going:
+            self._going = False
+            self.action_next()
+
+    def service_event(self, event: Event) -> None:
+        """The models of this machine: those that can be converted are offered."""
+        if not isinstance(event, ModelsListed):
+            return
+        self._models = convertible(event.models)
+        options = self.query_one("#models-found", OptionList)
+        width = max(40, (options.content_size.width or 76) - 1)
+        options.set_options(Option(_model_line(model, width)) for model in self._models)
+        if self._models:
+            options.highlighted = 0
+            if self._step == 0 and not self._box("source-path").value:
+                options.focus()
+        self._draw_found()
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        if self._models:
+            self._box("source-path").value = self._models[event.option_index].path
+            self._going = True
+
+    # Drawing
+
+    def _draw_found(self) -> None:
+        found, draft = self._found, self.draft
+        if found is not None:
+            facts = found.facts and Content.assemble(("  ✓ ", "$success"), one_line(found.facts))
+            self.query_one("#facts", Static).update(facts or self._no_source())
+        self.query_one("#estimate", Static).update(estimate(found, draft))
+        self.query_one("#sizes", Static).update(size_bars(found, draft))
+        if self._step == 2:
+            self.query_one("#summary", Static).update(summary(draft, found, self._command()))
+        self._show_title()
+
+    def _no_source(self) -> Content:
+        if self._models is None:
+            return Content.styled("  Looking for models that can be converted", "$secondary")
+        if self._models:
+            return Content.styled("  Models on this machine that can be converted:", "$secondary")
+        return Content.styled("  No float16 model was found in your folders. Type the folder of one.", "$secondary")
+
+    def _show_title(self) -> None:
+        name = one_line(self.draft.source.rstrip("/").rpartition("/")[2], 40)
+        left = Content.assemble(("  New conversion", "bold"), (f"   {name}" if self._step else "", "$secondary"))
+        self.query_one("#title", Row).put(left, steps_row(self._step))
+
+    def _show_step(self) -> None:
+        for index, step in enumerate(STEPS):
+            self.query_one(f"#{step}").display = index == self._step
+        self.query_one("#estimate").display = self._step == 1
+        self.query_one("#back", Button).label = "Leave" if self._step == 0 else "Back"
+        self.query_one("#next", Button).label = "Start" if self._step == 2 else "Next"
+        first: Widget
+        if self._step == 0:
+            first = self._box("source-path")
+        else:
+            first = self.query_one("#bits", Choice) if self._step == 1 else self.query_one("#next", Button)
+        first.focus()
+        self._box("bits-other").display = self.query_one("#bits", Choice).value == OTHER
+        self._draw_found()
+
+    def _command(self) -> str:
+        try:
+            return command(make_request(self.draft))
+        except ConfigError:
+            return ""
+
+    # Actions
+
+    def on_input_submitted(self) -> None:
+        self.action_next()
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        if event.button.id == "next":
+            self.action_next()
+        else:
+            self.action_back()
+
+    def action_back(self) -> None:
+        if self._step == 0:
+            self.dismiss(None)
+            return
+        self._step -= 1
+        self._show_step()
+
+    def action_next(self) -> None:
+        """Goes on if nothing is wrong; waits for the check if it is still running."""
+        found = self._found
+        if found is None:
+            self._going = True
+            self._say("Checking")
+            return
+        fields = {"source"} if self._step == 0 else {note.field for note in found.notes}
+        wrong = next((note for note in found.notes if note.level == "error" and note.field in fields), None)
+        if wrong is not None or not found.facts:
+            self._say(wrong.text if wrong is not None else "Choose a model first", "$error")
+            if wrong is not None:
+                self._focus_field(wrong.field)
+            return
+        if self._step < 2:
+            self._step += 1
+            self._show_step()
+            self.query_one(StatusRow).hush()
+            return
+        self._start()
+
+    def _focus_field(self, name: str) -> None:
+        if self._step == 2:
+            self._step = 1
+            self._show_step()
+        controls = self.query(f"#field-{name} Input, #field-{name} Choice")
+        if controls and controls.first().display:
+            controls.first().focus()
+
+    def _start(self) -> None:
+        try:
+            request = make_request(self.draft)
+        except ConfigError as error:
+            self._say(str(error), "$error")
+            return
+        self._place.start(request)
+
+    def action_copy_command(self) -> None:
+        self._place.app.copy(self._command(), "the command")
+
+    def _say(self, text: str, style: str = "$primary") -> None:
+        self.query_one(StatusRow).say(text, style)
+
+
+def _model_line(model: ModelInfo, width: int) -> Content:
+    facts = f"{one_line(model.format, 8):>8}{size_of(model.size_bytes):>10}"
+    name = Content("  " + one_line(model.name, width - 24)).pad_right(width)[: max(0, width - 20)]
+    return Content.assemble(name, (facts, "$secondary"))

@@ -1,0 +1,183 @@
+"""What the progress screen says about a conversion, as content made from its state. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual.content import Content
+
+from exl2_tui.eta import exact, rough
+from exl2_tui.job_state import Doubt, JobState, Point, Result, number, verdict
+from exl2_tui.text import one_line
+from exl2_tui.widgets.bars import meter
+from exl2_tui.widgets.job_list import MARKS
+from exl2_tui.widgets.status import size_of
+
+SHOWN_DOUBTS = 2
+SIDE = 36  # cells of the pane on the right
+
+
+def title(job: JobState, now: float) -> tuple[Content, Content]:
+    """Name and bits left; state and time worked right."""
+    mark, style, word = MARKS[job.status]
+    bits = f"{job.bits:g} bpw" if job.bits else ", ".join(f"{value:g}" for value in job.info.bits) + " bpw"
+    reached = f", {job.reached[job.bits]:.2f} reached" if job.bits in job.reached else ""
+    left = Content.assemble("  ", (one_line(job.name, 40), "bold"), f"  {bits}", (reached, "$secondary"))
+    right = Content.assemble((f"{mark} {word}", style), (f" · {exact(job.elapsed(now))}  ", "$secondary"))
+    return left, right
+
+
+def bar(job: JobState, now: float, width: int) -> Content:
+    """How far and how long still, over the whole width."""
+    left = job.left(now)
+    if job.status == "running":
+        said = f"{rough(left)} left" if left is not None else "time left: soon"
+        if job.stage == "calibrate":
+            said = one_line(job.detail, 20) or "preparing"
+        if job.eta.slower:
+            said += ", slower than before"
+    else:
+        said = ""
+    text = f"  {int(100 * job.share):>3}%  {said:<16}  "
+    return Content.assemble("  ", meter(job.share, 1.0, cells=max(10, width - len(text) - 2)), text)
+
+
+def notices(job: JobState) -> Content:
+    """What went wrong, and doubts about the quality with their remedies."""
+    lines: list[Content] = []
+    if job.status in ("failed", "damaged") and job.error:
+        lines.append(Content.styled(f"  ✗ {one_line(job.error)}", "$error"))
+        more = f"{job.hint} " if job.hint else ""
+        again = "p tries again from where it stopped." if job.status == "failed" else "x deletes it."
+        lines.append(Content.styled(f"    {one_line(more)} {again}".rstrip(), "$secondary"))
+    doubts = list(job.doubts.values())
+    for doubt in doubts[:SHOWN_DOUBTS]:
+        lines += _doubt(doubt)
+    if len(doubts) > SHOWN_DOUBTS:
+        lines.append(
+            Content.styled(f"    and {len(doubts) - SHOWN_DOUBTS} more warnings; l shows the log", "$secondary")
+        )
+    return Content("\n").join(lines)
+
+
+def _doubt(doubt: Doubt) -> list[Content]:
+    return [
+        Content.styled(f"  ! {one_line(doubt.text)}", "$warning"),
+        Content.styled(f"    {one_line(doubt.remedy)}", "$secondary"),
+    ]
+
+
+def report(job: JobState, width: int) -> Content:
+    """The finished models against the original."""
+    judged = [result for result in job.results.values() if result.judged is not None]
+    if len(judged) > 1:
+        return _comparison(judged, width)
+    return Content("\n").join(_report(judged[0], width)) if judged else Content("")
+
+
+def _report(result: Result, width: int) -> list[Content]:
+    judged = result.judged
+    assert judged is not None
+    level, text = verdict(judged)
+    mark, style = {"error": ("✗", "$error"), "warning": ("!", "$warning")}.get(level, ("✓", "$success"))
+    lines = [
+        Content.assemble(
+            ("  " + mark + " " + text, style), (f"   on {judged.tokens:,} tokens it never saw", "$secondary")
+        ),
+        Content.assemble(
+            ("    KL divergence ", "$secondary"),
+            number(judged.kl),
+            ("   same top token ", "$secondary"),
+            f"{judged.top1:.1%}",
+            ("   perplexity ", "$secondary"),
+            f"{judged.perplexity:.2f}",
+            (f" (original {judged.original_perplexity:.2f})", "$secondary"),
+        ),
+    ]
+    if result.path:
+        lines.append(
+            Content.assemble(
+                f"    {size_of(result.size)}",
+                ("   in ", "$secondary"),
+                one_line(result.path, max(20, width - 40)),
+                ("   c", "$primary"),
+                (" chats with it", "$secondary"),
+            )
+        )
+    return lines
+
+
+def _comparison(results: Sequence[Result], width: int) -> Content:
+    """One row per bitrate."""
+    lines = [
+        Content.styled(
+            f"  {'BPW':>6}{'SIZE':>10}{'KL':>9}{'SAME TOP':>10}{'PERPLEXITY':>12}{'ORIGINAL':>10}", "$secondary"
+        )
+    ]
+    for result in results:
+        judged = result.judged
+        if judged is None:
+            continue
+        level, text = verdict(judged)
+        style = {"error": "$error", "warning": "$warning"}.get(level, "$success")
+        numbers = (
+            f"  {result.bits:>6g}{size_of(result.size):>10}{number(judged.kl):>9}{judged.top1:>10.1%}"
+            f"{judged.perplexity:>12.2f}{judged.original_perplexity:>10.2f}   "
+        )
+        lines.append(Content.assemble(numbers, (one_line(text, max(10, width - 64)), style)))
+    return Content("\n").join(lines)
+
+
+def chart_title(job: JobState, chosen: Point | None, *, measuring: bool) -> tuple[Content, Content]:
+    """What the chart shows; right the layer under the cursor, else the worst."""
+    if measuring:
+        bits = f"{job.info.bits[0]:g}" if job.info.bits else "4"
+        left = Content.assemble(("  Measured ", "bold"), (f"predicted loss near {bits} bpw, log scale", "$secondary"))
+    else:
+        left = Content.assemble(("  Error per layer ", "bold"), ("log scale, dots: 5 × median", "$secondary"))
+    if chosen is not None:
+        text = f"{chosen.label}  {number(chosen.error)}  {chosen.mean_bpw:.2f} bpw  {exact(chosen.seconds)}  "
+        return left, Content.styled(one_line(text) + "  ", "$primary")
+    worst = job.worst(1)
+    if measuring or not worst:
+        return left, Content("")
+    return left, Content.styled(f"worst {number(worst[0].error)} in {worst[0].label}  ", "$secondary")
+
+
+def side(job: JobState, now: float, jobs: Sequence[JobState]) -> Content:
+    """The pane on the right: times, quality so far, the worst layers, other conversions."""
+    lines: list[Content] = [Content.styled("This job", "bold"), Content("")]
+    left = job.left(now)
+    facts = [("Elapsed", exact(job.elapsed(now)))]
+    if job.status == "running":
+        facts.append(("Left", f"{rough(left)} (last 8 layers)" if left is not None else "known soon"))
+        kind = job.eta.kind(job.stage, 0) if job.stage in ("measure", "quantize") else None
+        if kind is not None and job.eta.seconds[kind]:
+            facts.append(("Per layer", exact(job.eta.typical(kind))))
+        facts.append(("Saved", f"{exact(max(0.0, now - job.saved))} ago" if job.saved else "not yet"))
+    facts.append(("Recipe", one_line(job.info.recipe, 20)))
+    lines += _facts(facts)
+    if job.points:
+        lines += [Content(""), Content.styled("Quality so far", "bold"), Content("")]
+        lines += _facts([("Median error", number(job.median_error()))])
+        if job.rows:
+            spent = sum(row.bpw for row in job.rows) / len(job.rows)
+            lines += _facts([("Mean bpw", f"{spent:.2f} over {len(job.rows)} layers")])
+        lines += [Content(""), Content.styled("Worst layers", "bold"), Content("")]
+        for point in job.worst(5):
+            mark = "!" if point.outlier else " "
+            style = "$warning" if point.outlier else ""
+            lines.append(Content.styled(f"{one_line(point.label, 20):<20}{number(point.error):>8} {mark}", style))
+    others = [other for other in jobs if other.job != job.job and other.status != "finished"]
+    if others:
+        lines += [Content(""), Content.styled("Others", "bold"), Content("")]
+        for other in others[:4]:
+            mark, style, word = MARKS[other.status]
+            lines.append(
+                Content.assemble((f"{mark} ", style), f"{one_line(other.name, 18):<18}", (f"{word:>11}", "$secondary"))
+            )
+    return Content("\n").join(lines)
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> list[Content]:
+    return [Content.assemble((f"{label:<14}", "$secondary"), text) for label, text in facts]

@@ -1,0 +1,132 @@
+"""JobList: a row per conversion with its state, how far it is and how long it still takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual.content import Content
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+
+from exl2_tui.eta import exact, rough
+from exl2_tui.job_state import JobState, Status, number, verdict
+from exl2_tui.text import one_line
+from exl2_tui.widgets.bars import meter
+
+FACTS = 46  # cells right of the name
+MARKS: dict[Status, tuple[str, str, str]] = {
+    "waiting": ("·", "$secondary", "waiting"),
+    "running": ("●", "$primary", "running"),
+    "pausing": ("‖", "$warning", "stopping"),
+    "stopped": ("‖", "$warning", "paused"),
+    "failed": ("✗", "$error", "failed"),
+    "finished": ("✓", "$success", "finished"),
+    "elsewhere": ("●", "$secondary", "elsewhere"),
+    "damaged": ("✗", "$error", "damaged"),
+}
+
+
+class JobList(OptionList):
+    """Newest first; keeps the cursor on its conversion."""
+
+    DEFAULT_CSS: ClassVar[str] = "JobList { text-wrap: nowrap; text-overflow: ellipsis; }"
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id, markup=False, compact=True)
+
+    @property
+    def room(self) -> int:
+        return max(60, (self.content_size.width or 78) - 1)
+
+    @property
+    def at_cursor(self) -> str | None:
+        """The work directory of the conversion under the cursor."""
+        if self.highlighted is None or self.highlighted >= self.option_count:
+            return None
+        return self.get_option_at_index(self.highlighted).id
+
+    def show(self, jobs: Sequence[JobState], now: float) -> None:
+        rows = [(job.job, row(job, now, self.room)) for job in reversed(jobs)]
+        if [name for name, _ in rows] == [option.id for option in self.options]:
+            for index, (_, line) in enumerate(rows):
+                self.replace_option_prompt_at_index(index, line)
+            return
+        kept = self.at_cursor
+        self.set_options(Option(line, id=name) for name, line in rows)
+        if rows:
+            names = [name for name, _ in rows]
+            self.highlighted = names.index(kept) if kept in names else 0
+
+
+def heading(room: int) -> Content:
+    return Content.styled(
+        f"   {'MODEL':<{room - FACTS - 2}}{'BPW':>8}  {'STATE':<11}{'DONE':<17}{'LEFT':>8}", "$secondary"
+    )
+
+
+def row(job: JobState, now: float, room: int) -> Content:
+    """One line of the list."""
+    mark, style, word = MARKS[job.status]
+    name = Content(one_line(job.name, room - FACTS - 3)).pad_right(room)[: max(0, room - FACTS - 2)]
+    bits = ",".join(f"{value:g}" for value in job.info.bits)
+    left = job.left(now) if job.status == "running" else None
+    return Content.assemble(
+        (f"{mark} ", style),
+        name,
+        f"{one_line(bits, 8):>8}  ",
+        (f"{word:<11}", style if job.status in ("failed", "damaged") else "$secondary"),
+        meter(job.share, 1.0, cells=10),
+        f" {int(100 * job.share):>3}%  ",
+        (f"{rough(left) if left is not None else '':>8}", "$secondary"),
+    )
+
+
+def job_facts(job: JobState, now: float) -> Content:
+    """Three lines about one conversion: what it is, where it is, what came out or what is wrong."""
+    bits = ", ".join(f"{value:g}" for value in job.info.bits)
+    lines = [
+        Content.assemble(
+            (one_line(job.name, 40), "bold"),
+            (
+                f"   {bits} bits per weight · {one_line(job.info.recipe)} · worked {exact(job.elapsed(now))}",
+                "$secondary",
+            ),
+        ),
+        Content.styled(one_line(job.job), "$secondary"),
+    ]
+    if job.status in ("failed", "damaged"):
+        lines.append(Content.styled(f"✗ {one_line(' '.join(filter(None, (job.error, job.hint))))}", "$error"))
+    elif job.status == "finished":
+        judged = [result.judged for result in job.results.values() if result.judged is not None]
+        if judged:
+            worst = max(judged, key=lambda one: one.kl)
+            level, text = verdict(worst)
+            style = {"error": "$error", "warning": "$warning"}.get(level, "$success")
+            lines.append(
+                Content.assemble((text, style), (f" · KL {number(worst.kl)} · ⏎ shows the report", "$secondary"))
+            )
+        else:
+            lines.append(Content.styled("⏎ shows the report, c chats with it", "$secondary"))
+    elif job.status == "stopped":
+        lines.append(Content.styled(f"Stopped at {one_line(job.stage)}. p goes on from there.", "$secondary"))
+    elif job.status == "elsewhere":
+        lines.append(Content.styled("Another process works on it. ⏎ watches it.", "$secondary"))
+    else:
+        lines.append(Content.styled(one_line(f"{job.stage} {job.detail}"), "$secondary"))
+    return Content("\n").join(lines)
+
+
+def nothing_yet(listed: bool) -> Content:
+    """What an empty list says."""
+    if not listed:
+        return Content.styled("Looking for conversions", "$secondary")
+    return Content("\n").join(
+        [
+            Content("No conversions yet."),
+            Content.assemble(
+                ("n", "$primary"), (" makes an EXL2 model of a float16 one: 2 to 8 bits per weight.", "$secondary")
+            ),
+            Content.styled("It runs in the background; you can chat meanwhile, quit, and go on later.", "$secondary"),
+        ]
+    )

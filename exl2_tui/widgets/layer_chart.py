@@ -1,0 +1,204 @@
+"""LayerChart: the error of every layer as columns on a log axis of three decades, with a threshold and a cursor.
+
+One column per layer while they fit, wider ones when there is room; with more layers than columns, a column shows the
+worst of its layers. What is not done yet stays empty, so the chart also says how far the work is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.binding import Binding, BindingType
+from textual.events import Click
+from textual.message import Message
+from textual.reactive import reactive
+from textual.strip import Strip
+from textual.widget import Widget
+
+from exl2_tui.job_state import Point
+
+EIGHTHS = " ▁▂▃▄▅▆▇█"
+DECADES = 3
+AXIS = 7  # cells of the scale on the left
+WIDEST = 4  # cells of a column
+UNDER = 2  # rows below the plot: flags with the axis, and layer numbers
+
+
+class LayerChart(Widget, can_focus=True):
+    """`show` gives it points in model order; arrow keys or a click move the cursor."""
+
+    DEFAULT_CSS: ClassVar[str] = "LayerChart { height: 8; width: 1fr; }"
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "layer-chart--bar",
+        "layer-chart--outlier",
+        "layer-chart--axis",
+        "layer-chart--cursor",
+    }
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "move(-1)", "Left", show=False),
+        Binding("right", "move(1)", "Right", show=False),
+        Binding("home", "move(-100000)", "First", show=False),
+        Binding("end", "move(100000)", "Last", show=False),
+    ]
+
+    cursor: reactive[int | None] = reactive(None)
+
+    class Moved(Message):
+        """The cursor is on another column, or nowhere."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._points: Sequence[Point] = ()
+        self._slots = 0
+        self._limit = 0.0
+        self._top = 0  # power of ten at the upper edge
+
+    def show(self, points: Sequence[Point], slots: int, limit: float) -> None:
+        """points: those done, in model order; slots: how many there will be; limit: the threshold, 0 for none."""
+        self._points = points
+        self._slots = max(slots, len(points))
+        self._limit = limit
+        finite = [point.error for point in points if math.isfinite(point.error) and point.error > 0]
+        self._top = math.ceil(math.log10(max(finite))) if finite else 0
+        self._top = max(-9, min(9, self._top))
+        self.refresh()
+
+    @property
+    def selected(self) -> Point | None:
+        """The worst point of the column under the cursor."""
+        columns = self._columns()
+        if self.cursor is None or not columns:
+            return None
+        return columns[min(self.cursor, len(columns) - 1)]
+
+    def watch_cursor(self) -> None:
+        self.post_message(self.Moved())
+
+    def action_move(self, step: int) -> None:
+        last = len(self._columns()) - 1
+        if last >= 0:
+            now = self.cursor if self.cursor is not None else (last + 1 if step < 0 else -1)
+            self.cursor = max(0, min(last, now + step))
+
+    def on_blur(self) -> None:
+        self.cursor = None
+
+    def on_click(self, event: Click) -> None:
+        at = (event.x - AXIS) // self._column_width()
+        if 0 <= at < len(self._columns()):
+            self.cursor = at
+
+    # Geometry
+
+    @property
+    def _room(self) -> int:
+        return max(1, self.size.width - AXIS)
+
+    def _column_width(self) -> int:
+        return max(1, min(WIDEST, self._room // max(1, self._slots)))
+
+    def _shared(self) -> int:
+        """Points per column."""
+        return max(1, math.ceil(self._slots / self._room))
+
+    def _columns(self) -> list[Point]:
+        """The point that each column shows: the worst of those it stands for."""
+        shared = self._shared()
+        groups = (self._points[start : start + shared] for start in range(0, len(self._points), shared))
+        return [max(group, key=_badness) for group in groups]
+
+    def _level(self, error: float, rows: int) -> int:
+        """Height of a bar in eighths of a row."""
+        if not math.isfinite(error):
+            return rows * 8
+        if error <= 0:
+            return 1
+        share = (math.log10(error) - (self._top - DECADES)) / DECADES
+        return max(1, min(rows * 8, round(share * rows * 8)))
+
+    # Drawing
+
+    def render_line(self, y: int) -> Strip:
+        height, width = self.size.height, self.size.width
+        rows = max(1, height - UNDER)
+        if width <= AXIS + 4:
+            return Strip.blank(width)
+        if y < rows:
+            segments = self._plot_row(y, rows)
+        elif y == rows:
+            segments = self._axis_row()
+        else:
+            segments = self._number_row()
+        return Strip(segments).adjust_cell_length(width, self.rich_style)
+
+    def _plot_row(self, y: int, rows: int) -> list[Segment]:
+        axis = self.get_component_rich_style("layer-chart--axis")
+        bar = self.get_component_rich_style("layer-chart--bar")
+        outlier = self.get_component_rich_style("layer-chart--outlier")
+        chosen = self.get_component_rich_style("layer-chart--cursor")
+        segments = [Segment(self._scale(y, rows), axis)]
+        below = (rows - 1 - y) * 8
+        dots = self._limit > 0 and below < self._level(self._limit, rows) <= below + 8
+        wide = self._column_width()
+        gap = " " if wide > 2 else ""
+        columns = self._columns()
+        for number, point in enumerate(columns):
+            fill = EIGHTHS[max(0, min(8, self._level(point.error, rows) - below))]
+            style = chosen if number == self.cursor else outlier if point.outlier else bar
+            if fill == " " and dots:
+                segments.append(Segment("·" * wide, axis))
+            else:
+                segments.append(Segment(fill * (wide - len(gap)), style))
+                segments.append(Segment("·" if gap and dots else gap, axis))
+        left = self._room - wide * len(columns)
+        segments.append(Segment(("·" if dots else " ") * max(0, left), axis))
+        return segments
+
+    def _scale(self, y: int, rows: int) -> str:
+        """The value at the upper edge of this row, where a decade begins."""
+        for decade in range(DECADES):
+            if y == round(decade * rows / DECADES):
+                power = self._top - decade
+                text = f"{10.0**power:g}" if -4 <= power <= 3 else f"1e{power}"
+                return f"{text.removeprefix('0') if text != '0' else text:>{AXIS - 2}} ┤"
+        return " " * (AXIS - 1) + "│"
+
+    def _axis_row(self) -> list[Segment]:
+        """The axis; a ! under every column that is far worse than its like."""
+        axis = self.get_component_rich_style("layer-chart--axis")
+        outlier = self.get_component_rich_style("layer-chart--outlier")
+        wide = self._column_width()
+        segments = [Segment(" " * (AXIS - 1) + "└", axis)]
+        for point in self._columns():
+            if point.outlier:
+                segments.append(Segment("!", outlier + Style(bold=True)))
+                segments.append(Segment("─" * (wide - 1), axis))
+            else:
+                segments.append(Segment("─" * wide, axis))
+        used = sum(segment.cell_length for segment in segments)
+        slots = AXIS + wide * math.ceil(self._slots / self._shared())
+        segments.append(Segment("─" * max(0, min(self.size.width, slots) - used), axis))
+        return segments
+
+    def _number_row(self) -> list[Segment]:
+        """Numbers of layers, as many as fit; only the points that are there have one."""
+        axis = self.get_component_rich_style("layer-chart--axis")
+        text = ""
+        wide = self._column_width()
+        last = ""
+        for number, point in enumerate(self._columns()):
+            words = point.label.split()
+            label = words[1] if words[0] == "layer" and len(words) > 1 else point.label
+            at = number * wide
+            if label != last and at >= len(text) + (2 if text else 0):
+                text = text.ljust(at) + label
+            last = label
+        return [Segment(" " * AXIS + text, axis)]
+
+
+def _badness(point: Point) -> float:
+    return point.error if math.isfinite(point.error) else math.inf

@@ -1,0 +1,37 @@
+"""LogPane: what a conversion reported, newest at the end; follows unless the reader has scrolled up."""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar
+
+from rich.text import Text
+from textual.widgets import RichLog
+
+from exl2_tui.job_state import LOG_LINES, JobState, LogLine
+from exl2_tui.text import one_line
+
+MARKS = {"info": " ", "warning": "!", "error": "✗", "done": "✓"}
+
+
+class LogPane(RichLog):
+    """Draws lines once; `feed` adds those that are new."""
+
+    DEFAULT_CSS: ClassVar[str] = "LogPane { height: 1fr; scrollbar-size-vertical: 1; background: $background; }"
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(max_lines=LOG_LINES, wrap=False, markup=False, highlight=False, id=id, min_width=20)
+        self._seen = 0
+
+    def feed(self, job: JobState) -> None:
+        """Adds what was logged since the last time, in one write."""
+        new = min(job.logged - self._seen, len(job.log))
+        self._seen = job.logged
+        if new > 0:
+            lines = list(job.log)[-new:]
+            self.write(Text("\n").join(map(self._draw, lines)), scroll_end=self.is_vertical_scroll_end)
+
+    def _draw(self, line: LogLine) -> Text:
+        when = time.strftime("%H:%M:%S", time.localtime(line.time)) if line.time else "  before"
+        style = {"warning": "bold", "error": "bold", "done": "bold"}.get(line.level, "")
+        return Text(f"{when} {MARKS[line.level]} {one_line(line.text)}", style)

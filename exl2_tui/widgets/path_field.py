@@ -1,0 +1,59 @@
+"""PathInput: a line for a file or folder that completes what is typed; the disk is read on a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from textual.suggester import Suggester
+from textual.widgets import Input
+
+from exl2_tui.text import clean
+
+MOST_ENTRIES = 2000
+
+
+class PathInput(Input):
+    """→ at the end of the line takes the grey completion."""
+
+    def __init__(self, value: str = "", *, placeholder: str = "", folders: bool = True, id: str | None = None) -> None:
+        super().__init__(
+            value,
+            placeholder=placeholder,
+            compact=True,
+            select_on_focus=False,
+            suggester=PathSuggester(folders_only=folders),
+            id=id,
+        )
+
+
+class PathSuggester(Suggester):
+    """The first entry of a folder that begins as the last part of the path."""
+
+    def __init__(self, *, folders_only: bool) -> None:
+        super().__init__(use_cache=False, case_sensitive=True)
+        self._folders_only = folders_only
+
+    async def get_suggestion(self, value: str) -> str | None:
+        return await asyncio.to_thread(complete, value, self._folders_only)
+
+
+def complete(value: str, folders_only: bool) -> str | None:
+    """`value` completed, None if there is nothing; names that a terminal would obey are left out."""
+    folder, _, start = value.rpartition("/")
+    if not value or (not folder and not value.startswith("/")):
+        return None
+    try:
+        with os.scandir(Path(folder or "/").expanduser()) as entries:
+            names = sorted(
+                entry.name + ("/" if entry.is_dir() else "")
+                for _, entry in zip(range(MOST_ENTRIES), entries, strict=False)
+                if entry.name.startswith(start)
+                and (start or not entry.name.startswith("."))
+                and (entry.is_dir() or not folders_only)
+            )
+    except (OSError, RuntimeError, ValueError):
+        return None
+    fitting = [name for name in names if clean(name) == name]
+    return f"{folder}/{fitting[0]}" if fitting else None

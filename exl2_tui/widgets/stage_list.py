@@ -1,0 +1,33 @@
+"""The stages of a conversion as one row: done, running with its count, still to come."""
+
+from __future__ import annotations
+
+from textual.content import Content
+
+from exl2_tui.job_state import STAGES, JobState
+
+MARKS = {"done": ("✓", "$success"), "now": ("●", "$primary"), "next": ("·", "$secondary"), "held": ("‖", "$warning")}
+
+
+def stages(job: JobState) -> Content:
+    """Such as "✓ calibrate  ● measure 12/25  · allocate …"."""
+    at = len(STAGES) if job.status == "finished" else STAGES.index(job.stage) if job.stage in STAGES else 0
+    parts: list[tuple[str, str]] = []
+    for index, stage in enumerate(STAGES):
+        held = job.status not in ("running", "pausing", "elsewhere")
+        state = "done" if index < at else "next" if index > at else "held" if held else "now"
+        mark, style = MARKS[state]
+        parts.append((f"{mark} ", style))
+        text = stage + (_count(job) if index == at else "")
+        parts.append((text + "  ", "" if state == "now" else "$secondary"))
+    return Content.assemble(*parts)
+
+
+def _count(job: JobState) -> str:
+    eta = job.eta
+    if job.stage == "measure" and eta.measure_steps:
+        return f" {len(eta.seconds['forward']) + len(eta.seconds['measure'])}/{eta.measure_steps}"
+    if job.stage == "quantize" and job.layers:
+        started = {point.label.rpartition(" ")[0] for point in job.points.values() if point.kind != "head"}
+        return f" {len(started)}/{job.layers}"
+    return ""
