@@ -237,6 +237,8 @@ class Transcript(VerticalScroll, can_focus=False):
 
     def _settled(self) -> None:
         self._moving = False
+        if self.following:
+            self._catch_up()
 
     def _versions(self, turn: Turn) -> tuple[int, int]:
         """Number of this version and how many there are."""
