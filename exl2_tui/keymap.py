@@ -64,6 +64,7 @@ KEYS = (
         shown=True,
     ),
     Key("chat.sampler", "ctrl+s", "sampler", "Sampler", "temperature and the rest, with presets", "chat"),
+    Key("chat.editor", "f10", "editor", "Editor", "write the message in $EDITOR", "chat"),
     Key("chat.export", "f9", "export", "Export", "export this chat to Markdown and JSON", "chat"),
     Key("chat.copy", "ctrl+c", "copy_or_stop", "Copy", "copy the selection; else stop", "chat", priority=True),
     Key("chat.page_up", "pageup", "page(-1)", "Up", "scroll up", "chat"),

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import ClassVar
 
-from textual.app import ComposeResult
+from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
@@ -15,7 +15,9 @@ from textual.screen import Screen
 from textual.timer import Timer
 from textual.widgets import Footer
 
+from exl2_tui.core.errors import Exl2Error
 from exl2_tui.core.events import Event, ModeChoice, ModesListed
+from exl2_tui.editor import edit_text
 from exl2_tui.keymap import bindings
 from exl2_tui.session import ChatSession
 from exl2_tui.state import Changes, Clock
@@ -166,7 +168,7 @@ class ChatScreen(Screen[None]):
         self.query_one("#header", Row).put(*header(self._session, width=self.app.size.width))
 
     def _draw_status(self) -> None:
-        self.query_one(StatusRow).show(*status_row(self._session, self._ticks))
+        self.query_one(StatusRow).show(*status_row(self._session, self._ticks, self.app.size.width))
 
     def _draw_queue(self) -> None:
         queue = self._session.queue
@@ -264,6 +266,20 @@ class ChatScreen(Screen[None]):
 
     def action_sampler(self) -> None:
         self._sampler()
+
+    def action_editor(self) -> None:
+        """The app steps aside while the editor has the terminal."""
+        composer = self.query_one(Composer)
+        try:
+            with self.app.suspend():
+                text = edit_text(composer.message)
+        except SuspendNotSupported:
+            self.query_one(StatusRow).say("An editor cannot be opened in this terminal")
+        except Exl2Error as error:
+            self.query_one(StatusRow).say(error.message, "$error")
+        else:
+            composer.set_message(text)
+        composer.focus()
 
     def action_export(self) -> None:
         if self._session.chat.turns:

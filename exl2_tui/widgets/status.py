@@ -13,6 +13,7 @@ from exl2_tui.widgets.bars import meter
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧"
 PLACES = ("Chat", "Models", "Convert", "Settings")
+WIDE = 100
 TITLE_CELLS = 12  # a title that would be cut shorter is not worth its place
 WARN_AT = 0.85  # share of the context from which its meter warns
 
@@ -56,8 +57,8 @@ def mode_label(session: ChatSession) -> str:
     return one_line(f"{chosen} ({used})" if chosen == "auto" and used not in ("", "auto") else chosen, 30)
 
 
-def status_row(session: ChatSession, ticks: int) -> tuple[Content, Content]:
-    """Context meter, speed and sampler; while a model loads, how far it is."""
+def status_row(session: ChatSession, ticks: int, width: int = 80) -> tuple[Content, Content]:
+    """Context meter, speed, memory where there is room, sampler; while a model loads, how far it is."""
     model, meters = session.model, session.meters
     if model.status == "loading":
         share = f"{model.done / model.total:4.0%}" if model.total else "    "
@@ -80,6 +81,8 @@ def status_row(session: ChatSession, ticks: int) -> tuple[Content, Content]:
     ]
     if meters.speed:
         parts.append(f"   {meters.speed:,.1f} tok/s")
+    if width >= WIDE and model.info is not None:
+        parts.append((f"   memory {size_of(model.info.weight_bytes + model.info.cache_bytes)}", "$secondary"))
     return Content.assemble(*parts), Content.styled(sampler_label(session) + " ", "$secondary")
 
 

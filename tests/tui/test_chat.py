@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from textual.widgets import Input, OptionList, TextArea
 from exl2_tui.screens.dialogs import HelpScreen, TextDialog
 from exl2_tui.screens.mode_picker import ModePicker
 from exl2_tui.settings import ChatSettings, Settings, load_settings
+from exl2_tui.widgets.chat_sidebar import ChatSidebar
 from exl2_tui.widgets.code_view import CodeView
 from tests.tui.conftest import MakeApp
 from tests.tui.driver import ChatDriver, until
@@ -517,3 +519,51 @@ async def test_enter_can_add_lines_instead(make_app: MakeApp) -> None:
         await pilot.press("a", "enter", "b", "ctrl+j")
         await until(lambda: chat.service.requests)
         assert chat.service.requests[-1].messages[-1].content == "a\nb"
+
+
+async def test_message_written_in_an_editor(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "editor.sh"
+    script.write_text('#!/bin/sh\nprintf "%s, edited\\n\\033[2Jend\\n" "$(cat "$1")" > "$1"\n')
+    script.chmod(0o755)
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", str(script))
+    app = make_app()
+    monkeypatch.setattr(app, "suspend", contextlib.nullcontext)
+    async with app.run_test(size=SIZE) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        await pilot.press(*"draft", "f10")
+        await pilot.pause()
+        assert chat.composer.text == "draft, edited\n[2Jend"
+        monkeypatch.setenv("EDITOR", "false")
+        await pilot.press("f10")
+        await pilot.pause()
+        assert "ended with code 1" in chat.status and chat.composer.text == "draft, edited\n[2Jend"
+        monkeypatch.setenv("EDITOR", "/does/not/exist --wait")
+        await pilot.press("f10")
+        await pilot.pause()
+        assert "could not be started" in chat.status
+
+
+async def test_sidebar_lists_recent_chats_and_opens_one(make_app: MakeApp) -> None:
+    async with make_app().run_test(size=(120, 40)) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        sidebar = chat.chat_screen.query_one(ChatSidebar)
+        assert not sidebar.display
+        await chat.ask("first [chat]")
+        await chat.answer("one")
+        await pilot.press("ctrl+n")
+        await chat.ask("second")
+        await chat.answer("two")
+        options = sidebar.query_one(OptionList)
+        await until(lambda: sidebar.display and options.option_count == 3)
+        shown = [str(options.get_option_at_index(number).prompt) for number in range(3)]
+        assert shown[0].strip() == "Today" and "▌ second" in shown and "  first [chat]" in shown
+        await pilot.click(options, offset=(5, shown.index("  first [chat]")))
+        await until(lambda: chat.app.session.chat.title == "first [chat]")
+        await chat.settle()
+        assert "one" in chat.everything and chat.composer.has_focus
+        await pilot.resize_terminal(80, 24)
+        await pilot.pause()
+        assert not sidebar.display
