@@ -90,7 +90,7 @@ void linear_pack(int64_t kind, std::vector<int64_t> sizes, std::vector<Tensor> t
   uint8_t* packed = blob_of(blob);
   const int64_t tiles = (source.out_features + kLinearTileColumns - 1) / kLinearTileColumns;
   Crew crew(static_cast<int>(threads));
-  crew.share_evenly(tiles, 1, [&](int64_t begin, int64_t end) { kernels.pack(source, packed, begin, end); });
+  crew.share(tiles, crew.even_piece(tiles), [&](int64_t begin, int64_t end) { kernels.pack(source, packed, begin, end); });
 }
 
 void linear_multiply(const Tensor& x, const Tensor& blob, int64_t out_features, const Tensor& out, int64_t isa,
@@ -111,7 +111,8 @@ void linear_multiply(const Tensor& x, const Tensor& blob, int64_t out_features, 
       kernels.prepare(packed, from, M, K, scratch.get(), static_cast<int>(part), parts);
     }
   });
-  crew.share_evenly(kernels.tiles(packed), 1, [&](int64_t begin, int64_t end) {
+  const int64_t tiles = kernels.tiles(packed);
+  crew.share(tiles, crew.even_piece(tiles), [&](int64_t begin, int64_t end) {
     kernels.multiply(packed, scratch.get(), M, to, out_features, begin, end);
   });
 }

@@ -33,12 +33,11 @@ class Crew {
     }, &work);
   }
 
-  // The same with a few pieces per thread, but none smaller than `least`.
-  template <typename Work>
-  void share_evenly(int64_t total, int64_t least, const Work& work) {
+  // A piece that leaves each thread a few of [0, total), at least 1.
+  int64_t even_piece(int64_t total) const {
     constexpr int64_t kPiecesPerThread = 4;
-    const int64_t pieces = threads_ * kPiecesPerThread, even = (total + pieces - 1) / pieces;
-    share(total, even > least ? even : least, work);
+    const int64_t pieces = threads_ * kPiecesPerThread;
+    return total > pieces ? (total + pieces - 1) / pieces : 1;
   }
 
  private:

@@ -17,6 +17,7 @@ constexpr int kMostProducts = 3;            // q, k and v have the same input
 constexpr int64_t kRowsPerItem = 32;        // query rows that attention takes over the cache together
 constexpr int64_t kLeastRows = 4;           // of norm or rope: fewer are done before another thread has heard of them
 constexpr int64_t kLeastWork = 65536;       // multiply-adds: about a microsecond
+constexpr int64_t kTilesTogether = 4;       // of a block of rows (linear_product.h)
 constexpr int64_t kLeastSharedRow = 16384;  // inputs of a linear: from here on one row is worth sharing
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -157,7 +158,7 @@ class Model::Runner {
 
   // h = norm(x)
   void normalize(const float* weight) {
-    crew_.share_evenly(rows(), kLeastRows, [&](int64_t begin, int64_t end) {
+    crew_.share(rows(), std::max(kLeastRows, crew_.even_piece(rows())), [&](int64_t begin, int64_t end) {
       for (int64_t m = begin; m < end; ++m) {
         kernels_.rms_norm(residual() + m * w_.C, weight, w_.eps, w_.C, s_.h + m * w_.C);
       }
@@ -183,16 +184,19 @@ class Model::Runner {
     }
   }
 
-  // Tiles of a linear with K inputs that are worth handing out.
-  int64_t least_tiles(int64_t K) const {
-    return std::max<int64_t>(1, kLeastWork / (K * kLinearTileColumns * rows()));
+  // Hands out `tiles` of linears with K inputs: work(begin, end). No piece is too small to be worth it, and with several
+  // rows none ends amid the tiles that the kernels take at once.
+  template <typename Work>
+  void share_tiles(int64_t tiles, int64_t K, const Work& work) {
+    const int64_t even = crew_.even_piece(tiles), least = kLeastWork / (K * kLinearTileColumns * rows());
+    crew_.share(tiles, round_up(std::max(even, least), rows() == 1 ? 1 : kTilesTogether), work);
   }
 
   // One loop over the tiles of all products, so that a small one does not leave threads idle.
   void multiply(int64_t K, const Product* products, int count) {
     int64_t total = 0;
     for (int i = 0; i < count; ++i) total += linears_.tiles(products[i].blob);
-    crew_.share_evenly(total, least_tiles(K), [&](int64_t begin, int64_t end) {
+    share_tiles(total, K, [&](int64_t begin, int64_t end) {
       for (int i = 0; i < count; ++i) {
         const Product& p = products[i];
         const int64_t tiles = linears_.tiles(p.blob);
@@ -206,7 +210,7 @@ class Model::Runner {
 
   // x += the product
   void multiply_and_add(int64_t K, const Product& product) {
-    crew_.share_evenly(linears_.tiles(product.blob), least_tiles(K), [&](int64_t begin, int64_t end) {
+    share_tiles(linears_.tiles(product.blob), K, [&](int64_t begin, int64_t end) {
       linears_.multiply(product.blob, product.input, rows(), product.out, product.ldo, begin, end);
       const int64_t column = begin * kLinearTileColumns;
       const int64_t columns = std::min(end * kLinearTileColumns, w_.C) - column;
@@ -218,7 +222,7 @@ class Model::Runner {
 
   // gate = silu(gate) * up: whoever has the columns of both has all the activation needs.
   void multiply_gate_up(const Product& gate, const Product& up) {
-    crew_.share_evenly(linears_.tiles(gate.blob), least_tiles(2 * w_.C), [&](int64_t begin, int64_t end) {
+    share_tiles(linears_.tiles(gate.blob), 2 * w_.C, [&](int64_t begin, int64_t end) {
       linears_.multiply(gate.blob, gate.input, rows(), s_.gate, w_.F, begin, end);
       linears_.multiply(up.blob, up.input, rows(), s_.up, w_.F, begin, end);
       const int64_t column = begin * kLinearTileColumns;
@@ -233,7 +237,7 @@ class Model::Runner {
   void rotate_and_store(int64_t index) {
     const LayerWeights& layer = w_.layers[static_cast<size_t>(index)];
     const float softmax_scale = 1.0f / std::sqrt(static_cast<float>(w_.D));
-    crew_.share_evenly(M_, kLeastRows, [&](int64_t begin, int64_t end) {
+    crew_.share(M_, std::max(kLeastRows, crew_.even_piece(M_)), [&](int64_t begin, int64_t end) {
       for (int64_t m = begin; m < end; ++m) {
         const int64_t position = request_.position + first_ + m;
         const float* cos = request_.cos + position * w_.rope_half;
