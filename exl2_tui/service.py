@@ -325,16 +325,8 @@ def _real_engine() -> ServiceEngine:
 
 
 def _real_library() -> ServiceLibrary:
-    from exl2_tui.core.library.catalog import BUILT_IN, Library, is_model
+    from exl2_tui.core.library.catalog import Library
     from exl2_tui.settings import load_settings
 
-    class PersonalLibrary(Library):
-        """The models this person has; "" means the last one used, if it is still there, or the built-in one."""
-
-        def resolve(self, model: str) -> Path:
-            last = load_settings()[0].models.last
-            if not model and last and is_model(Path(last)):
-                return Path(last)
-            return super().resolve(model or BUILT_IN)
-
-    return PersonalLibrary([Path(directory).expanduser() for directory in load_settings()[0].models.directories])
+    models = load_settings()[0].models
+    return Library([Path(directory) for directory in models.directories], models.last)

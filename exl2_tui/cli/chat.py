@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +15,7 @@ from exl2_tui.cli.generate import speeds
 from exl2_tui.cli.output import note, print_text
 from exl2_tui.core.events import Failed, GenerationFinished, PromptReady, TokenDelta
 from exl2_tui.core.requests import ChatRequest, Message
+from exl2_tui.settings import save_settings
 
 Plain = Annotated[bool, typer.Option("--plain", help="Line by line instead of full screen.")]
 ModeOrDefault = Annotated[str | None, typer.Option("--mode", help="Prompt mode; see `exl2-tui modes`.")]
@@ -40,6 +43,8 @@ def chat(
     plain: Plain = False,
 ) -> None:
     """Talk to a model: full screen, or line by line with --plain or without a terminal (each line is a prompt)."""
+    if model is not None and Path(model).is_dir():
+        model = str(Path(model).resolve())  # it is remembered, and must mean the same in another directory
     if plain or not opt.has_terminal():
         chat_plain(model, mode, system)
         return
@@ -57,6 +62,8 @@ def chat_plain(model: str | None, mode: str | None, system: str | None) -> None:
     interactive = opt.has_terminal()
     with opt.interruptible() as cancel:
         engine = opt.open_engine(model, settings.load, cancel)
+    if model is not None and model != settings.models.last:
+        save_settings(dataclasses.replace(settings, models=dataclasses.replace(settings.models, last=model)))
     if interactive:
         note("One message a line. Ctrl-C stops an answer, Ctrl-D ends the chat.")
     number = 0

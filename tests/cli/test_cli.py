@@ -85,6 +85,15 @@ def test_piped_lines_are_prompts_of_one_chat(home: Path, small_chat: Path) -> No
     assert "Paris" in capital
 
 
+def test_the_model_used_last_is_the_default_while_it_is_there(home: Path, nano_chat_exl2: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").symlink_to(nano_chat_exl2)
+    run(home, "chat", "-m", tmp_path / "mine", stdin="Hi\n")
+    assert run(home, "generate", "-p", "Hi", "-n", "1").stderr.startswith("nano-chat-exl2-4.0:")
+    settings = (home / "settings.toml").read_text()
+    (home / "settings.toml").write_text(settings.replace("nano-chat-exl2-4.0", "no-longer-there"))
+    assert run(home, "generate", "-p", "Hi", "-n", "1").stderr.startswith("small-chat:")
+
+
 def test_directories_are_added_listed_and_removed(home: Path, shared: Path) -> None:
     models = shared / "models"
     assert "3 models found" in run(home, "models", "add", models).stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 from collections.abc import Iterator, Sequence
@@ -69,8 +70,9 @@ class Library:
         "" means the model used last, if it is still there, else the built-in one.
         Raises NotFoundError, naming close matches, if nothing or more than one thing fits.
         """
-        if not model and self.last and is_model(Path(self.last)):
-            return Path(self.last)
+        if not model:
+            with contextlib.suppress(NotFoundError):
+                return self.resolve(self.last or BUILT_IN)
         if model in ("", BUILT_IN):
             return built_in_path()
         path = Path(model).expanduser()
