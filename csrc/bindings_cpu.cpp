@@ -1,11 +1,12 @@
 // The ops behind exl2_tui/core/ops, registered with torch's dispatcher through the stable ABI: one binary for every
 // torch from 2.10 and every Python. Only the binding files of the CPU library include torch headers. `isa` is a value
 // of isa.h.
+#include "bindings_cpu.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <cstdint>
 
-#include "bindings_cpu.h"
 #include "checks.h"
 #include "cpu/kernels.h"
 

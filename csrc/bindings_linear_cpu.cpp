@@ -90,7 +90,8 @@ void linear_pack(int64_t kind, std::vector<int64_t> sizes, std::vector<Tensor> t
   uint8_t* packed = blob_of(blob);
   const int64_t tiles = (source.out_features + kLinearTileColumns - 1) / kLinearTileColumns;
   Crew crew(static_cast<int>(threads));
-  crew.share(tiles, crew.even_piece(tiles), [&](int64_t begin, int64_t end) { kernels.pack(source, packed, begin, end); });
+  crew.share(tiles, crew.even_piece(tiles),
+             [&](int64_t begin, int64_t end) { kernels.pack(source, packed, begin, end); });
 }
 
 void linear_multiply(const Tensor& x, const Tensor& blob, int64_t out_features, const Tensor& out, int64_t isa,

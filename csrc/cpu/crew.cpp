@@ -69,7 +69,9 @@ class Crew::Pool {
     state_.store(loop << kLeftBits | static_cast<uint64_t>(pieces_), std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) {
       // Empty critical section: a worker is either not yet past its check, or waiting already.
-      { std::lock_guard<std::mutex> lock(sleep_mutex_); }
+      {
+        std::lock_guard<std::mutex> lock(sleep_mutex_);
+      }
       wake_.notify_all();
     }
     while (take(state_.load(std::memory_order_relaxed))) {

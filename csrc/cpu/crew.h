@@ -28,9 +28,10 @@ class Crew {
   // written before is visible inside, and what was written inside is visible afterwards.
   template <typename Work>
   void share(int64_t total, int64_t piece, const Work& work) {
-    run(total, piece, [](const void* context, int64_t begin, int64_t end) {
-      (*static_cast<const Work*>(context))(begin, end);
-    }, &work);
+    run(
+        total, piece,
+        [](const void* context, int64_t begin, int64_t end) { (*static_cast<const Work*>(context))(begin, end); },
+        &work);
   }
 
   // A piece that leaves each thread a few of [0, total), at least 1.

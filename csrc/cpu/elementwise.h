@@ -64,9 +64,8 @@ static void scale(float* x, float factor, int64_t n) {
 }
 
 static void add_rows(float* x, const float* y, int64_t n) {
-  each_vector(n, [&](int64_t i, int part) {
-    store_part(x + i, add(load_part(x + i, part), load_part(y + i, part)), part);
-  });
+  each_vector(
+      n, [&](int64_t i, int part) { store_part(x + i, add(load_part(x + i, part), load_part(y + i, part)), part); });
 }
 
 static void exp_row(const float* x, int64_t n, float* out) {

@@ -1,8 +1,9 @@
 // Instruction sets: which there are, which this machine runs, which one is in use.
 //
 // A kernel file is compiled once per instruction set, with that set's flags, and everything in it lives in the
-// namespace exl2::EXL2_ISA_NAMESPACE. Without the namespace the linker would merge equal inline functions of two files and the
-// baseline could end up with AVX-512 code; for the same reason these files use no templates of the standard library.
+// namespace exl2::EXL2_ISA_NAMESPACE. Without the namespace the linker would merge equal inline functions of two files
+// and the baseline could end up with AVX-512 code; for the same reason these files use no templates of the standard
+// library.
 #pragma once
 
 #include <cstdint>

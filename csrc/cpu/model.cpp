@@ -33,12 +33,14 @@ struct Model::Scratch {
         prepared_bytes = std::max(prepared_bytes, linears.scratch_bytes(blob, M));
       }
     }
-    // First pass measures, second one hands out.
+    // The first pass measures, the second one hands out.
     for (int pass = 0; pass < 2; ++pass) {
-      uint8_t* next = memory;
-      const auto floats = [&](int64_t count) {
-        return reinterpret_cast<float*>(std::exchange(next, next + round_up(count * 4, kLineBytes)));
+      int64_t offset = 0;
+      const auto take = [&](int64_t size) {
+        const int64_t at = std::exchange(offset, offset + round_up(size, kLineBytes));
+        return memory == nullptr ? nullptr : memory + at;
       };
+      const auto floats = [&](int64_t count) { return reinterpret_cast<float*>(take(count * 4)); };
       x = floats(M * w.C);
       h = floats(M * w.C);
       q = floats(M * w.H * w.D);
@@ -48,9 +50,9 @@ struct Model::Scratch {
       gate = floats(M * w.F);
       up = floats(M * w.F);
       out = floats(M * w.C);
-      for (uint8_t*& slot : prepared) slot = std::exchange(next, next + round_up(prepared_bytes, kLineBytes));
+      for (uint8_t*& slot : prepared) slot = take(prepared_bytes);
       if (pass == 0) {
-        bytes = next - memory;
+        bytes = offset;
         memory = static_cast<uint8_t*>(std::aligned_alloc(kLineBytes, static_cast<size_t>(bytes)));
         if (memory == nullptr) throw std::bad_alloc();
       }
@@ -62,15 +64,15 @@ struct Model::Scratch {
 
   uint8_t* memory = nullptr;
   int64_t bytes = 0;
-  float* x;      // (M, C) residual
-  float* h;      // (M, C) normed
-  float* q;      // (M, H, D)
-  float* k;      // (M, G, D)
-  float* v;      // (M, G, D)
-  float* mixed;  // (M, H, D) what attention returns
-  float* gate;   // (M, F)
-  float* up;     // (M, F)
-  float* out;    // (M, C) of o and down, before it joins the residual
+  float* x;                          // (M, C) residual
+  float* h;                          // (M, C) normed
+  float* q;                          // (M, H, D)
+  float* k;                          // (M, G, D)
+  float* v;                          // (M, G, D)
+  float* mixed;                      // (M, H, D) what attention returns
+  float* gate;                       // (M, F)
+  float* up;                         // (M, F)
+  float* out;                        // (M, C) of o and down, before it joins the residual
   uint8_t* prepared[kMostProducts];  // inputs in the form that the linears' kernels want
 };
 
@@ -184,8 +186,8 @@ class Model::Runner {
     }
   }
 
-  // Hands out `tiles` of linears with K inputs: work(begin, end). No piece is too small to be worth it, and with several
-  // rows none ends amid the tiles that the kernels take at once.
+  // Hands out `tiles` of linears with K inputs: work(begin, end). No piece is too small to be worth it, and with
+  // several rows none ends amid the tiles that the kernels take at once.
   template <typename Work>
   void share_tiles(int64_t tiles, int64_t K, const Work& work) {
     const int64_t even = crew_.even_piece(tiles), least = kLeastWork / (K * kLinearTileColumns * rows());

@@ -173,8 +173,8 @@ struct F {
 constexpr int kWidth = 8;
 constexpr int kRegisters = 16;
 
-#define EXL2_EACH(expression)                         \
-  F r;                                                \
+#define EXL2_EACH(expression)                              \
+  F r;                                                     \
   for (int i = 0; i < kWidth; ++i) r.at[i] = (expression); \
   return r
 
