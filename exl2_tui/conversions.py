@@ -55,22 +55,18 @@ class Conversions:
         self._service.start(request)
         return job
 
-    def toggle(self, job: JobState) -> str:
-        """Pauses what runs or waits, goes on with what is paused; returns a word for the person."""
-        if job.status in ("running", "waiting"):
-            job.status = "pausing" if job.status == "running" else "stopped"
-            self._service.pause(job.job)
-            return "Pausing: what is finished stays" if job.status == "pausing" else "It no longer waits"
-        if job.status in ("stopped", "failed"):
-            job.status, job.error, job.hint = "waiting", "", ""
-            self._service.resume(job.job)
-            return "Going on where it stopped"
-        return {
-            "pausing": "It is already stopping",
-            "finished": "It is finished",
-            "elsewhere": "Another process works on it",
-            "damaged": "Its files are damaged: x deletes them",
-        }[job.status]
+    def pause(self, job: JobState) -> str:
+        """Stops what runs or waits; returns a word for the person."""
+        waited = job.status == "waiting"
+        job.status = "stopped" if waited else "pausing"
+        self._service.pause(job.job)
+        return "It no longer waits" if waited else "Pausing: what is finished is kept"
+
+    def resume(self, job: JobState) -> str:
+        """Goes on with what was paused, interrupted or failed."""
+        job.status, job.error, job.hint = "waiting", "", ""
+        self._service.resume(job.job)
+        return "Going on where it stopped"
 
     def delete(self, job: JobState) -> None:
         """Stops it and deletes its work files."""

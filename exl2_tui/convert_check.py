@@ -166,8 +166,14 @@ def _about_output(output: Path) -> FieldNote:
     return FieldNote("output", "ok", "It will be made" if not output.exists() else "It is empty")
 
 
-def _estimate(request: ConvertRequest, model: SourceModel) -> JobEstimate | None:
-    return None
+def _estimate(request: ConvertRequest, model: SourceModel) -> JobEstimate:
+    """The core's forecast, with what it takes where nothing is asked for."""
+    from exl2_tui.core.quant.forecast import forecast
+    from exl2_tui.core.quant.job import DEFAULT_LENGTH, DEFAULT_MEASURE_ROWS, DEFAULT_ROWS
+
+    rows = request.rows or DEFAULT_ROWS
+    length = min(request.length or DEFAULT_LENGTH, model.config.max_position_embeddings)
+    return forecast(request, model, rows, min(DEFAULT_MEASURE_ROWS, rows), length, request.work)
 
 
 def _existing(path: Path) -> Path:

@@ -120,7 +120,7 @@ class ConvertPlace:
 
         def answered(choice: str | None) -> None:
             if choice == "keep" and job.active:
-                self.jobs.toggle(job)
+                self.jobs.pause(job)
             elif choice == "delete":
                 self.jobs.delete(job)
             if choice in ("keep", "delete"):
@@ -147,7 +147,7 @@ class ConvertPlace:
 
         text = (
             f"{one_line(job.name, 40)} is at {job.share:.0%}. What is finished is kept; "
-            "f4 and p, or exl2-tui jobs resume, go on with it."
+            "f4 and r go on with it, or exl2-tui jobs resume."
         )
         choices = [("stay", "Stay here"), ("leave", "Pause it and quit")]
         if not isinstance(self.app.screen, ChoiceDialog):

@@ -17,6 +17,7 @@ from exl2_tui.core.events import (
     Evaluated,
     Event,
     JobEnded,
+    JobEstimate,
     JobFinished,
     JobInfo,
     JobOpened,
@@ -49,6 +50,12 @@ class Point:
     bpw: list[float] = field(default_factory=list)
     seconds: float = 0.0
     outlier: bool = False
+
+    @property
+    def layer(self) -> int:
+        """Number of the block, -1 for what lies outside of blocks."""
+        number = self.label.split()[1:2]
+        return int(number[0]) if number and number[0].isdigit() else -1
 
     @property
     def mean_bpw(self) -> float:
@@ -120,6 +127,25 @@ class JobState:
         """Whether this process works on it or is about to."""
         return self.status in ("waiting", "running", "pausing")
 
+    def allows(self, action: str) -> bool:
+        """Whether a person may pause, resume or delete it now."""
+        return self.status in {
+            "pause": ("waiting", "running"),
+            "resume": ("stopped", "failed"),
+            "delete": ("waiting", "running", "pausing", "stopped", "failed", "finished", "damaged"),
+        }.get(action, ())
+
+    def slots(self, points: dict[str, Point]) -> list[Point | None]:
+        """Points of the blocks at their places in the model, two to a layer; None where nothing is yet."""
+        blocks = [point for point in points.values() if point.kind != "head"]
+        if not self.layers:
+            return list(blocks)
+        placed: list[Point | None] = [None] * (2 * self.layers)
+        for point in blocks:
+            if 0 <= point.layer < self.layers:
+                placed[2 * point.layer + (point.kind != "attention")] = point
+        return placed
+
     @property
     def models(self) -> list[str]:
         """Directories of the finished models that may be used."""
@@ -149,6 +175,11 @@ class JobState:
     def worst(self, count: int) -> list[Point]:
         """Points with the largest error first; what is no number is worst of all."""
         return sorted(self.points.values(), key=lambda point: (math.isfinite(point.error), -point.error))[:count]
+
+    def measured_rows(self) -> list[LayerQuantized]:
+        """What was measured, as rows of the table: the candidate nearest to the target."""
+        points = self.measured.values()
+        return [LayerQuantized(self.job, p.key, "", p.mean_bpw, p.error, p.seconds) for p in points]
 
     def median_error(self) -> float:
         errors = [point.error for point in self.points.values() if math.isfinite(point.error)]
@@ -345,6 +376,9 @@ def log_line(event: Event) -> tuple[LogLevel, str] | None:
     if isinstance(event, StageStarted):
         what = f" at {event.bits:g} bits per weight" if event.bits else ""
         return "info", f"{event.stage}{what}{', resumed' if event.resumed else ''}"
+    if isinstance(event, JobEstimate):
+        needs = f"{event.peak_memory / 1e9:.1f} GB of memory and {event.disk / 1e9:.1f} GB of disk"
+        return "info", f"needs about {needs}"
     if isinstance(event, CalibrationReady):
         rows = f"{event.rows} rows of {event.length:,} tokens from {event.description.strip('()')}"
         return "info", f"{rows}; {event.held_out_rows} more judge the result"

@@ -77,10 +77,10 @@ class ConvertScreen(Screen[None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Only what makes sense for the conversion under the cursor is in the footer."""
-        if action in ("pause", "delete"):
-            return self._at_cursor() is not None
+        job = self._at_cursor()
+        if action in ("pause", "resume", "delete"):
+            return job is not None and job.allows(action)
         if action == "chat":
-            job = self._at_cursor()
             return job is not None and bool(job.models)
         return True
 
@@ -113,16 +113,18 @@ class ConvertScreen(Screen[None]):
     def action_pause(self) -> None:
         job = self._at_cursor()
         if job is not None:
-            self._say(self._place.jobs.toggle(job))
+            self._say(self._place.jobs.pause(job))
+            self.jobs_changed()
+
+    def action_resume(self) -> None:
+        job = self._at_cursor()
+        if job is not None:
+            self._say(self._place.jobs.resume(job))
             self.jobs_changed()
 
     def action_delete(self) -> None:
         job = self._at_cursor()
-        if job is None:
-            return
-        if job.status == "elsewhere":
-            self._say("Another process works on it: stop that first")
-        else:
+        if job is not None:
             self._place.ask_delete(job, self.jobs_changed)
 
     def action_chat(self) -> None:

@@ -12,7 +12,7 @@ from textual.screen import Screen
 from textual.widgets import Footer, Static
 
 from exl2_tui.convert_place import ConvertPlace
-from exl2_tui.job_state import OUTLIER, JobState, Point
+from exl2_tui.job_state import KINDS_NEEDED, OUTLIER, JobState
 from exl2_tui.keymap import bindings
 from exl2_tui.state import Changes
 from exl2_tui.widgets.bars import Row, StatusRow
@@ -24,6 +24,7 @@ from exl2_tui.widgets.stage_list import stages
 from exl2_tui.widgets.status import header
 
 TICK_SECONDS = 1.0
+ROOMY = 30  # rows from which warnings may take more than one
 
 
 class ProgressScreen(Screen[None]):
@@ -85,12 +86,13 @@ class ProgressScreen(Screen[None]):
             return
         self._draw_times(job)
         self.query_one("#stages", Row).put(Content.assemble("  ", stages(job)))
-        self._put("#notices", notices(job))
+        self._put("#notices", notices(job, brief=self.size.height < ROOMY))
         self._put("#report", report(job, self.size.width))
         self._draw_chart(job)
         flagged = frozenset(point.key for point in job.points.values() if point.outlier)
         running = job.status == "running"
-        self.query_one(LayerTable).show(job.rows, flagged, worst_first=self._worst_first, running=running)
+        rows = job.rows or job.measured_rows()
+        self.query_one(LayerTable).show(rows, flagged, worst_first=self._worst_first, running=running)
         self.query_one(LogPane).feed(job)
         self.refresh_bindings()
 
@@ -102,13 +104,10 @@ class ProgressScreen(Screen[None]):
 
     def _draw_chart(self, job: JobState) -> None:
         measuring = self._shows_measuring(job)
-        points: list[Point] = list((job.measured if measuring else job.points).values())
-        if measuring:  # candidates are tried from the last block to the first
-            points.sort(key=lambda point: _natural(point.key))
-        blocks = [point for point in points if point.kind != "head"]
-        limit = 0.0 if measuring or len(blocks) < 4 else OUTLIER * job.median_error()
+        points = job.measured if measuring else job.points
+        limit = 0.0 if measuring or len(points) < KINDS_NEEDED else OUTLIER * job.median_error()
         chart = self.query_one(LayerChart)
-        chart.show(blocks, 2 * job.layers, limit)
+        chart.show(job.slots(points), limit)
         self.query_one("#chart-title", Row).put(*chart_title(job, chart.selected, measuring=measuring))
 
     def _shows_measuring(self, job: JobState) -> bool:
@@ -131,10 +130,10 @@ class ProgressScreen(Screen[None]):
             return action == "leave"
         if action in ("chat", "copy_path"):
             return bool(job.models)
-        if action == "pause":
-            return job.status in ("running", "waiting", "stopped", "failed")
+        if action in ("pause", "resume"):
+            return job.allows(action)
         if action == "cancel":
-            return job.status != "elsewhere"
+            return job.allows("delete")
         if action == "source":
             return bool(job.measured and job.points)
         return True
@@ -146,7 +145,12 @@ class ProgressScreen(Screen[None]):
 
     def action_pause(self) -> None:
         if self.job is not None:
-            self._say(self._place.jobs.toggle(self.job))
+            self._say(self._place.jobs.pause(self.job))
+            self.jobs_changed()
+
+    def action_resume(self) -> None:
+        if self.job is not None:
+            self._say(self._place.jobs.resume(self.job))
             self.jobs_changed()
 
     def action_cancel(self) -> None:
@@ -195,9 +199,3 @@ class ProgressScreen(Screen[None]):
             self._place.jobs.look(job)
         elif job.active:
             self._draw_times(job)
-
-
-def _natural(key: str) -> tuple[tuple[int, str], ...]:
-    """Sorts layer 2 before layer 10, and attention before what follows it."""
-    parts = key.replace("self_attn", "0").split(".")
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in parts)

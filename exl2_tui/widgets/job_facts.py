@@ -32,9 +32,9 @@ def bar(job: JobState, now: float, width: int) -> Content:
     left = job.left(now)
     if job.status == "running":
         said = f"{rough(left)} left" if left is not None else "time left: soon"
-        if job.stage == "calibrate":
-            said = one_line(job.detail, 20) or "preparing"
-        if job.eta.slower:
+        if job.stage not in ("measure", "quantize"):
+            said = one_line(f"{job.stage} {job.detail}", 24)
+        elif job.eta.slower:
             said += ", slower than before"
     else:
         said = ""
@@ -42,15 +42,19 @@ def bar(job: JobState, now: float, width: int) -> Content:
     return Content.assemble("  ", meter(job.share, 1.0, cells=max(10, width - len(text) - 2)), text)
 
 
-def notices(job: JobState) -> Content:
-    """What went wrong, and doubts about the quality with their remedies."""
+def notices(job: JobState, *, brief: bool) -> Content:
+    """What went wrong, and doubts about the quality with their remedies; brief: one row for all doubts."""
     lines: list[Content] = []
     if job.status in ("failed", "damaged") and job.error:
         lines.append(Content.styled(f"  ✗ {one_line(job.error)}", "$error"))
         more = f"{job.hint} " if job.hint else ""
-        again = "p tries again from where it stopped." if job.status == "failed" else "x deletes it."
+        again = "r tries again from where it stopped." if job.status == "failed" else "x deletes it."
         lines.append(Content.styled(f"    {one_line(more)} {again}".rstrip(), "$secondary"))
     doubts = list(job.doubts.values())
+    if brief and doubts:
+        more = f" (and {len(doubts) - 1} more, l shows them)" if len(doubts) > 1 else ""
+        lines.append(Content.styled(f"  ! {one_line(doubts[0].text)}{more}. {one_line(doubts[0].remedy)}", "$warning"))
+        return Content("\n").join(lines)
     for doubt in doubts[:SHOWN_DOUBTS]:
         lines += _doubt(doubt)
     if len(doubts) > SHOWN_DOUBTS:
@@ -91,7 +95,7 @@ def _report(result: Result, width: int) -> list[Content]:
             f"{judged.top1:.1%}",
             ("   perplexity ", "$secondary"),
             f"{judged.perplexity:.2f}",
-            (f" (original {judged.original_perplexity:.2f})", "$secondary"),
+            (f", was {judged.original_perplexity:.2f}", "$secondary"),
         ),
     ]
     if result.path:
@@ -150,11 +154,11 @@ def side(job: JobState, now: float, jobs: Sequence[JobState]) -> Content:
     left = job.left(now)
     facts = [("Elapsed", exact(job.elapsed(now)))]
     if job.status == "running":
-        facts.append(("Left", f"{rough(left)} (last 8 layers)" if left is not None else "known soon"))
+        facts.append(("Left", rough(left) if left is not None else "known soon"))
         kind = job.eta.kind(job.stage, 0) if job.stage in ("measure", "quantize") else None
         if kind is not None and job.eta.seconds[kind]:
             facts.append(("Per layer", exact(job.eta.typical(kind))))
-        facts.append(("Saved", f"{exact(max(0.0, now - job.saved))} ago" if job.saved else "not yet"))
+        facts.append(("Saved", _ago(now - job.saved) if job.saved else "not yet"))
     facts.append(("Recipe", one_line(job.info.recipe, 20)))
     lines += _facts(facts)
     if job.points:
@@ -181,3 +185,7 @@ def side(job: JobState, now: float, jobs: Sequence[JobState]) -> Content:
 
 def _facts(facts: Sequence[tuple[str, str]]) -> list[Content]:
     return [Content.assemble((f"{label:<14}", "$secondary"), text) for label, text in facts]
+
+
+def _ago(seconds: float) -> str:
+    return f"{exact(seconds)} ago" if seconds >= 2 else "just now"

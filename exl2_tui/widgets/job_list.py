@@ -109,7 +109,7 @@ def job_facts(job: JobState, now: float) -> Content:
         else:
             lines.append(Content.styled("⏎ shows the report, c chats with it", "$secondary"))
     elif job.status == "stopped":
-        lines.append(Content.styled(f"Stopped at {one_line(job.stage)}. p goes on from there.", "$secondary"))
+        lines.append(Content.styled(f"Stopped at {one_line(job.stage)}. r goes on from there.", "$secondary"))
     elif job.status == "elsewhere":
         lines.append(Content.styled("Another process works on it. ⏎ watches it.", "$secondary"))
     else:

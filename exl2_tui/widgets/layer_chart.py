@@ -29,7 +29,7 @@ UNDER = 2  # rows below the plot: flags with the axis, and layer numbers
 
 
 class LayerChart(Widget, can_focus=True):
-    """`show` gives it points in model order; arrow keys or a click move the cursor."""
+    """`show` gives it a slot per column; arrow keys or a click move the cursor."""
 
     DEFAULT_CSS: ClassVar[str] = "LayerChart { height: 8; width: 1fr; }"
     COMPONENT_CLASSES: ClassVar[set[str]] = {
@@ -52,17 +52,17 @@ class LayerChart(Widget, can_focus=True):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._points: Sequence[Point] = ()
-        self._slots = 0
+        self._points: Sequence[Point | None] = ()
         self._limit = 0.0
         self._top = 0  # power of ten at the upper edge
 
-    def show(self, points: Sequence[Point], slots: int, limit: float) -> None:
-        """points: those done, in model order; slots: how many there will be; limit: the threshold, 0 for none."""
+    def show(self, points: Sequence[Point | None], limit: float) -> None:
+        """points: in model order, None for what is not done yet; limit: the threshold, 0 for none."""
         self._points = points
-        self._slots = max(slots, len(points))
         self._limit = limit
-        finite = [point.error for point in points if math.isfinite(point.error) and point.error > 0]
+        finite = [
+            point.error for point in points if point is not None and math.isfinite(point.error) and point.error > 0
+        ]
         self._top = math.ceil(math.log10(max(finite))) if finite else 0
         self._top = max(-9, min(9, self._top))
         self.refresh()
@@ -71,9 +71,7 @@ class LayerChart(Widget, can_focus=True):
     def selected(self) -> Point | None:
         """The worst point of the column under the cursor."""
         columns = self._columns()
-        if self.cursor is None or not columns:
-            return None
-        return columns[min(self.cursor, len(columns) - 1)]
+        return columns[min(self.cursor, len(columns) - 1)] if self.cursor is not None and columns else None
 
     def watch_cursor(self) -> None:
         self.post_message(self.Moved())
@@ -99,17 +97,17 @@ class LayerChart(Widget, can_focus=True):
         return max(1, self.size.width - AXIS)
 
     def _column_width(self) -> int:
-        return max(1, min(WIDEST, self._room // max(1, self._slots)))
+        return max(1, min(WIDEST, self._room // max(1, len(self._points))))
 
     def _shared(self) -> int:
         """Points per column."""
-        return max(1, math.ceil(self._slots / self._room))
+        return max(1, math.ceil(len(self._points) / self._room))
 
-    def _columns(self) -> list[Point]:
+    def _columns(self) -> list[Point | None]:
         """The point that each column shows: the worst of those it stands for."""
         shared = self._shared()
         groups = (self._points[start : start + shared] for start in range(0, len(self._points), shared))
-        return [max(group, key=_badness) for group in groups]
+        return [max(filter(None, group), key=_badness, default=None) for group in groups]
 
     def _level(self, error: float, rows: int) -> int:
         """Height of a bar in eighths of a row."""
@@ -147,8 +145,9 @@ class LayerChart(Widget, can_focus=True):
         gap = " " if wide > 2 else ""
         columns = self._columns()
         for number, point in enumerate(columns):
-            fill = EIGHTHS[max(0, min(8, self._level(point.error, rows) - below))]
-            style = chosen if number == self.cursor else outlier if point.outlier else bar
+            level = self._level(point.error, rows) if point is not None else 0
+            fill = EIGHTHS[max(0, min(8, level - below))]
+            style = chosen if number == self.cursor else outlier if point is not None and point.outlier else bar
             if fill == " " and dots:
                 segments.append(Segment("·" * wide, axis))
             else:
@@ -171,32 +170,29 @@ class LayerChart(Widget, can_focus=True):
         """The axis; a ! under every column that is far worse than its like."""
         axis = self.get_component_rich_style("layer-chart--axis")
         outlier = self.get_component_rich_style("layer-chart--outlier")
+        chosen = self.get_component_rich_style("layer-chart--cursor")
         wide = self._column_width()
         segments = [Segment(" " * (AXIS - 1) + "└", axis)]
-        for point in self._columns():
-            if point.outlier:
+        for number, point in enumerate(self._columns()):
+            if number == self.cursor:
+                segments.append(Segment("▲", chosen))
+                segments.append(Segment("─" * (wide - 1), axis))
+            elif point is not None and point.outlier:
                 segments.append(Segment("!", outlier + Style(bold=True)))
                 segments.append(Segment("─" * (wide - 1), axis))
             else:
                 segments.append(Segment("─" * wide, axis))
-        used = sum(segment.cell_length for segment in segments)
-        slots = AXIS + wide * math.ceil(self._slots / self._shared())
-        segments.append(Segment("─" * max(0, min(self.size.width, slots) - used), axis))
         return segments
 
     def _number_row(self) -> list[Segment]:
-        """Numbers of layers, as many as fit; only the points that are there have one."""
+        """Numbers of layers, two slots to a layer, as many as fit."""
         axis = self.get_component_rich_style("layer-chart--axis")
+        wide, shared = self._column_width(), self._shared()
         text = ""
-        wide = self._column_width()
-        last = ""
-        for number, point in enumerate(self._columns()):
-            words = point.label.split()
-            label = words[1] if words[0] == "layer" and len(words) > 1 else point.label
-            at = number * wide
-            if label != last and at >= len(text) + (2 if text else 0):
-                text = text.ljust(at) + label
-            last = label
+        for number in range(0, len(self._columns()), 1 if shared > 1 else 2):
+            label = str(number * shared // 2)
+            if number * wide >= len(text) + (2 if text else 0):
+                text = text.ljust(number * wide) + label
         return [Segment(" " * AXIS + text, axis)]
 
 

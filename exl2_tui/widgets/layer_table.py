@@ -52,7 +52,7 @@ class LayerTable(ScrollView, can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         width = self.size.width
-        name = max(12, min(34, width - NUMBERS))
+        name = max(12, min(22, width - NUMBERS))
         recipe = max(0, width - NUMBERS - name - 2) if width >= RECIPE_FROM else 0
         if y == 0:
             text = f"{'LAYER':<{name}}{'BPW':>7}{'ERROR':>10}{'TIME':>11}" + ("  RECIPE" if recipe else "")
@@ -66,7 +66,7 @@ class LayerTable(ScrollView, can_focus=True):
         mark = "!" if flagged else " "
         text = f"{label:<{name}}{row.bpw:>7.2f}{number(row.error):>9}{mark}{exact(row.seconds):>11}"
         if recipe:
-            text += f"  {one_line(row.recipe, recipe)}"
+            text += f"  {one_line(row.recipe.removesuffix(' s4'), recipe)}"
         return self._strip(
             text, "layer-table--outlier" if flagged else "layer-table--now" if row.key == self._now else ""
         )

@@ -9,7 +9,7 @@ from rich.text import Text
 from textual.widgets import RichLog
 
 from exl2_tui.job_state import LOG_LINES, JobState, LogLine
-from exl2_tui.text import one_line
+from exl2_tui.text import clean
 
 MARKS = {"info": " ", "warning": "!", "error": "✗", "done": "✓"}
 
@@ -34,4 +34,5 @@ class LogPane(RichLog):
     def _draw(self, line: LogLine) -> Text:
         when = time.strftime("%H:%M:%S", time.localtime(line.time)) if line.time else "  before"
         style = {"warning": "bold", "error": "bold", "done": "bold"}.get(line.level, "")
-        return Text(f"{when} {MARKS[line.level]} {one_line(line.text)}", style)
+        text = clean(line.text).replace("\n", " ")
+        return Text(f"{when} {MARKS[line.level]} {text}", style)
