@@ -70,7 +70,7 @@ class ModelSettings:
 @dataclass(frozen=True, slots=True)
 class AppearanceSettings:
     theme: str = "auto"
-    turns: int = 30
+    turns: int = 20
 
     def __post_init__(self) -> None:
         if self.theme not in THEMES:

@@ -88,7 +88,13 @@ class CodeView(Vertical):
 
     def _update(self, index: int) -> None:
         start, part = self._parts[index]
-        part.update(self._draw(start, min(len(self.code.lines), start + self._part_lines(start))))
+        content = self._draw(start, min(len(self.code.lines), start + self._part_lines(start)))
+        width = part.content_size.width
+        rows = content.get_height({}, width) if width else 0
+        grown = rows != part.content_size.height
+        if grown:
+            part.clear_cached_dimensions()
+        part.update(content, layout=grown)  # laying out the screen costs more than everything else here
 
     def _draw(self, start: int, end: int) -> Content:
         lines = self.code.lines[start:end]

@@ -27,8 +27,11 @@ class TableView(Static):
     def show(self, table: Table) -> None:
         self._table = table
         self._drawn = (-1, Content(""))
-        self.clear_cached_dimensions()
-        self.refresh(layout=True)
+        width = self.content_size.width
+        grown = not width or self._draw(width).plain.count("\n") + 1 != self.content_size.height
+        if grown:
+            self.clear_cached_dimensions()
+        self.refresh(layout=grown)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         return self._draw(width).plain.count("\n") + 1
