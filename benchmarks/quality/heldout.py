@@ -2,8 +2,8 @@
 
     python benchmarks/quality/heldout.py ORIGINAL VAL.jsonl MODEL [MODEL ...]
 
-Independent of the quantizer: whole models in plain torch float32, read by the loader. Texts (kind "text") are cut to 511
-tokens after <s>; the average is over predicted tokens.
+Independent of the quantizer: whole models in plain torch float32, read by the loader. Texts (kind "text") are cut to
+511 tokens after <s>; the average is over predicted tokens.
 """
 
 from __future__ import annotations

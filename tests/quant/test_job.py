@@ -24,7 +24,7 @@ from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import CancelledError, Exl2Error, JobError, QuantizationError, UnsupportedError
 from exl2_tui.core.events import Evaluated, Event, JobFinished, LayerMeasured, LayerQuantized
 from exl2_tui.core.model.layout import model_linears
-from exl2_tui.core.quant import workdir
+from exl2_tui.core.quant import output, workdir
 from exl2_tui.core.quant.job import ConvertJob
 from exl2_tui.core.quant.measurement import Measurement
 from exl2_tui.core.requests import ConvertRequest
@@ -89,14 +89,11 @@ def test_a_finished_model_follows_the_writer_checklist(tiny: Path, tmp_path: Pat
 
 
 def test_several_bitrates_share_one_measurement(tiny: Path, tmp_path: Path) -> None:
-    asked = request(tiny, tmp_path / "work", bits=(3.5, 6.0), output=str(tmp_path / "out"), shard_size=1)
+    asked = request(tiny, tmp_path / "work", bits=(3.5, 6.0), output=str(tmp_path / "out"), shard_size=0)
     events = convert(asked)
     assert isinstance(events[-1], JobFinished)
     low, high = (event.kl for event in events if isinstance(event, Evaluated))
     assert high < low
-    names = sorted(file.name for file in (tmp_path / "out" / "6bpw").glob("*.safetensors"))
-    assert names == [f"output-{n:05d}-of-{len(names):05d}.safetensors" for n in range(1, len(names) + 1)]
-    assert len(names) > 1
     with Checkpoint.open(tmp_path / "out" / "6bpw") as checkpoint:
         assert "lm_head.q_weight" in checkpoint
 
@@ -104,6 +101,22 @@ def test_several_bitrates_share_one_measurement(tiny: Path, tmp_path: Path) -> N
     reused = convert(request(tiny, tmp_path / "again", measurement=str(tmp_path / "work" / "measurement.json")))
     assert not any(isinstance(event, LayerMeasured) for event in reused)
     assert Measurement.read(tmp_path / "again" / "measurement.json").to_json(2) == first.to_json(2)
+    # The same file serves programs that know only options per block.
+    assert len(first.halves) == 4 and all(len(options) > 10 for options in first.halves.values())
+    first.linears.clear()
+    (tmp_path / "plain.json").write_text(json.dumps(first.to_json(2)))
+    finished(convert(request(tiny, tmp_path / "third", recipe="classic", measurement=str(tmp_path / "plain.json"))))
+
+
+def test_shards_hold_everything_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = finished(convert(request(tiny, tmp_path / "whole")))
+    monkeypatch.setattr(output, "MIB", 20_000)
+    output.write_model(tmp_path / "out", [whole / "output.safetensors"], tiny, 1, {})
+    names = sorted(file.name for file in (tmp_path / "out").glob("*.safetensors"))
+    assert names == [f"output-{n:05d}-of-{len(names):05d}.safetensors" for n in range(1, len(names) + 1)]
+    assert len(names) > 2
+    stored = [name for shard in names for name in open_file(tmp_path / "out" / shard).tensors]
+    assert len(stored) == len(set(stored)) and set(stored) == set(open_file(whole / "output.safetensors").tensors)
 
 
 def test_measuring_only(tiny: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ MAX_BYTES = 256 << 20
 class MeasuredOption:
     """One choice for a half: recipe per linear, stored bits of all of them, and the error it brings.
 
-    error: relative error of the half's output (classic).
+    error: relative error of the half's output (classic), or the root of the KL divergence predicted for it (refined).
     """
 
     recipes: Mapping[str, QParams]
@@ -49,7 +49,8 @@ class Measurement:
     def to_json(self, layers: int) -> dict[str, Any]:
         """With the entries that the reference expects for norm and head."""
         listed: dict[str, Any] = {}
-        for key, options in self.halves.items():
+        order = [f"model.layers.{layer}.{half}" for layer in range(layers) for half in ("self_attn", "mlp")]
+        for key, options in sorted(self.halves.items(), key=lambda item: order.index(item[0])):
             listed[key] = [
                 {
                     "accuracy": max(1e-6, 1.0 - option.error),

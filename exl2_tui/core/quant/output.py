@@ -23,7 +23,8 @@ from exl2_tui.core.quant.recipes import QuantizedLayer
 from exl2_tui.core.quant.source import SourceModel
 from exl2_tui.core.quant.workdir import disk_error, write_durably
 
-MAX_SIDE_FILE = 64 << 20
+MIB = 1 << 20
+MAX_SIDE_FILE = 64 * MIB
 _LEFT_OUT = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
@@ -116,7 +117,7 @@ def write_config(target: Path, source: Path, quantization: Mapping[str, Any]) ->
 
 def _shards(parts: list[Path], shard_mib: int) -> Iterator[dict[str, Tensor | TensorSource]]:
     """Tensors in model order, cut where a shard would exceed the limit. Nothing is read before it is written."""
-    limit = shard_mib << 20
+    limit = shard_mib * MIB
     shard: dict[str, Tensor | TensorSource] = {}
     size = 0
     for part in parts:

@@ -8,8 +8,10 @@ weights that cancel their drift (`drift.py`), and is solved by `refine.py`.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ from exl2_tui.core.quant.calibration import Calibration
 from exl2_tui.core.quant.drift import moments
 from exl2_tui.core.quant.gptq import Factor, Solution, factorize
 from exl2_tui.core.quant.halves import Half, relative_error, run
-from exl2_tui.core.quant.measurement import MeasuredLinear, Measurement
+from exl2_tui.core.quant.measurement import MeasuredLinear, MeasuredOption, Measurement
 from exl2_tui.core.quant.recipe import QParams, mix
 from exl2_tui.core.quant.recipes import (
     QuantizedLayer,
@@ -37,12 +39,20 @@ from exl2_tui.core.quant.source import SourceModel
 from exl2_tui.core.quant.strategy import Strategy, budget_of, by_halves, check_reachable, reached
 from exl2_tui.core.requests import Allocation
 
-DAMPING = 0.02
-"""Share of the mean diagonal added to a Hessian. Held-out loss is flat from 0.003 to 0.03; 0.12 is clearly worse."""
-DRIFT_SHARE = 0.5
-"""How much of the drift a stage tries to cancel; all of it overfits the calibration rows."""
-PASSES = 2
-"""Rounds of scale refit and coordinate descent after GPTQ; more than two change the loss by under 0.5 %."""
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What the ablation (benchmarks/quality) varies.
+
+    damping: share of the mean diagonal added to a Hessian; held-out loss is flat from 0.003 to 0.03, 0.12 is clearly
+    worse. drift: share of the drift that a stage tries to cancel. passes: rounds of scale refit and coordinate descent
+    after GPTQ; a third one changes the loss by under 0.5 %.
+    """
+
+    damping: float = 0.02
+    drift: float = 0.5
+    passes: int = 2
+
 
 CANDIDATES: tuple[QParams, ...] = (
     mix(64, 2),
@@ -76,8 +86,9 @@ CANDIDATES: tuple[QParams, ...] = (
 class RefinedRecipe:
     """See the module's docstring."""
 
-    def __init__(self, model: SourceModel, job: str, allocation: Allocation) -> None:
+    def __init__(self, model: SourceModel, job: str, allocation: Allocation, tuning: Tuning | None = None) -> None:
         self.model = model
+        self.tuning = tuning or Tuning()
         self.job = job
         self.allocation = allocation
 
@@ -107,6 +118,9 @@ class RefinedRecipe:
         factors: dict[int, Factor] = {}
         for name, trace in traces.items():
             yield self._measure_linear(name, block.linears[name].weight, trace, factors, found, cancel)
+        for part in ("self_attn", "mlp"):
+            key = f"model.layers.{layer}.{part}"
+            found.halves[key] = tied_options({name: found.linears[name] for name in traces if name.startswith(key)})
         kept = {name: tensor for name, tensor in states.items() if name != _input(layer)}
         return {**kept, "gradient": below}
 
@@ -124,7 +138,7 @@ class RefinedRecipe:
         weight = stored.float().T.contiguous()
         hessian = trace.inputs.T @ trace.inputs / len(trace.inputs)
         try:
-            factor = factorize(hessian, DAMPING)
+            factor = factorize(hessian, self.tuning.damping)
             solved = [refine(weight, hessian, factor, params, passes=0, cancel=cancel) for params in CANDIDATES]
         except QuantizationError as error:
             raise QuantizationError(error.message, tensor=f"{name}.weight", hint=error.hint) from None
@@ -205,10 +219,10 @@ class RefinedRecipe:
                 linear = working.linears[short]
                 weight = original.linears[short].weight.float().T.contiguous()
                 try:
-                    factor = factorize(seen.hessian, DAMPING)
-                    target = seen.target(weight, DRIFT_SHARE, DAMPING)
+                    factor = factorize(seen.hessian, self.tuning.damping)
+                    target = seen.target(weight, self.tuning.drift, self.tuning.damping)
                     params = strategy.recipes[original.full_name(short)]
-                    solution = refine(target, seen.hessian, factor, params, passes=PASSES, cancel=cancel)
+                    solution = refine(target, seen.hessian, factor, params, passes=self.tuning.passes, cancel=cancel)
                 except QuantizationError as error:
                     name = f"{original.full_name(short)}.weight"
                     raise QuantizationError(error.message, tensor=name, hint=error.hint) from None
@@ -223,6 +237,24 @@ class RefinedRecipe:
         linear = quantize_head(self.model, states["drifted"], params, cancel)
         yield quantized_event(self.job, linear)
         return QuantizedLayer((linear,), {})
+
+
+def tied_options(linears: Mapping[str, list[MeasuredLinear]], count: int = 18) -> list[MeasuredOption]:
+    """Options of a whole half along its best trade-off, for programs that know only the reference's measurements.
+
+    Error is the root of the predicted KL divergence, as KL grows with the square of a relative error.
+    """
+    slots = [[Option(option.total_bits, option.kl) for option in options] for options in linears.values()]
+    least = sum(min(option.bits for option in options) for options in slots)
+    most = sum(max(option.bits for option in options) for options in slots)
+    found: dict[int, MeasuredOption] = {}
+    for step in range(count):
+        chosen = minimize_sum(slots, least + (most - least) * step // (count - 1))
+        picked = [options[choice] for options, choice in zip(linears.values(), chosen, strict=True)]
+        recipes = {name.rsplit(".", 1)[1]: option.params for name, option in zip(linears, picked, strict=True)}
+        bits, error = sum(option.total_bits for option in picked), math.sqrt(sum(option.kl for option in picked))
+        found[bits] = MeasuredOption(recipes, bits, error)
+    return list(found.values())
 
 
 def _input(layer: int) -> str:
