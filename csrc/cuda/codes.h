@@ -2,17 +2,19 @@
 // Integer logic only, for host and device: the CPU tests run exactly what the kernels run.
 //
 // A lane holds 4 columns (c) x 4 pairs of rows (p: rows 2p, 2p+1). The first row of a pair lies in the low half of a
-// word and the second, at the same place, in the high half: one AND masks both, one OR with 0x6400 in both halves makes
-// the fp16 numbers 1024 + code * 2^shift (exact below 1024), and one fused multiply-add brings them to code - zero.
-// Widths that are no power of two are two planes: 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2 bits. The bits of the second plane
-// are spread so that a single shift brings those of several pairs to where the first plane needs them.
+// word and the second, at the same place, in the high half. One AND masks both, and that is all: an fp16 number below
+// 2^-13 is linear in its bit pattern (subnormals and the first binade), so bits v < 2^11 are the number v * 2^-24, and
+// tensor cores multiply it exactly. Codes of even pairs end up at bit 0, those of odd pairs at bit 4 (16 times as
+// large), so that one shift serves two pairs; sums of the two kinds are kept apart and put together at the end.
+// Widths that are no power of two are two planes: 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2 bits.
 //
 //   bits   low plane (words per lane)                           high plane (words per lane)
-//   2, 3   2: two columns per word, 8 bits each per half        1: bit 2p + {0, 1, 8, 9}[c]
+//   2, 3   2: two columns per word,                             3: 1 word,  bit c + 4 (p & 1) + 8 (p / 2)
+//          pair p at 2 (c & 1) + 4 (p & 1) + 8 (p / 2)
 //   4-6    4: one column per word, pair p at 4 (p & 1) + 8 (p / 2)
 //                                                               5: 1 word,  bit c + 4 (p & 1) + 8 (p / 2)
 //                                                               6: 2 words, bits 2 (c & 1) + 4 (p & 1) + 8 (p / 2)
-//   8      8: two words per column, bytes in row order
+//   8      8: two words per column, bytes in row order (always at bit 0)
 //   16     16: four words per column, fp16 weights in row order
 #pragma once
 
@@ -33,18 +35,26 @@ EXL2_HD constexpr int low_bits(int bits) { return bits <= 3 ? 2 : bits <= 6 ? 4 
 
 // Bit position, within a half word, of pair p of column c.
 EXL2_HD constexpr int low_position(int bits, int c, int p) {
-  return bits <= 3 ? 8 * (c & 1) + 2 * p : 4 * (p & 1) + 8 * (p >> 1);
+  return (bits <= 3 ? 2 * (c & 1) : 0) + 4 * (p & 1) + 8 * (p >> 1);
 }
 EXL2_HD constexpr int high_position(int bits, int c, int p) {
-  return bits == 3   ? 2 * p + (c & 1) + 8 * (c >> 1)
-         : bits == 5 ? c + 4 * (p & 1) + 8 * (p >> 1)
-                     : 2 * (c & 1) + 4 * (p & 1) + 8 * (p >> 1);
+  return (bits == 6 ? 2 * (c & 1) : c) + 4 * (p & 1) + 8 * (p >> 1);
 }
 EXL2_HD constexpr int low_word(int bits, int c) { return bits <= 3 ? c >> 1 : c; }
 EXL2_HD constexpr int high_word(int bits, int c) { return bits == 6 ? c >> 1 : 0; }
 
 // Power of two by which pair_bits leaves the codes scaled.
-EXL2_HD constexpr int pair_shift(int bits, int p) { return bits <= 3 ? 2 * p : bits <= 6 ? 4 * (p & 1) : 0; }
+EXL2_HD constexpr int pair_shift(int bits, int p) { return bits <= 6 ? 4 * (p & 1) : 0; }
+
+// Right shift, left if negative.
+template <int kShift>
+EXL2_HD uint32_t shifted(uint32_t word) {
+  if constexpr (kShift < 0) {
+    return word << -kShift;
+  } else {
+    return word >> kShift;
+  }
+}
 
 // Puts codes q0, q1 of pair p, column c into a lane's words (cleared before).
 EXL2_HD void put_pair(int bits, uint32_t* low, uint32_t* high, int c, int p, uint32_t q0, uint32_t q1) {
@@ -62,36 +72,25 @@ EXL2_HD void put_pair(int bits, uint32_t* low, uint32_t* high, int c, int p, uin
   }
 }
 
-// The two codes as fp16 bit patterns of 1024 + code << pair_shift. Not for 16 bits, which are fp16 already.
-template <int kBits>
-EXL2_HD uint32_t pair_bits(const uint32_t* low, const uint32_t* high, int c, int p) {
+// The two codes, times 2^pair_shift, in the halves of a word; the rest is zero. Not for 16 bits.
+template <int kBits, int c, int p>
+EXL2_HD uint32_t pair_bits(const uint32_t* low, const uint32_t* high) {
   if constexpr (kBits == 8) {
     const uint32_t word = low[2 * c + (p >> 1)];
 #ifdef __CUDA_ARCH__
-    return __byte_perm(word, 0x64646464u, (p & 1) ? 0x4342 : 0x4140);
+    return __byte_perm(word, 0, (p & 1) ? 0x4342 : 0x4140);
 #else
     const uint32_t two = word >> (16 * (p & 1));
-    return (two & 0xff) | (two & 0xff00) << 8 | 0x64006400u;
+    return (two & 0xff) | (two & 0xff00) << 8;
 #endif
-  } else if constexpr (kBits <= 3) {
-    const uint32_t shifted = low[low_word(kBits, c)] >> (8 * (c & 1));
-    uint32_t pair = (shifted & (0x00030003u << (2 * p))) | 0x64006400u;
-    if constexpr (kBits == 3) {
-      // From position 2p + {0, 1, 8, 9}[c] to 2p + 2.
-      const uint32_t top = c < 2 ? high[0] << (2 - c) : high[0] >> (4 + c);
-      pair |= top & (0x00040004u << (2 * p));
-    }
-    return pair;
   } else {
-    const uint32_t shifted = low[c] >> (8 * (p >> 1));
-    uint32_t pair = (shifted & (0x000f000fu << (4 * (p & 1)))) | 0x64006400u;
-    if constexpr (kBits > 4) {
-      // To bit 4 for even pairs, 8 for odd ones: one shift serves two pairs.
-      constexpr int kHigh = kBits - 4;
-      const int column = kHigh == 1 ? c : 2 * (c & 1);
-      const uint32_t word = high[high_word(kBits, c)];
-      const uint32_t top = p < 2 ? word << (4 - column) : word >> (4 + column);
-      pair |= top & ((kHigh == 1 ? 0x00100010u : 0x00300030u) << (4 * (p & 1)));
+    constexpr int kAt = pair_shift(kBits, p);
+    constexpr uint32_t kLowMask = ((1u << low_bits(kBits)) - 1) * 0x00010001u << kAt;
+    uint32_t pair = shifted<low_position(kBits, c, p) - kAt>(low[low_word(kBits, c)]) & kLowMask;
+    if constexpr (high_words(kBits) != 0) {
+      constexpr int kUpper = low_bits(kBits) + kAt;
+      constexpr uint32_t kHighMask = ((1u << (kBits - low_bits(kBits))) - 1) * 0x00010001u << kUpper;
+      pair |= shifted<high_position(kBits, c, p) - kUpper>(high[high_word(kBits, c)]) & kHighMask;
     }
     return pair;
   }

@@ -1,4 +1,4 @@
-// What the CUDA kernels offer to the binding and to each other. No torch.
+// What the CUDA kernels offer to the binding. No torch.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,8 +10,11 @@ namespace exl2::cuda {
 // A weight as it lies in its file, on the GPU. rows = K, columns = N as stored.
 struct RepackSource {
   const void* words;           // EXL2 q_weight, GPTQ qweight: uint32, row stride `columns`; dense: half (N, K)
-  const int32_t* first_words;  // EXL2: (n_blocks) word row where each block of 32 rows starts
+  const int32_t* first_words;  // EXL2: (blocks) word row where each block of 32 rows starts
   const int32_t* perm;         // GPTQ with act-order: original row of each packed row; else null
+  const void* scales;          // EXL2: uint16 (strips, n_groups, 8), GPTQ: half (strips, n_groups, 32), as behind Header
+  const void* groups;          // EXL2: half (n_groups), scale_max / 256; GPTQ: uint8 (strips, n_groups, 32) zero points
+  int64_t n_groups;
   int64_t rows;
   int64_t columns;
 };
@@ -19,16 +22,8 @@ struct RepackSource {
 void repack(const RepackSource& source, const Linear& packed, uint8_t* codes, cudaStream_t stream);
 void dequantize(const Linear& weight, uint16_t* out, cudaStream_t stream);
 
-// Appends the `tokens` (1..8) ids in model.state to the cache; logits of all of them go to model.logits.
-void decode_step(const Model& model, const Layer* layers, const Linear& head, int tokens, cudaStream_t stream);
-
-// The parts of a step. `tokens` rows each.
-void embed(const Model& model, int tokens, cudaStream_t stream);
-void attention_input(const Model& model, const Layer& layer, int tokens, cudaStream_t stream);   // residual -> qkv
-void attention(const Model& model, const Layer& layer, int tokens, cudaStream_t stream);         // qkv -> attended
-void attention_output(const Model& model, const Layer& layer, int tokens, cudaStream_t stream);  // residual += o
-void mlp_input(const Model& model, const Layer& layer, int tokens, cudaStream_t stream);         // residual -> activated
-void mlp_output(const Model& model, const Layer& layer, int tokens, cudaStream_t stream);        // residual += down
-void logits(const Model& model, const Linear& head, int tokens, cudaStream_t stream);
+// Appends the first `tokens` (1..8) ids in model.state to the cache; their logits go to model.logits. Returns how many
+// it took: fewer if the activations of all do not fit into shared memory.
+int decode_step(const Model& model, int64_t gate_strips, int tokens, cudaStream_t stream);
 
 }  // namespace exl2::cuda

@@ -1,13 +1,13 @@
 // What the CUDA library is told about a model: plain structs of device pointers and sizes, filled by
-// exl2_tui/core/model/cuda.py (as rows of int64) and passed to the kernels by value. No torch, no CUDA headers.
+// exl2_tui/core/model/cuda (linear.py, decoder.py). No torch, no CUDA headers.
 //
-// A packed linear on the GPU ("strips and blocks")
-//   Columns are cut into strips of 32, rows (in packed order) into blocks of 32. One block of one strip is what one warp
-//   unpacks at a time: 32 lanes x 32 codes, 128 * bits bytes, laid out by csrc/cuda/codes.h so that the lane finds the
-//   operand of mma.m16n8k16 with one to four coalesced loads. Lane l = 4 * g + t holds, for the columns g, g + 8, g + 16
-//   and g + 24 of the strip, the rows 8 t ... 8 t + 7 of the block.
-//   The blocks of a strip follow one another; `blocks` says where each starts, how wide its codes are and which group
-//   of rows it belongs to. All strips of a linear have the same structure.
+// A packed linear on the GPU: strips, segments, blocks
+//   Columns are cut into strips of 32, rows (in packed order) into blocks of 32. One block of one strip is what a warp
+//   unpacks at a time: 32 lanes x 32 codes, 128 * bits bytes, laid out by codes.h. Lane l = 4 * g + t holds, for the
+//   columns g, g + 8, g + 16 and g + 24 of the strip, the rows 8 t ... 8 t + 7 of the block: its operand of mma.m16n8k16.
+//   Up to four blocks of one group and one width are a segment: a Header, the step sizes of the 32 columns, the codes.
+//   A strip is a run of segments, so a warp that reads it front to back finds everything it needs in one stream of
+//   bytes. All strips of a linear have the same structure.
 #pragma once
 
 #include <cstdint>
@@ -16,40 +16,64 @@ namespace exl2::cuda {
 
 constexpr int kStripColumns = 32;
 constexpr int kBlockRows = 32;
+constexpr int kMaxBlocks = 4;  // of a segment
 constexpr int kMaxTokens = 8;  // tokens of one decode step: the n dimension of the mma
+constexpr int kWarps = 16;     // of a CUDA block of the decode kernel; they share the rows of a strip
 
-enum Kind : int64_t { kExl2 = 0, kGptq = 1, kDense = 2 };
+enum Kind : int32_t { kExl2 = 0, kGptq = 1, kDense = 2 };
 
-// One block of rows. group_end: the group's scale is due after this block.
-struct Block {
+// The start of a segment in the stream. What follows, before the codes:
+//   EXL2: uint16 (8), nibble c of word g is the scale code of column g + 8 c; the step is half((code + 1)^2 * unit)
+//   GPTQ: half (32) steps, uint8 (32) zero points;  dense: nothing
+struct Header {
+  uint32_t first_block;
+  uint8_t bits;
+  uint8_t blocks;
+  uint8_t kind;
+  uint8_t reserved;
+  float unit;  // EXL2
+  float zero;  // EXL2: 2^(bits-1), what a code stands above
+};
+static_assert(sizeof(Header) == 16);
+
+// A segment as the repacking and the prompt kernels look it up.
+struct Segment {
   uint32_t offset16;  // start within the strip, in 16 bytes
+  uint32_t first_block;
   uint16_t group;
   uint8_t bits;
-  uint8_t group_end;
+  uint8_t blocks;
 };
-static_assert(sizeof(Block) == 8);
+static_assert(sizeof(Segment) == 12);
+
+// Segments [begin, end) of every strip belong to one warp; the first of them lies at [from, to), in 16 bytes.
+struct Share {
+  int32_t begin;
+  int32_t end;
+  uint32_t from;
+  uint32_t to;
+};
 
 struct Linear {
   const uint8_t* codes;      // (strips, strip_bytes)
-  const Block* blocks;       // (n_blocks)
-  const void* scales;        // EXL2: uint16 (strips, G, 8), nibble c of word g is the scale code of column g + 8 c
-                             // GPTQ: half (strips, G, 32); dense: null
-  const void* groups;        // EXL2: half (G), scale_max / 256;  GPTQ: uint8 (strips, G, 32) zero points;  dense: null
+  const Segment* segments;   // (n_segments)
+  const uint32_t* offsets;   // (n_segments + 1) starts within the strip, in 16 bytes
   const int32_t* inverse;    // (K) packed row of each input feature; null: identity
   const uint16_t* bias;      // half (out_features); null: none
-  int64_t in_features;       // K, a multiple of 32 (dense: rounded up)
+  int64_t in_features;       // K, rounded up to a multiple of 32
   int64_t out_features;      // columns that exist; the last strip may hold padding
   int64_t strips;
   int64_t strip_bytes;
-  int64_t n_blocks;
-  int64_t n_groups;
-  int64_t max_bits;
-  int64_t zero_shift;        // GPTQ: 2^(bits-1), what unpacking subtracts; 0 otherwise
+  int64_t n_segments;
   int64_t kind;
+  int64_t offset;            // CUDA block that computes strip 0; strip s goes to block (offset + s) % grid
+  Share shares[kWarps];
 };
+static_assert(sizeof(Linear) == 12 * 8 + kWarps * 16);
+
+enum LayerLinear { kQ, kK, kV, kO, kGate, kUp, kDown, kLinears };
 
 struct Layer {
-  Linear q, k, v, o, gate, up, down;
   const uint16_t* attention_norm;  // half (C)
   const uint16_t* mlp_norm;        // half (C)
   const uint16_t* q_norm;          // half (H or 1, D) or null
@@ -65,7 +89,7 @@ struct Model {
   int64_t layers, hidden, ffn, heads, kv_heads, head_dim, vocab, rope_dim, capacity;
   double eps;
   double attention_scale;
-  const void* embedding;        // half (V, C)
+  const uint16_t* embedding;    // half (V, C)
   const uint16_t* final_norm;   // half (C)
   const float* cosines;         // (capacity, rope_dim / 2)
   const float* sines;
@@ -74,11 +98,15 @@ struct Model {
   float* qkv;                   // (8, (H + 2 G) D)
   uint16_t* attended;           // half (8, H D), in the packed order of o
   uint16_t* activated;          // half (8, F), in the packed order of down
-  float* partial;               // (8, H, splits, D + 2): attention of one part of the sequence, its maximum and sum
+  float* partial;               // (8 max_parts H, D + 2): attention of one part of the sequence, its maximum and sum
   int32_t* arrived;             // (8, H): parts finished; zero between steps
   float* logits;                // (8, V)
-  int64_t splits;
-  int64_t overlap;              // 1: programmatic dependent launch (sm_90 and newer)
+  const Linear* linears;        // (layers, 7), then the head; in the order of LayerLinear
+  const Layer* layer;           // (layers)
+  uint64_t* barrier;            // arrivals of CUDA blocks at the barriers of all steps
+  int64_t grid;                 // CUDA blocks of the decode kernel
+  int64_t slot_bytes;           // the largest segment of the model
+  int64_t widest_input;         // in_features of the widest linear
 };
 
 }  // namespace exl2::cuda

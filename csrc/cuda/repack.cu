@@ -1,46 +1,62 @@
-// Load time: from the file layouts to strips and blocks, and back to fp16 matrices for prompts.
+// Load time: from the file layouts to strips of segments, and back to fp16 matrices for prompts.
 #include "kernels.h"
 #include "unpack.cuh"
 
 namespace exl2::cuda {
 namespace {
 
-// One thread packs the 32 codes of one lane of one block of one strip.
-__global__ void repack_kernel(RepackSource source, Linear packed, uint8_t* codes) {
-  const int lane = threadIdx.x;
-  const int block_row = blockIdx.x;
+__device__ uint32_t source_code(const RepackSource& source, int kind, const Segment& segment, int64_t row, int64_t column) {
+  if (kind == kDense) {
+    const bool inside = row < source.rows && column < source.columns;
+    return inside ? static_cast<const uint16_t*>(source.words)[column * source.rows + row] : 0;
+  }
+  const auto* words = static_cast<const uint32_t*>(source.words) + column;
+  if (kind == kGptq) {
+    const int64_t original = source.perm != nullptr ? source.perm[row] : row;
+    return column < source.columns ? stream_code(words, source.columns, original, segment.bits) : 0;
+  }
+  const int64_t first_word = source.first_words[row / kBlockRows];
+  return stream_code(words + first_word * source.columns, source.columns, row % kBlockRows, segment.bits);
+}
+
+// One CUDA block per segment and strip, one warp per block of rows: a thread packs the 32 codes of its lane.
+__global__ void repack_kernel(RepackSource source, const Segment* segments, int64_t strip_bytes, int kind, uint8_t* codes) {
+  const int lane = threadIdx.x % 32;
+  const int b = threadIdx.x / 32;
   const int64_t strip = blockIdx.y;
-  const Block block = packed.blocks[block_row];
-  const int bits = block.bits;
-  const int g = lane / 4;
-  const int t = lane % 4;
+  const Segment segment = segments[blockIdx.x];
+  const int bits = segment.bits;
+  uint8_t* out = codes + strip * strip_bytes + static_cast<int64_t>(segment.offset16) * 16;
+  if (threadIdx.x == 0) {
+    Header header = {segment.first_block, segment.bits, segment.blocks, static_cast<uint8_t>(kind), 0, 0.f, 0.f};
+    if (kind == kExl2) {
+      header.unit = half_float(static_cast<const uint16_t*>(source.groups)[segment.group]);
+      header.zero = static_cast<float>(1 << (bits - 1));
+    }
+    *reinterpret_cast<Header*>(out) = header;
+  }
+  out += sizeof(Header);
+  const int64_t group = strip * source.n_groups + segment.group;
+  if (kind == kExl2 && b == 0 && lane < 8) {
+    reinterpret_cast<uint16_t*>(out)[lane] = static_cast<const uint16_t*>(source.scales)[group * 8 + lane];
+  }
+  if (kind == kGptq && b == 0) {
+    reinterpret_cast<uint16_t*>(out)[lane] = static_cast<const uint16_t*>(source.scales)[group * 32 + lane];
+    out[64 + lane] = static_cast<const uint8_t*>(source.groups)[group * 32 + lane];
+  }
+  if (b >= segment.blocks) return;
+  out += scale_bytes(kind) + b * 128 * bits;
 
   uint32_t low[16] = {};
   uint32_t high[2] = {};
   for (int c = 0; c < 4; ++c) {
-    const int64_t column = strip * kStripColumns + g + 8 * c;
+    const int64_t column = strip * kStripColumns + lane / 4 + 8 * c;
     for (int p = 0; p < 4; ++p) {
-      uint32_t pair[2];
-      for (int j = 0; j < 2; ++j) {
-        const int64_t row = static_cast<int64_t>(block_row) * kBlockRows + 8 * t + 2 * p + j;
-        if (packed.kind == kDense) {
-          const bool inside = row < source.rows && column < source.columns;
-          pair[j] = inside ? static_cast<const uint16_t*>(source.words)[column * source.rows + row] : 0;
-        } else if (packed.kind == kGptq) {
-          const int64_t original = source.perm != nullptr ? source.perm[row] : row;
-          const auto* words = static_cast<const uint32_t*>(source.words) + column;
-          pair[j] = column < source.columns ? stream_code(words, source.columns, original, bits) : 0;
-        } else {
-          const int64_t first_word = source.first_words[block_row];
-          const auto* words = static_cast<const uint32_t*>(source.words) + first_word * source.columns + column;
-          pair[j] = stream_code(words, source.columns, 8 * t + 2 * p + j, bits);
-        }
-      }
-      put_pair(bits, low, high, c, p, pair[0], pair[1]);
+      const int64_t row = (static_cast<int64_t>(segment.first_block) + b) * kBlockRows + 8 * (lane % 4) + 2 * p;
+      put_pair(bits, low, high, c, p, source_code(source, kind, segment, row, column),
+               source_code(source, kind, segment, row + 1, column));
     }
   }
-
-  uint8_t* out = codes + strip * packed.strip_bytes + static_cast<int64_t>(block.offset16) * 16;
   const int low_count = low_words(bits);
   if (low_count == 2) {
     reinterpret_cast<uint2*>(out)[lane] = make_uint2(low[0], low[1]);
@@ -54,54 +70,82 @@ __global__ void repack_kernel(RepackSource source, Linear packed, uint8_t* codes
   for (int i = 0; i < high_count; ++i) upper[lane * high_count + i] = high[i];
 }
 
-template <int kBits>
-__device__ void store_fp16(const Linear& w, const uint8_t* block_codes, const float* scale, const float* zero, int lane,
-                           int64_t strip, int64_t row, uint16_t* out) {
-  uint32_t low[low_words(kBits)];
-  uint32_t high[2] = {};
-  load_lane<kBits>(block_codes, lane, low, high);
-  for (int c = 0; c < 4; ++c) {
-    const int64_t column = strip * kStripColumns + lane / 4 + 8 * c;
-    if (column >= w.out_features) continue;
-    uint16_t values[8];
-    for (int p = 0; p < 4; ++p) {
-      const half2 pair = unpack_pair<kBits>(low, high, c, p);
-      // Exact small integers times the step, rounded once: the value that the format defines.
-      values[2 * p] = __half_as_ushort(__float2half_rn((__low2float(pair) - zero[c]) * scale[c]));
-      values[2 * p + 1] = __half_as_ushort(__float2half_rn((__high2float(pair) - zero[c]) * scale[c]));
-    }
-    *reinterpret_cast<uint4*>(out + column * w.in_features + row) = *reinterpret_cast<uint4*>(values);
+// Rows 2p and 2p + 1 of column c minus the zero point, exact in fp16.
+template <int kBits, int c, int p>
+__device__ __forceinline__ half2 centered(const uint32_t* low, const uint32_t* high, float zero) {
+  constexpr int kShift = pair_shift(kBits, p);
+  // 1024 + code * 2^shift is exact, and so is what one fused multiply-add makes of it.
+  const half2 scaled = as_half2(pair_bits<kBits, c, p>(low, high) | 0x64006400u);
+  return __hfma2(scaled, __float2half2_rn(1.f / (1 << kShift)), __float2half2_rn(-1024.f / (1 << kShift) - zero));
+}
+
+template <int kBits, int c>
+__device__ __forceinline__ void store_column(const uint32_t* low, const uint32_t* high, float scale, float zero,
+                                             uint16_t* out) {
+  if constexpr (kBits == 16) {
+    *reinterpret_cast<uint4*>(out) = make_uint4(low[4 * c], low[4 * c + 1], low[4 * c + 2], low[4 * c + 3]);
+  } else {
+    const half2 pairs[4] = {centered<kBits, c, 0>(low, high, zero), centered<kBits, c, 1>(low, high, zero),
+                            centered<kBits, c, 2>(low, high, zero), centered<kBits, c, 3>(low, high, zero)};
+    // A small integer times the step, rounded once: the value that the format defines.
+    const half2 step = __float2half2_rn(scale);
+    half2 values[4];
+#pragma unroll
+    for (int p = 0; p < 4; ++p) values[p] = __hmul2_rn(pairs[p], step);
+    *reinterpret_cast<uint4*>(out) = *reinterpret_cast<uint4*>(values);
   }
 }
 
+template <int kBits>
+__device__ __forceinline__ void store_block(const uint8_t* codes, int lane, const float (&scale)[4], const float (&zero)[4],
+                                            int64_t columns, int64_t stride, uint16_t* out) {
+  uint32_t low[low_words(kBits)];
+  uint32_t high[2] = {};
+  load_lane<kBits>(codes, lane, low, high);
+  if (0 < columns) store_column<kBits, 0>(low, high, scale[0], zero[0], out);
+  if (8 < columns) store_column<kBits, 1>(low, high, scale[1], zero[1], out + 8 * stride);
+  if (16 < columns) store_column<kBits, 2>(low, high, scale[2], zero[2], out + 16 * stride);
+  if (24 < columns) store_column<kBits, 3>(low, high, scale[3], zero[3], out + 24 * stride);
+}
+
 // (out_features, K) fp16 with the columns (input features) in packed order. One warp per block and strip.
-__global__ void dequantize_kernel(Linear w, uint16_t* out) {
+__global__ void __launch_bounds__(32 * kMaxBlocks) dequantize_kernel(const uint8_t* strips, const Segment* segments,
+                                                                    int64_t strip_bytes, int64_t in_features,
+                                                                    int64_t out_features, uint16_t* out) {
   const int lane = threadIdx.x % 32;
-  const int64_t block_row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+  const int b = threadIdx.x / 32;
   const int64_t strip = blockIdx.y;
-  if (block_row >= w.n_blocks) return;
-  const Block block = w.blocks[block_row];
-  float scale[4];
-  float zero[4];
-  group_scales(w, strip, block.group, lane / 4, scale, zero);
-  const uint8_t* codes = w.codes + strip * w.strip_bytes + static_cast<int64_t>(block.offset16) * 16;
-  const int64_t row = block_row * kBlockRows + 8 * (lane % 4);
-  for_bits(block.bits, [&](auto bits) {
-    store_fp16<decltype(bits)::value>(w, codes, scale, zero, lane, strip, row, out);
+  const Segment segment = segments[blockIdx.x];
+  if (b >= segment.blocks) return;
+  const uint8_t* stream = strips + strip * strip_bytes + static_cast<int64_t>(segment.offset16) * 16;
+  const Header header = *reinterpret_cast<const Header*>(stream);
+  stream += sizeof(Header);
+  float scale[4] = {};
+  float zero[4] = {};
+  if (header.kind != kDense) column_scales(header, stream, lane / 4, scale, zero);
+  const uint8_t* codes = stream + scale_bytes(header.kind) + b * 128 * segment.bits;
+  const int64_t column = strip * kStripColumns + lane / 4;
+  const int64_t row = (static_cast<int64_t>(segment.first_block) + b) * kBlockRows + 8 * (lane % 4);
+  for_bits(segment.bits, [&](auto bits) {
+    store_block<decltype(bits)::value>(codes, lane, scale, zero, out_features - column, in_features,
+                                       out + column * in_features + row);
   });
 }
 
 }  // namespace
 
 void repack(const RepackSource& source, const Linear& packed, uint8_t* codes, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(packed.n_blocks), static_cast<unsigned>(packed.strips));
-  launch(repack_kernel, grid, 32, 0, stream, false, source, packed, codes);
+  const dim3 grid(static_cast<unsigned>(packed.n_segments), static_cast<unsigned>(packed.strips));
+  repack_kernel<<<grid, 32 * kMaxBlocks, 0, stream>>>(source, packed.segments, packed.strip_bytes,
+                                                      static_cast<int>(packed.kind), codes);
+  check(cudaGetLastError(), "repack");
 }
 
 void dequantize(const Linear& weight, uint16_t* out, cudaStream_t stream) {
-  constexpr int kWarps = 4;
-  const dim3 grid(static_cast<unsigned>((weight.n_blocks + kWarps - 1) / kWarps), static_cast<unsigned>(weight.strips));
-  launch(dequantize_kernel, grid, 32 * kWarps, 0, stream, false, weight, out);
+  const dim3 grid(static_cast<unsigned>(weight.n_segments), static_cast<unsigned>(weight.strips));
+  dequantize_kernel<<<grid, 32 * kMaxBlocks, 0, stream>>>(weight.codes, weight.segments, weight.strip_bytes,
+                                                          weight.in_features, weight.out_features, out);
+  check(cudaGetLastError(), "dequantize");
 }
 
 }  // namespace exl2::cuda

@@ -1,9 +1,13 @@
-"""Packs linears for the GPU: strips of 32 columns, blocks of 32 rows, as csrc/cuda/plan.h describes them."""
+"""Packs linears for the GPU: strips of 32 columns, segments of up to 4 blocks of 32 rows (csrc/cuda/plan.h)."""
 
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -14,52 +18,96 @@ from exl2_tui.core.formats.packing import unpack_columns
 
 STRIP_COLUMNS = 32
 BLOCK_ROWS = 32
+BLOCK_CODES = STRIP_COLUMNS * BLOCK_ROWS
+WARPS = 16  # that share the rows of a strip
 KINDS = {"exl2": 0, "gptq": 1, "float": 2}
+HEADER_BYTES = {"exl2": 16 + 16, "gptq": 16 + 96, "float": 16}
+MAX_BLOCKS = {2: 4, 3: 4, 4: 4, 5: 4, 6: 2, 8: 2, 16: 1}  # of a segment, by width: about 2 KiB
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Blocks first_block ... first_block + blocks - 1 of packed rows: one group and one width."""
+
+    bits: int
+    group: int
+    first_block: int
+    blocks: int
+
+    def nbytes(self, kind: str) -> int:
+        """In one strip, header included."""
+        return HEADER_BYTES[kind] + self.bits * self.blocks * BLOCK_CODES // 8
+
+
+def cut_segments(groups: Sequence[tuple[int, int]]) -> list[Segment]:
+    """groups: width and number of blocks of every group of rows, in packed order."""
+    total = sum(blocks for _, blocks in groups)
+    result: list[Segment] = []
+    start = 0
+    for index, (bits, blocks) in enumerate(groups):
+        most = min(MAX_BLOCKS[bits], max(1, total // WARPS))  # short columns: smaller pieces, one for each warp
+        firsts = range(0, blocks, most)
+        result += [Segment(bits, index, start + first, min(most, blocks - first)) for first in firsts]
+        start += blocks
+    return result
 
 
 @dataclass(frozen=True, eq=False)
 class CudaLinear:
     """One packed linear. Fields mirror struct Linear of csrc/cuda/plan.h; None becomes a null pointer.
 
+    codes (strips * strip_bytes,) uint8. table (n_segments, 3) int32: struct Segment. starts: where segments begin in a
+    strip and where the last one ends, in bytes; offsets the same on the GPU, int32, in 16 bytes.
     perm (K,) int64: input feature of each packed row, None where rows are in order. in_features is K rounded up to 32.
     """
 
     kind: str
     codes: Tensor
-    blocks: Tensor
-    scales: Tensor | None
-    groups: Tensor | None
+    table: Tensor
+    offsets: Tensor
+    starts: tuple[int, ...]
     inverse: Tensor | None
     perm: Tensor | None
     bias: Tensor | None
     in_features: int
     out_features: int
-    strip_bytes: int
-    n_groups: int
-    max_bits: int
-    zero_shift: int
 
     @property
     def nbytes(self) -> int:
-        tensors = (self.codes, self.blocks, self.scales, self.groups, self.inverse, self.bias)
+        tensors = (self.codes, self.table, self.offsets, self.inverse, self.bias)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
-    def plan(self) -> bytes:
-        """struct Linear of csrc/cuda/plan.h: six pointers and nine int64."""
-        pointers = (self.codes, self.blocks, self.scales, self.groups, self.inverse, self.bias)
-        return struct.pack(
-            "<6Q9q",
+    @property
+    def strips(self) -> int:
+        return -(-self.out_features // STRIP_COLUMNS)
+
+    @cached_property
+    def slot_bytes(self) -> int:
+        """The largest segment."""
+        return max(end - start for start, end in pairwise(self.starts))
+
+    def plan(self, offset: int = 0) -> bytes:
+        """struct Linear of csrc/cuda/plan.h. offset: the CUDA block of the decode kernel that computes strip 0."""
+        pointers = (self.codes, self.table, self.offsets, self.inverse, self.bias)
+        fields = struct.pack(
+            "<5Q7q",
             *(0 if tensor is None else tensor.data_ptr() for tensor in pointers),
             self.in_features,
             self.out_features,
-            _strips(self.out_features),
-            self.strip_bytes,
-            self.blocks.shape[0],
-            self.n_groups,
-            self.max_bits,
-            self.zero_shift,
+            self.strips,
+            self.starts[-1],
+            len(self.starts) - 1,
             KINDS[self.kind],
+            offset,
         )
+        return fields + b"".join(struct.pack("<4i", *share) for share in self._shares())
+
+    def _shares(self) -> Iterator[tuple[int, int, int, int]]:
+        """struct Share of every warp: about equal numbers of bytes."""
+        ends = [bisect_left(self.starts, self.starts[-1] * warp / WARPS) for warp in range(WARPS + 1)]
+        for begin, end in pairwise(ends):
+            last = min(begin + 1, len(self.starts) - 1)
+            yield begin, end, self.starts[begin] // 16, self.starts[last] // 16
 
     def plan_tensor(self) -> Tensor:
         """The plan as a uint8 CPU tensor, what the ops take."""
@@ -89,21 +137,17 @@ def pack_linear(weight: LinearWeight, device: torch.device) -> CudaLinear:
 def _pack_exl2(weight: Exl2Weight, device: torch.device) -> CudaLinear:
     if weight.in_features % BLOCK_ROWS or any(group.rows % BLOCK_ROWS for group in weight.groups):
         raise UnsupportedError("an EXL2 group whose rows are no multiple of 32 cannot run on the GPU")
-    table: list[tuple[int, int, bool]] = []
     first_words: list[int] = []
-    for index, group in enumerate(weight.groups):
-        count = group.rows // BLOCK_ROWS
-        table += [(group.bits, index, block == count - 1) for block in range(count)]
-        first_words += [group.word_row + block * group.bits for block in range(count)]
+    for group in weight.groups:
+        first_words += [group.word_row + block * group.bits for block in range(group.rows // BLOCK_ROWS)]
     codes = unpack_columns(weight.q_scale, 4, weight.padded_out)  # (G, N)
-    strips = _strips(weight.padded_out)
-    nibbles = codes.view(len(weight.groups), strips, 4, 8).permute(1, 0, 3, 2).to(torch.int32)
+    nibbles = codes.view(len(weight.groups), _strips(weight.padded_out), 4, 8).permute(1, 0, 3, 2).to(torch.int32)
     shifts = torch.tensor([0, 4, 8, 12], dtype=torch.int32)
     scales = (nibbles << shifts).sum(-1, dtype=torch.int32).to(torch.int16)
     perm, inverse = _permutation(weight.perm, device)
     return _repack(
         weight,
-        table,
+        [(group.bits, group.rows // BLOCK_ROWS) for group in weight.groups],
         device,
         words=weight.q_weight.to(device),
         first_words=torch.tensor(first_words, dtype=torch.int32, device=device),
@@ -116,38 +160,37 @@ def _pack_exl2(weight: Exl2Weight, device: torch.device) -> CudaLinear:
 
 
 def _pack_gptq(weight: GptqWeight, device: torch.device) -> CudaLinear:
-    table: list[tuple[int, int, bool]] = []
-    for index, rows in enumerate(weight.group_rows):
-        count = rows // BLOCK_ROWS
-        table += [(weight.bits, index, block == count - 1) for block in range(count)]
-    by_strip = (weight.scales.shape[0], _strips(weight.out_features), STRIP_COLUMNS)
+    columns = _strips(weight.out_features) * STRIP_COLUMNS
+    padding = (0, columns - weight.out_features)
+
+    def by_strip(values: Tensor) -> Tensor:
+        strips = torch.nn.functional.pad(values, padding).view(values.shape[0], -1, STRIP_COLUMNS)
+        return strips.transpose(0, 1).contiguous().to(device)
+
     perm, inverse = (None, None) if weight.perm is None else _permutation(weight.perm, device)
     return _repack(
         weight,
-        table,
+        [(weight.bits, rows // BLOCK_ROWS) for rows in weight.group_rows],
         device,
         words=weight.qweight.to(device),
         source_perm=None if perm is None else perm.to(torch.int32),
         columns=weight.out_features,
-        scales=weight.scales.view(by_strip).transpose(0, 1).contiguous().to(device),
-        groups=weight.zeros.clamp(max=255).to(torch.uint8).view(by_strip).transpose(0, 1).contiguous().to(device),
+        scales=by_strip(weight.scales),
+        groups=by_strip(weight.zeros.clamp(max=255).to(torch.uint8)),
         perm=perm,
         inverse=inverse,
-        zero_shift=1 << (weight.bits - 1),
     )
 
 
 def _pack_dense(weight: DenseWeight, device: torch.device) -> CudaLinear:
     rows = weight.in_features
-    blocks = -(-rows // BLOCK_ROWS)
-    table = [(16, 0, block == blocks - 1) for block in range(blocks)]
     words = weight.weight.to(device=device, dtype=torch.float16).contiguous()
-    return _repack(weight, table, device, words=words, columns=weight.out_features, rows=rows)
+    return _repack(weight, [(16, -(-rows // BLOCK_ROWS))], device, words=words, columns=weight.out_features, rows=rows)
 
 
 def _repack(
     weight: LinearWeight,
-    table: list[tuple[int, int, bool]],
+    widths: Sequence[tuple[int, int]],
     device: torch.device,
     *,
     words: Tensor,
@@ -158,43 +201,57 @@ def _repack(
     groups: Tensor | None = None,
     perm: Tensor | None = None,
     inverse: Tensor | None = None,
-    zero_shift: int = 0,
     rows: int | None = None,
 ) -> CudaLinear:
-    """table: bits, group and whether it ends its group, of every block of 32 packed rows."""
-    entries = bytearray()
-    offset = 0
-    for bits, group, ends in table:
-        entries += struct.pack("<IHBB", offset // 16, group, bits, ends)
-        offset += bits * STRIP_COLUMNS * BLOCK_ROWS // 8
-    out_features = weight.out_features
-    packed = CudaLinear(
-        kind=weight.kind,
-        codes=torch.empty(_strips(columns) * offset, dtype=torch.uint8, device=device),
-        blocks=torch.frombuffer(entries, dtype=torch.int64).to(device),
-        scales=scales,
-        groups=groups,
-        inverse=inverse,
-        perm=perm,
-        bias=None if weight.bias is None else weight.bias.to(device=device, dtype=torch.float16),
-        in_features=len(table) * BLOCK_ROWS,
-        out_features=out_features,
-        strip_bytes=offset,
-        n_groups=0 if scales is None else 1 + table[-1][1],
-        max_bits=max(bits for bits, _, _ in table),
-        zero_shift=zero_shift,
-    )
+    """widths: see cut_segments. The other tensors are RepackSource of csrc/cuda/kernels.h."""
+    packed = empty_linear(weight.kind, widths, weight.out_features, device, inverse, perm, weight.bias)
+
+    def address(tensor: Tensor | None) -> int:
+        return 0 if tensor is None else tensor.data_ptr()
+
     torch.ops.exl2_cuda.repack(
         packed.plan_tensor(),
         words.data_ptr(),
-        0 if first_words is None else first_words.data_ptr(),
-        0 if source_perm is None else source_perm.data_ptr(),
+        address(first_words),
+        address(source_perm),
+        address(scales),
+        address(groups),
+        len(widths),
         packed.in_features if rows is None else rows,
         columns,
         packed.codes,
     )
     torch.cuda.current_stream(device).synchronize()  # the source tensors may go
     return packed
+
+
+def empty_linear(
+    kind: str,
+    widths: Sequence[tuple[int, int]],
+    out_features: int,
+    device: torch.device,
+    inverse: Tensor | None = None,
+    perm: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> CudaLinear:
+    """A linear whose codes are not written yet."""
+    segments = cut_segments(widths)
+    starts = (0, *accumulate(segment.nbytes(kind) for segment in segments))
+    table = bytearray()
+    for segment, start in zip(segments, starts, strict=False):
+        table += struct.pack("<IIHBB", start // 16, segment.first_block, segment.group, segment.bits, segment.blocks)
+    return CudaLinear(
+        kind=kind,
+        codes=torch.empty(_strips(out_features) * starts[-1], dtype=torch.uint8, device=device),
+        table=torch.frombuffer(table, dtype=torch.int32).view(-1, 3).to(device),
+        offsets=torch.tensor(starts, dtype=torch.int64).div_(16, rounding_mode="floor").to(torch.int32).to(device),
+        starts=starts,
+        inverse=inverse,
+        perm=perm,
+        bias=None if bias is None else bias.to(device=device, dtype=torch.float16),
+        in_features=sum(blocks for _, blocks in widths) * BLOCK_ROWS,
+        out_features=out_features,
+    )
 
 
 def _permutation(perm: Tensor, device: torch.device) -> tuple[Tensor | None, Tensor | None]:

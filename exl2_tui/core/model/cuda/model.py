@@ -6,10 +6,8 @@ per chunk of tokens and multiplied by cuBLAS.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +19,7 @@ from exl2_tui.core.errors import UnsupportedError
 from exl2_tui.core.model.attention import attention_mask
 from exl2_tui.core.model.cache import KVCache, check_room
 from exl2_tui.core.model.causal_lm import check_ids
+from exl2_tui.core.model.cuda.decoder import MAX_STEP, CudaLayer, Decoder
 from exl2_tui.core.model.cuda.library import require
 from exl2_tui.core.model.cuda.linear import CudaLinear, pack_linear
 from exl2_tui.core.model.layout import EMBEDDING, FINAL_NORM, LinearSpec, head_linear, layer_linears, layer_norms
@@ -29,24 +28,9 @@ from exl2_tui.core.model.protocol import Cache
 from exl2_tui.core.model.rope import RopeTable, rope_table, rotate
 from exl2_tui.core.model.weights import TensorSource, read_linear, read_matrix, read_norm, release_linear
 
-MAX_STEP = 8
 CHUNK = 2048
 HEAD_DIMS = (16, 32, 64, 128, 256)
-ATTENTION_PARTS = 8  # parts of the sequence that are looked at side by side
-
-
-class CudaLayer(NamedTuple):
-    q: CudaLinear
-    k: CudaLinear
-    v: CudaLinear
-    o: CudaLinear
-    gate: CudaLinear
-    up: CudaLinear
-    down: CudaLinear
-    attention_norm: Tensor
-    mlp_norm: Tensor
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+WIDEST = 8192  # hidden size that the decode kernel stages in registers
 
 
 class CudaModel:
@@ -66,7 +50,7 @@ class CudaModel:
         self.final_norm = final_norm
         self.head = head
         self.kernels = f"CUDA ({torch.cuda.get_device_name(self.device)})"
-        linears = [part for layer in self.layers for part in layer if isinstance(part, CudaLinear)]
+        linears = [linear for layer in self.layers for linear in layer.linears]
         self._workspace = torch.empty(
             max(linear.out_features * linear.in_features for linear in linears), dtype=torch.float16, device=self.device
         )
@@ -111,7 +95,7 @@ class CudaModel:
 
     @property
     def weight_bytes(self) -> int:
-        linears = sum(part.nbytes for layer in self.layers for part in layer if isinstance(part, CudaLinear))
+        linears = sum(linear.nbytes for layer in self.layers for linear in layer.linears)
         return self.embedding.nbytes + linears + self.head.nbytes
 
     def new_cache(self, context: int, kind: str = "fp16") -> KVCache:
@@ -137,7 +121,7 @@ class CudaModel:
         check_room(len(tokens), cache.length, cache.capacity)
         if len(tokens) <= MAX_STEP:
             if self._decoder is None or self._decoder.cache is not cache:
-                self._decoder = Decoder(self, cache)
+                self._decoder = Decoder(self.config, self.embedding, self.layers, self.final_norm, self.head, cache)
             logits = self._decoder.step(tokens)
             cache.length += len(tokens)
             return (logits if all_logits else logits[-1]).cpu()
@@ -215,98 +199,6 @@ class CudaModel:
         if self._workspace.numel() < size:
             self._workspace = self._workspace.new_empty(size)
         return self._linear(self.head, normed).float()
-
-
-class Decoder:
-    """Everything one decode step needs, at fixed addresses, and its CUDA graphs: one per number of tokens.
-
-    The graphs belong to one cache; its length is read from device memory.
-    """
-
-    def __init__(self, model: CudaModel, cache: KVCache) -> None:
-        config, device = model.config, model.device
-        self.cache = cache
-        heads, dim = config.num_attention_heads, config.head_dim
-
-        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        rope = rope_table(config, cache.capacity, 0, cache.capacity, device)
-        first = model.layers[0]
-        self.state = empty(1 + MAX_STEP, dtype=torch.int32)
-        self.staging = torch.zeros(1 + MAX_STEP, dtype=torch.int32).pin_memory()
-        self.logits = empty(MAX_STEP, config.vocab_size)
-        self.buffers = (
-            model.embedding,
-            model.final_norm,
-            rope.cos.contiguous(),
-            rope.sin.contiguous(),
-            self.state,
-            empty(MAX_STEP, config.hidden_size),
-            empty(MAX_STEP, config.query_size + 2 * config.kv_size),
-            empty(MAX_STEP, first.o.in_features, dtype=torch.float16),
-            empty(MAX_STEP, first.down.in_features, dtype=torch.float16),
-            empty(MAX_STEP, heads, ATTENTION_PARTS, dim + 2),
-            empty(MAX_STEP, heads, dtype=torch.int32),
-            self.logits,
-        )
-        overlap = torch.cuda.get_device_capability(device) >= (9, 0)
-        plan = struct.pack(
-            "<9q2d12Q2q",
-            config.num_hidden_layers,
-            config.hidden_size,
-            config.intermediate_size,
-            heads,
-            config.num_key_value_heads,
-            dim,
-            config.vocab_size,
-            config.rope_dim,
-            cache.capacity,
-            config.rms_norm_eps,
-            dim**-0.5,
-            *(tensor.data_ptr() for tensor in self.buffers),
-            ATTENTION_PARTS,
-            overlap,
-        )
-        for index, layer in enumerate(model.layers):
-            plan += self._layer_plan(config, index, layer, cache)
-        plan += model.head.plan()
-        self.plan = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
-        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """tokens (T,) int64 on the CPU, T <= MAX_STEP -> logits (T, V) float32 on the GPU until the next step."""
-        count = len(tokens)
-        self.staging[0] = self.cache.length
-        self.staging[1 : 1 + count] = tokens
-        self.state.copy_(self.staging, non_blocking=True)
-        if count not in self.graphs:
-            self._run(count)  # loads the kernels; a capture must not
-            torch.cuda.synchronize(self.state.device)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._run(count)
-            self.graphs[count] = graph
-        self.graphs[count].replay()
-        return self.logits[:count]
-
-    def _run(self, count: int) -> None:
-        torch.ops.exl2_cuda.decode_step(self.plan, count, self.logits)
-
-    @staticmethod
-    def _layer_plan(config: ModelConfig, index: int, layer: CudaLayer, cache: KVCache) -> bytes:
-        """struct Layer of csrc/cuda/plan.h."""
-        plan = b"".join(part.plan() for part in layer if isinstance(part, CudaLinear))
-        norms = (layer.attention_norm, layer.mlp_norm, layer.q_norm, layer.k_norm)
-        strides = (config.head_dim if norm is not None and norm.dim() == 2 else 0 for norm in norms[2:])
-        return plan + struct.pack(
-            "<4Q3q2Q",
-            *(0 if norm is None else norm.data_ptr() for norm in norms),
-            *strides,
-            config.window(index) or 0,
-            cache.keys[index].data_ptr(),
-            cache.values[index].data_ptr(),
-        )
 
 
 def _share_permutations(linears: list[CudaLinear]) -> list[CudaLinear]:

@@ -1,0 +1,172 @@
+"""One decode step of up to 8 tokens: everything the kernel needs at fixed addresses, and its CUDA graphs."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from exl2_tui.core.config import ModelConfig
+from exl2_tui.core.model.cache import KVCache
+from exl2_tui.core.model.cuda.linear import CudaLinear
+from exl2_tui.core.model.rope import rope_table
+
+MAX_STEP = 8
+HEADS_AT_ONCE = 4  # csrc/cuda/attention.cuh
+
+
+class CudaLayer(NamedTuple):
+    """One transformer layer; the linears in the order of LayerLinear in csrc/cuda/plan.h."""
+
+    q: CudaLinear
+    k: CudaLinear
+    v: CudaLinear
+    o: CudaLinear
+    gate: CudaLinear
+    up: CudaLinear
+    down: CudaLinear
+    attention_norm: Tensor
+    mlp_norm: Tensor
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+
+    @property
+    def linears(self) -> tuple[CudaLinear, ...]:
+        return (self.q, self.k, self.v, self.o, self.gate, self.up, self.down)
+
+
+class Decoder:
+    """Belongs to one cache, whose length is read from device memory. One graph per number of tokens."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        embedding: Tensor,
+        layers: Sequence[CudaLayer],
+        final_norm: Tensor,
+        head: CudaLinear,
+        cache: KVCache,
+    ) -> None:
+        device = embedding.device
+        self.cache = cache
+        heads, dim = config.num_attention_heads, config.head_dim
+        grid = torch.cuda.get_device_properties(device).multi_processor_count
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        def upload(plan: bytes) -> Tensor:
+            return torch.frombuffer(bytearray(plan), dtype=torch.uint8).to(device)
+
+        rope = rope_table(config, cache.capacity, 0, cache.capacity, device)
+        linears = [linear for layer in layers for linear in layer.linears] + [head]
+        self.state = zeros(1 + MAX_STEP, dtype=torch.int32)
+        self.staging = torch.zeros(1 + MAX_STEP, dtype=torch.int32).pin_memory()
+        self.logits = zeros(MAX_STEP, config.vocab_size)
+        self.buffers = (
+            embedding,
+            final_norm,
+            rope.cos.contiguous(),
+            rope.sin.contiguous(),
+            self.state,
+            zeros(MAX_STEP, config.hidden_size),
+            zeros(MAX_STEP, config.query_size + 2 * config.kv_size),
+            zeros(MAX_STEP, max(layer.o.in_features for layer in layers), dtype=torch.float16),
+            zeros(MAX_STEP, max(layer.down.in_features for layer in layers), dtype=torch.float16),
+            zeros(max(HEADS_AT_ONCE * grid, MAX_STEP * heads), dim + 2),
+            zeros(MAX_STEP, heads, dtype=torch.int32),
+            self.logits,
+            upload(_plan_linears(layers, head, grid)),
+            upload(b"".join(_plan_layer(config, index, layer, cache) for index, layer in enumerate(layers))),
+            zeros(1, dtype=torch.int64),
+        )
+        plan = struct.pack(
+            "<9q2d15Q3q",
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            heads,
+            config.num_key_value_heads,
+            dim,
+            config.vocab_size,
+            config.rope_dim,
+            cache.capacity,
+            config.rms_norm_eps,
+            dim**-0.5,
+            *(tensor.data_ptr() for tensor in self.buffers),
+            grid,
+            max(linear.slot_bytes for linear in linears),
+            max(linear.in_features for linear in linears),
+        )
+        self.plan = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
+        self.gate_strips = max(layer.gate.strips for layer in layers)
+        self.most = MAX_STEP  # tokens of one launch; the kernel may take fewer
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """tokens (T,) int64 on the CPU, T <= MAX_STEP -> logits (T, V) float32 on the GPU until the next step.
+
+        Appends to the cache behind its length, which stays as it is.
+        """
+        rows: list[Tensor] = []
+        done = 0
+        while done < len(tokens):
+            count = min(self.most, len(tokens) - done)
+            self.staging[0] = self.cache.length + done
+            self.staging[1 : 1 + count] = tokens[done : done + count]
+            self.state.copy_(self.staging, non_blocking=True)
+            if count not in self.graphs:
+                taken = self._run(count)  # loads the kernels; a capture must not
+                torch.cuda.synchronize(self.state.device)
+                if taken < count:
+                    self.most = taken
+                    continue
+                self.graphs[count] = self._capture(count)
+            self.graphs[count].replay()
+            done += count
+            if done == len(tokens) and not rows:
+                return self.logits[:count]
+            rows.append(self.logits[:count].clone())
+            torch.cuda.synchronize(self.state.device)  # staging is written again
+        return torch.cat(rows)
+
+    def _capture(self, count: int) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._run(count)
+        return graph
+
+    def _run(self, count: int) -> int:
+        return int(torch.ops.exl2_cuda.decode_step(self.plan, self.gate_strips, count, self.logits))
+
+
+def _plan_linears(layers: Sequence[CudaLayer], head: CudaLinear, grid: int) -> bytes:
+    """struct Linear of every linear. Strips are dealt to the CUDA blocks in turn, on and on from linear to linear.
+
+    Gate and up start at the same block, so that the two halves of an MLP column meet.
+    """
+    plan = bytearray()
+    offset = 0
+    for layer in layers:
+        for linear in layer.linears:
+            plan += linear.plan(offset)
+            if linear is not layer.gate:
+                offset = (offset + linear.strips) % grid
+    return bytes(plan + head.plan(offset))
+
+
+def _plan_layer(config: ModelConfig, index: int, layer: CudaLayer, cache: KVCache) -> bytes:
+    """struct Layer of csrc/cuda/plan.h."""
+    norms = (layer.attention_norm, layer.mlp_norm, layer.q_norm, layer.k_norm)
+    strides = (config.head_dim if norm is not None and norm.dim() == 2 else 0 for norm in norms[2:])
+    return struct.pack(
+        "<4Q3q2Q",
+        *(0 if norm is None else norm.data_ptr() for norm in norms),
+        *strides,
+        config.window(index) or 0,
+        cache.keys[index].data_ptr(),
+        cache.values[index].data_ptr(),
+    )
