@@ -25,6 +25,7 @@ LABELS: dict[Isa | None, str] = {
     None: "reference (torch)",
 }
 LIBRARY = Path(__file__).resolve().parents[2] / "_C_cpu.so"
+NEWEST_OP = "model_step"  # in every library that this source can use
 REBUILD = "Run `pip install --no-build-isolation -e .` where the source is, or reinstall the package."
 
 
@@ -96,6 +97,8 @@ def find() -> Capabilities:
     except (OSError, RuntimeError, AttributeError) as error:
         detail = str(error.__cause__ or error).splitlines()[0]
         return _without(wanted, f"{LIBRARY.name} cannot be loaded by torch {torch.__version__}: {detail}")
+    if not hasattr(torch.ops.exl2_cpu, NEWEST_OP):
+        return _without(wanted, f"{LIBRARY.name} was built from an older version of the source")
     isas = tuple(isa for code, isa in enumerate(ISAS) if mask >> code & 1)
     forced = os.environ.get("EXL2_TUI_ISA", "")
     if not forced:
