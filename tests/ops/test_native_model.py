@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.gptq_writer import write_gptq_model
 from support.models import write_random_exl2_model, write_random_model
 
 from exl2_tui.core.cancel import CancelToken
@@ -113,6 +114,17 @@ def test_exl2_models(isa: Isa, architecture: str, exact: bool, tmp_path: Path) -
     found = model.forward(ids, model.new_cache(64), all_logits=True)
     error = relative(found, oracle.forward(ids, oracle.new_cache(64), all_logits=True))
     assert error < (2e-3 if exact else 3e-2)
+
+
+@pytest.mark.parametrize(("bits", "desc_act"), [(4, False), (4, True), (3, True), (8, False)])
+def test_gptq_models(isa: Isa, bits: int, desc_act: bool, tmp_path: Path) -> None:
+    source = write_random_model(tmp_path / "float")
+    folder = tmp_path / "gptq"
+    write_gptq_model(source, folder, bits=bits, group_size=32, desc_act=desc_act, sym=False)
+    ids = tokens(40, 256)
+    oracle, model = reference(folder), load(folder, isa=isa, exact=True)
+    found = model.forward(ids, model.new_cache(64), all_logits=True)
+    assert relative(found, oracle.forward(ids, oracle.new_cache(64), all_logits=True)) < 2e-3
 
 
 @pytest.mark.parametrize("name", ["nano_chat", "nano_chat_exl2"])
