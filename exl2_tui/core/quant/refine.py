@@ -68,12 +68,12 @@ def refine(
 ) -> Solution:
     """GPTQ with weighted scales, then `passes` rounds of refitting scales and of coordinate descent on the codes.
 
-    weight (K, N) float32 and hessian (K, K) float32 in the original row order; hessian without damping.
+    weight (K, N) float32 and hessian (K, K) float32 in the original row order; hessian without the factor's damping.
     """
     target = weight.float()[factor.perm]
     work = _solve(target, factor, params, cancel)
     ordered = hessian[factor.perm][:, factor.perm].float()
-    ordered.diagonal().add_(1e-3 * float(ordered.diagonal().mean()) + 1e-12)
+    ordered.diagonal().add_(factor.damping)  # what GPTQ minimized: less of it would fit the calibration rows too well
     for _ in range(passes):
         _refit(work, ordered)
         _descend(work, ordered, cancel)
