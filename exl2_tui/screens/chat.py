@@ -168,7 +168,8 @@ class ChatScreen(Screen[None]):
         self.query_one("#header", Row).put(*header(self._session, width=self.app.size.width))
 
     def _draw_status(self) -> None:
-        self.query_one(StatusRow).show(*status_row(self._session, self._ticks, self.app.size.width))
+        row = self.query_one(StatusRow)
+        row.show(*status_row(self._session, self._ticks, row.content_size.width))
 
     def _draw_queue(self) -> None:
         queue = self._session.queue

@@ -164,7 +164,7 @@ def _list(connection: sqlite3.Connection, words: str) -> list[ChatRow]:
     count = "(SELECT count(*) FROM turn WHERE turn.chat = chat.id)"
     if not match:
         rows = connection.execute(
-            f"SELECT id, title, updated, {count}, '' FROM chat ORDER BY updated DESC LIMIT ?", (LIST_LIMIT,)
+            f"SELECT id, title, updated, {count}, '' FROM chat ORDER BY updated DESC, rowid DESC LIMIT ?", (LIST_LIMIT,)
         )
         return [ChatRow(*row) for row in rows]
     found = connection.execute(
@@ -176,7 +176,7 @@ def _list(connection: sqlite3.Connection, words: str) -> list[ChatRow]:
         FROM chat
         WHERE chat.title LIKE ? ESCAPE '\\' OR chat.id IN (
             SELECT turn.chat FROM turn_words JOIN turn ON turn.number = turn_words.rowid WHERE turn_words MATCH ?)
-        ORDER BY chat.updated DESC LIMIT ?
+        ORDER BY chat.updated DESC, chat.rowid DESC LIMIT ?
         """,
         (match, f"%{_like(' '.join(terms))}%", match, LIST_LIMIT),
     )

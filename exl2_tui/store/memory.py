@@ -37,7 +37,7 @@ class MemoryStore:
         wanted = words.lower().split()
         rows = [
             ChatRow(chat.id, chat.title, chat.updated, len(chat.turns))
-            for chat in self._chats.values()
+            for chat in reversed(self._chats.values())
             if all(
                 word in f"{chat.title} {' '.join(turn.text for turn in chat.turns.values())}".lower() for word in wanted
             )

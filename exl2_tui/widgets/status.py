@@ -13,7 +13,7 @@ from exl2_tui.widgets.bars import meter
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧"
 PLACES = ("Chat", "Models", "Convert", "Settings")
-WIDE = 100
+WIDE = 104  # cells from which the status row has room for the memory
 TITLE_CELLS = 12  # a title that would be cut shorter is not worth its place
 WARN_AT = 0.85  # share of the context from which its meter warns
 

@@ -154,7 +154,8 @@ def record(turn: Turn) -> str:
         if stats.decode_speed:
             parts.append(f"{stats.decode_speed:.1f} tok/s")
         parts.append(f"{stats.generated_tokens:,} tokens")
-        parts.append(f"{stats.prefill_seconds + stats.decode_seconds:.1f} s")
+        seconds = stats.prefill_seconds + stats.decode_seconds
+        parts.append(f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2f} s")
         parts.append(f"first token {stats.first_token_seconds:.2f} s")
         if reason := REASONS.get(stats.reason, ""):
             parts.append(reason)
