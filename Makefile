@@ -35,7 +35,7 @@ clean:  ## remove the virtual environment and everything built
 $(VENV)/.torch:
 	@tools/make-venv "$(VENV)"
 	@echo "Installing $(TORCH) (once; this may take a few minutes)"
-	@$(PIP) install --quiet "setuptools>=70" wheel "ninja>=1.11" "$(TORCH)"
+	@$(PIP) install --quiet "setuptools>=77" wheel "ninja>=1.11" "$(TORCH)"
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch $(INSTALL_INPUTS)
