@@ -12,10 +12,10 @@ namespace exl2 {
 namespace EXL2_ISA {
 
 struct Lanes {
-  // 6 tokens x 4 tiles are 24 of the 32 registers; each broadcast activation is used four times, so that the two load
-  // ports (4 + 6 loads for 24 products) keep ahead of the two multipliers.
+  // 6 tokens x 2 tiles are 12 integer and 12 float sums of the 32 registers. 2 weights + 6 broadcast activations are
+  // 8 loads for 12 products: the two load ports keep ahead of the two multipliers.
   static constexpr int kTokens = 6;
-  static constexpr int kStageTiles = 4;
+  static constexpr int kStageTiles = 2;
   static constexpr int kDirectTokens = 4;
   static constexpr bool kWidthMatters = false;
 

@@ -109,8 +109,10 @@ static inline void pack_params(const LinearSource& s, const Header& h, uint8_t* 
 
 // (N, K) -> tile of (K, 16). In steps of 64 rows, so that the 16 input streams and the output stay in L1.
 template <typename T>
-static void pack_dense(const LinearSource& s, T* tile, int64_t t) {
+static void pack_dense(const LinearSource& s, const Header& h, T* tile, int64_t t) {
   const T* weight = static_cast<const T*>(s.weight);
+  const int64_t used = s.K * kColumns * int64_t(sizeof(T));
+  memset(reinterpret_cast<uint8_t*>(tile) + used, 0, size_t(h.tile_bytes - used));
   for (int64_t k0 = 0; k0 < s.K; k0 += 64) {
     const int64_t k1 = k0 + 64 < s.K ? k0 + 64 : s.K;
     for (int64_t c = 0; c < kColumns; c++) {
@@ -128,6 +130,7 @@ static inline uint64_t hash(uint64_t h, const void* data, int64_t bytes) {  // F
 
 // Everything in front of the tiles.
 static inline void pack_front(const LinearSource& s, Header h, uint8_t* blob) {
+  memset(blob, 0, size_t(h.tiles_at));  // gaps too: equal weights are equal bytes
   Section* sections = reinterpret_cast<Section*>(blob + h.sections_at);
   plan(s, h, sections);
 
@@ -184,9 +187,9 @@ static void pack(const LinearSource& source, uint8_t* blob, int64_t tile_begin, 
       if (source.kind != LinearKind::kDense) {
         pack_params(source, h, tile, t);
       } else if (source.dense_type == DenseType::kF32) {
-        pack_dense(source, reinterpret_cast<uint32_t*>(tile), t);
+        pack_dense(source, h, reinterpret_cast<uint32_t*>(tile), t);
       } else {
-        pack_dense(source, reinterpret_cast<uint16_t*>(tile), t);
+        pack_dense(source, h, reinterpret_cast<uint16_t*>(tile), t);
       }
     }
     if (source.kind != LinearKind::kDense) pack_codes(source, h, blob, begin, end);
