@@ -68,7 +68,7 @@ class ModelsScreen(Screen[None]):
     def repaint(self, changes: Changes) -> None:
         """Draws what changed of the model that is loaded or loading."""
         if changes.model or changes.status:
-            self.query_one("#header", Row).put(*header(self._session, "Models"))
+            self.query_one("#header", Row).put(*header(self._session, "Models", self.app.size.width))
             self.query_one(StatusRow).show(*status_row(self._session, 0))
         if changes.model and self._session.model.status in ("ready", "none"):
             self._fill()

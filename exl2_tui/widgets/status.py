@@ -37,16 +37,22 @@ def header(session: ChatSession, place: str = "Chat", width: int = 80) -> tuple[
         done = f" {session.converting}" if name == "Convert" and session.converting else ""
         names.append((f" {name}{done} ", "bold $primary" if name == place else "$primary" if done else "$secondary"))
     left = Content.assemble(*names)
-    model, info = session.model, session.model.info
-    parts: list[str | tuple[str, str]] = [(model_label(session), "" if model.status == "ready" else "$secondary")]
-    if info is not None:
-        parts.append((f" {one_line(info.format, 20)}", "$secondary"))
-    parts.append((f" · {mode_label(session)} ", "$secondary"))
-    right = Content.assemble(*parts)
+    right = _model_and_mode(session, with_format=True)
+    if left.cell_length + right.cell_length + 2 > width:
+        right = _model_and_mode(session, with_format=False)
     room = width - left.cell_length - right.cell_length - 6
     if place == "Chat" and room >= TITLE_CELLS:
         left = left + f"   {one_line(session.chat.title, room)}"
     return left, right
+
+
+def _model_and_mode(session: ChatSession, *, with_format: bool) -> Content:
+    model, info = session.model, session.model.info
+    parts: list[str | tuple[str, str]] = [(model_label(session), "" if model.status == "ready" else "$secondary")]
+    if info is not None and with_format:
+        parts.append((f" {one_line(info.format, 20)}", "$secondary"))
+    parts.append((f" · {mode_label(session)} ", "$secondary"))
+    return Content.assemble(*parts)
 
 
 def mode_label(session: ChatSession) -> str:

@@ -412,6 +412,22 @@ async def test_theme_key_and_remembered_theme(make_app: MakeApp, home: Path) -> 
         await until(lambda: load_settings(home)[0].appearance.theme == "light")
 
 
+@pytest.mark.parametrize("theme", ["exl2-dark", "exl2-light", "exl2-terminal"])
+async def test_every_screen_opens_in_every_theme(make_app: MakeApp, theme: str) -> None:
+    async with make_app(theme=theme).run_test(size=SIZE) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        await chat.ask("q")
+        await chat.answer("**b** `c`\n\n```py\nx = 1  # y\n```\n\n|a|\n|-|\n|b|")
+        for key in ("f1", "ctrl+t", "f8", "ctrl+s", "f5", "ctrl+g", "ctrl+p", "f3"):
+            await pilot.press(key)
+            await pilot.pause()
+            assert chat.app.screen is not chat.chat_screen
+            assert chat.app.export_screenshot()
+            await pilot.press("escape")
+            await until(lambda: chat.app.screen is chat.chat_screen)
+
+
 async def test_remapped_keys(make_app: MakeApp) -> None:
     settings = Settings(keys={"chat.new": "f9", "nonsense": "x", "chat.retry": "ctrl+m"})
     app = make_app(settings)
