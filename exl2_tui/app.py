@@ -209,6 +209,7 @@ class Exl2App(App[None]):
 
     def close(self, timeout: float) -> None:
         """After the app has ended: what waits is written."""
+        self.session.keep_unfinished()
         self._store.close(timeout)
         if self._save_timer is not None:
             self._write_settings(self.settings)

@@ -124,6 +124,11 @@ class ChatSession:
         self.writing.phase = "stopping"
         return Changes(live=True, status=True)
 
+    def keep_unfinished(self) -> None:
+        """The app ends: what was written so far is saved; reading it back counts as stopped."""
+        if self.writing is not None:
+            self._store.save_turn(self.writing.chat, self.writing.turn)
+
     def take_queue(self) -> str:
         """The waiting messages as one text, which are then no longer waiting."""
         text = "\n".join(item.text for item in self.queue)

@@ -263,6 +263,25 @@ async def test_chats_are_listed_opened_renamed_and_deleted(database_app: MakeApp
         await pilot.press("escape")
 
 
+async def test_quitting_keeps_what_was_written(database_app: MakeApp, tmp_path: Path) -> None:
+    app = database_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        service = await chat.start()
+        await chat.ask("story")
+        service.ready()
+        service.say("Once upon")
+        await chat.settle()
+        service.say(" a time")
+        await chat.settle()
+        await pilot.press("ctrl+q")
+    app.close(5)
+    store = Store(tmp_path / "chats.db")
+    loaded = store.load_chat(app.session.chat.id).result(5)
+    assert loaded is not None
+    assert [(turn.text, turn.state) for turn in loaded.path()] == [("story", "done"), ("Once upon a time", "stopped")]
+
+
 async def test_an_answer_goes_on_while_another_chat_is_in_view(database_app: MakeApp) -> None:
     async with database_app().run_test(size=(80, 24)) as pilot:
         chat = ChatDriver(pilot)
