@@ -100,8 +100,8 @@ def fp32_bound(case: Case, x: Tensor) -> Tensor:
 
 def two_bytes(case: Case) -> Tensor:
     """(K,) bool: which activations have 16 bits instead of 8. The rule of csrc/cpu/linear_layout.h, in other words."""
-    average, perm = float(case.bits.double().mean()), case.weight.perm
-    share = 0 if average <= 3.5 else 1
+    average, perm = float(case.bits.double().mean()), getattr(case.weight, "perm", None)
+    share = 0.0 if average <= 3.5 else 1.0
     if perm is not None and 3.5 < average <= 6.5:
         share = 1 / 4 if average <= 4.5 else 1 / 2 if average <= 5.5 else 3 / 4
     wide = torch.empty_like(case.bits, dtype=torch.bool)
