@@ -74,6 +74,9 @@ def main() -> None:
     parser.add_argument("--bits", type=float, default=4.5)
     parser.add_argument("--head-bits", type=int, default=6)
     parser.add_argument("--recipe", default="refined", choices=("refined", "classic"))
+    parser.add_argument("--rows", type=int, help="calibration rows")
+    parser.add_argument("--length", type=int, help="tokens per row")
+    parser.add_argument("--measurement", help="measurement.json to reuse")
     options = parser.parse_args()
     credit = attribution(options.sources)
 
@@ -83,6 +86,9 @@ def main() -> None:
         bits=(options.bits,),
         head_bits=options.head_bits,
         recipe=options.recipe,
+        rows=options.rows,
+        length=options.length,
+        measurement=options.measurement,
     )
     job = ConvertJob.open(request)
     made = Path()

@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--bits", type=float, action="append")
     parser.add_argument("--head-bits", type=int, default=6)
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--only", help="variants whose name contains this")
+    parser.add_argument("--only", action="append", help="variants whose name contains this")
     options = parser.parse_args()
     model = SourceModel(options.model, torch.device("cpu"))
     rows = calibration(options.refined_job)
@@ -100,7 +100,7 @@ def main() -> None:
     reference: list[Tensor] = heldout.logits(heldout.load(options.model), ids)
     for bits in options.bits or [3.0]:
         for name, measured, recipe in variants(model):
-            if options.only and options.only not in name:
+            if options.only and not any(part in name for part in options.only):
                 continue
             allocator = recipe if measured == "classic" else refined(model, Tuning())
             strategy = allocator.allocate(found[measured], bits)

@@ -23,14 +23,14 @@ def test_refining_beats_the_classic_solver_and_each_pass_helps(params: QParams) 
     weight, hessian = problem(256, 96)
     losses = [loss(solve(weight, factorize(hessian), params).weight, weight, hessian)]
     factor = factorize(hessian, 0.02)
-    losses += [loss(refine(weight, hessian, factor, params, passes=n).weight, weight, hessian) for n in (0, 1, 2)]
+    losses += [loss(refine(weight, factor, params, passes=n).weight, weight, hessian) for n in (0, 1, 2)]
     assert losses[1] < 0.9 * losses[0]
     assert losses[2] < losses[1] and losses[3] < 1.001 * losses[2]
 
 
 def test_the_stored_form_is_the_weight() -> None:
     weight, hessian = problem(160, 70)
-    solution = refine(weight, hessian, factorize(hessian, 0.02), mix((32, 64), 5, 3, high=(0.2,)), passes=2)
+    solution = refine(weight, factorize(hessian, 0.02), mix((32, 64), 5, 3, high=(0.2,)), passes=2)
     start = 0
     for index, (bits, rows) in enumerate(solution.groups):
         steps = steps_of(solution.scale_codes[index], solution.scale_max[index])
@@ -87,6 +87,6 @@ def test_hard_inputs_refined() -> None:
     dead[:20] = dead[:, :20] = 0
     for tried in (dead, torch.zeros(64, 64), torch.outer(torch.ones(64), torch.ones(64))):
         factor: Factor = factorize(tried, 0.02)
-        solution = refine(weight, tried, factor, mix(32, 3), passes=2)
+        solution = refine(weight, factor, mix(32, 3), passes=2)
         assert torch.isfinite(solution.weight).all() and (solution.weight[:, :5] == 0).all()
-        assert torch.isfinite(refine(weight * 1e-8, tried, factor, mix(32, 3), passes=2).weight).all()
+        assert torch.isfinite(refine(weight * 1e-8, factor, mix(32, 3), passes=2).weight).all()

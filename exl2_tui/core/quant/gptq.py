@@ -26,11 +26,13 @@ class Factor:
     """What all candidates of one Hessian share.
 
     perm (K,) int64: input features by falling diag(H). upper (K, K) float32: upper Cholesky factor U of the inverse of
-    the permuted, damped H, so that H^-1 = U^T U. damping: what was added to the diagonal in the end.
+    the permuted, damped H, so that H^-1 = U^T U. hessian (K, K) float32: that H itself. damping: what was added to its
+    diagonal in the end.
     """
 
     perm: Tensor
     upper: Tensor
+    hessian: Tensor
     damping: float
 
 
@@ -75,7 +77,7 @@ def factorize(hessian: Tensor, damping: float = CLASSIC_DAMPING) -> Factor:
             continue
         upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
         if not int(failed) and bool(torch.isfinite(upper).all()):
-            return Factor(perm, upper.contiguous(), added)
+            return Factor(perm, upper.contiguous(), ordered, added)
     raise QuantizationError(
         f"the Hessian of this layer cannot be inverted, even with {added:.3g} added to its diagonal",
         hint="Use more, or more varied, calibration text.",

@@ -59,7 +59,6 @@ class Working:
 
 def refine(
     weight: Tensor,
-    hessian: Tensor,
     factor: Factor,
     params: QParams,
     *,
@@ -68,17 +67,17 @@ def refine(
 ) -> Solution:
     """GPTQ with weighted scales, then `passes` rounds of refitting scales and of coordinate descent on the codes.
 
-    weight (K, N) float32 and hessian (K, K) float32 in the original row order; hessian without the factor's damping.
+    weight (K, N) float32 in the original row order. All of it minimizes the loss with the damped H: with less damping
+    the passes would fit the calibration rows too well.
     """
     target = weight.float()[factor.perm]
-    work = _solve(target, factor, params, cancel)
-    ordered = hessian[factor.perm][:, factor.perm].float()
-    ordered.diagonal().add_(factor.damping)  # what GPTQ minimized: less of it would fit the calibration rows too well
+    work, loss = _solve(target, factor, params, cancel)
     for _ in range(passes):
-        _refit(work, ordered)
-        _descend(work, ordered, cancel)
-    difference = work.rounded - target
-    loss = float((difference * (ordered @ difference)).sum(dtype=torch.float64))
+        _refit(work, factor.hessian)
+        _descend(work, factor.hessian, cancel)
+    if passes:
+        difference = work.rounded - target
+        loss = float((difference * (factor.hessian @ difference)).sum(dtype=torch.float64))
     original_order = torch.empty_like(work.rounded)
     original_order[factor.perm] = work.rounded
     return Solution(
@@ -92,11 +91,12 @@ def refine(
     )
 
 
-def _solve(target: Tensor, factor: Factor, params: QParams, cancel: CancelToken | None) -> Working:
-    """GPTQ as in gptq.solve, with the weighted scale search."""
+def _solve(target: Tensor, factor: Factor, params: QParams, cancel: CancelToken | None) -> tuple[Working, float]:
+    """GPTQ as in gptq.solve, with the weighted scale search; the loss as well."""
     current = target.clone()
     work = Working(target, torch.empty_like(target), torch.empty_like(target, dtype=torch.uint8), [], [])
     costs = factor.upper.diagonal().square().reciprocal()
+    loss = 0.0
     start = 0
     for bits, rows in params.groups(target.shape[0]):
         if cancel is not None:
@@ -106,12 +106,13 @@ def _solve(target: Tensor, factor: Factor, params: QParams, cancel: CancelToken 
         errors = round_group(
             current[start:end], factor.upper[start:end, start:end], scale, bits, work.codes, work.rounded, start
         )
+        loss += float(errors.square().sum(dtype=torch.float64))
         if end < len(target):
             current[end:].addmm_(factor.upper[start:end, end:].T, errors, alpha=-1.0)
         work.scales.append(scale)
         work.groups.append((bits, start, end))
         start = end
-    return work
+    return work, loss
 
 
 def _refit(work: Working, hessian: Tensor) -> None:

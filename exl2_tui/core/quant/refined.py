@@ -82,6 +82,9 @@ CANDIDATES: tuple[QParams, ...] = (
     mix(128, 8),
 )
 
+_STAGE_OF = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate_up", "up_proj": "gate_up"}
+"""Linears that see the same input, and so share a factorisation."""
+
 
 class RefinedRecipe:
     """See the module's docstring."""
@@ -115,7 +118,7 @@ class RefinedRecipe:
         layer = 2 * layers - step
         block, rope = self.model.block(layer), self.model.rope(states["gradient"].shape[1])
         traces, below = fisher.backward_block(block, states[_input(layer)], states["gradient"], rope, cancel)
-        factors: dict[int, Factor] = {}
+        factors: dict[str, Factor] = {}
         for name, trace in traces.items():
             yield self._measure_linear(name, block.linears[name].weight, trace, factors, found, cancel)
         for part in ("self_attn", "mlp"):
@@ -130,22 +133,23 @@ class RefinedRecipe:
         name: str,
         stored: Tensor,
         trace: fisher.Trace,
-        factors: dict[int, Factor],
+        factors: dict[str, Factor],
         found: Measurement,
         cancel: CancelToken | None,
     ) -> LayerMeasured:
         started = time.perf_counter()
         weight = stored.float().T.contiguous()
-        hessian = trace.inputs.T @ trace.inputs / len(trace.inputs)
+        stage = _STAGE_OF.get(name.rsplit(".", 1)[1], name)
+        options: list[MeasuredLinear] = []
         try:
-            factor = factorize(hessian, self.tuning.damping)
-            solved = [refine(weight, hessian, factor, params, passes=0, cancel=cancel) for params in CANDIDATES]
+            if stage not in factors:
+                factors[stage] = factorize(trace.inputs.T @ trace.inputs / len(trace.inputs), self.tuning.damping)
+            for params in CANDIDATES:
+                solution = refine(weight, factors[stage], params, passes=0, cancel=cancel)
+                kl = trace.predicted_kl(solution.weight - weight)
+                options.append(MeasuredLinear(params, params.total_bits(*weight.shape), kl))
         except QuantizationError as error:
             raise QuantizationError(error.message, tensor=f"{name}.weight", hint=error.hint) from None
-        options = [
-            MeasuredLinear(params, params.total_bits(*weight.shape), trace.predicted_kl(solution.weight - weight))
-            for params, solution in zip(CANDIDATES, solved, strict=True)
-        ]
         found.linears[name] = options
         return LayerMeasured(
             self.job,
@@ -214,15 +218,18 @@ class RefinedRecipe:
         for stage in original.stages:
             writes = stage == original.stages[-1]
             seen = moments(original, working, stage[0], reference, drifted, writes=writes, cancel=cancel)
+            try:
+                factor = factorize(seen.hessian, self.tuning.damping)
+            except QuantizationError as error:
+                raise QuantizationError(error.message, tensor=original.full_name(stage[0]), hint=error.hint) from None
             for short in stage:
                 started = time.perf_counter()
                 linear = working.linears[short]
                 weight = original.linears[short].weight.float().T.contiguous()
                 try:
-                    factor = factorize(seen.hessian, self.tuning.damping)
                     target = seen.target(weight, self.tuning.drift, self.tuning.damping)
                     params = strategy.recipes[original.full_name(short)]
-                    solution = refine(target, seen.hessian, factor, params, passes=self.tuning.passes, cancel=cancel)
+                    solution = refine(target, factor, params, passes=self.tuning.passes, cancel=cancel)
                 except QuantizationError as error:
                     name = f"{original.full_name(short)}.weight"
                     raise QuantizationError(error.message, tensor=name, hint=error.hint) from None
