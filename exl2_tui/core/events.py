@@ -181,7 +181,7 @@ class Failed(Event):
 
 @dataclass(frozen=True, slots=True)
 class EvaluationProgress(Event):
-    """`done` of `total` rows of text are measured; perplexity over the tokens so far, kl in nats (None: no reference)."""
+    """`done` of `total` rows of text are measured; perplexity of the tokens so far, kl in nats (None: no reference)."""
 
     done: int
     total: int
