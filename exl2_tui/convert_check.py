@@ -123,8 +123,8 @@ def _about_room(request: ConvertRequest, estimate: JobEstimate | None) -> Iterat
     if request.output is not None:
         yield _about_output(Path(request.output))
     if estimate is not None and estimate.available_memory and estimate.peak_memory > estimate.available_memory:
-        text = f"Needs {_size(estimate.peak_memory)} of memory, {_size(estimate.available_memory)} are free"
-        yield FieldNote("source", "error", text)
+        needs = f"Needs {_size(estimate.peak_memory)} of memory, {_size(estimate.available_memory)} free"
+        yield FieldNote("rows", "error", f"{needs}. Fewer or shorter rows need less.")
 
 
 def _about_work(request: ConvertRequest, estimate: JobEstimate | None) -> FieldNote:
@@ -183,8 +183,8 @@ def _existing(path: Path) -> Path:
 
 def _sentence(error: Exl2Error) -> str:
     """An error without the path, which the field above it shows."""
-    where = f"{error.tensor}: " if error.tensor else ""
-    return f"{where}{error.message}" + (f". {error.hint}" if error.hint else "")
+    text = error.message[:1].upper() + error.message[1:] + (f". {error.hint}" if error.hint else "")
+    return f"{text} ({error.tensor})" if error.tensor else text
 
 
 def _count(number: float) -> str:

@@ -37,10 +37,11 @@ class Eta:
     def seen(self, stage: str, step: int, seconds: float) -> None:
         """A step took so long."""
         before = self.left()
-        self.seconds[self.kind(stage, step)].append(seconds)
+        taken = self.seconds[self.kind(stage, step)]
+        taken.append(seconds)
         after = self.left()
-        if before is not None and after is not None:
-            self.slower = after > SLOWER * max(0.0, before - seconds) and after - before > 30
+        if before is not None and after is not None:  # the first steps of a kind correct a guess, that is no news
+            self.slower = len(taken) > FIRST and after - before > 30 and after > SLOWER * before
 
     def left(self) -> float | None:
         """Seconds of the steps that are left, the running one counted whole; None until there is something to go by."""

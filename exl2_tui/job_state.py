@@ -351,7 +351,7 @@ def number(value: float) -> str:
 
 def remedy_for(message: str) -> str:
     """What to do about a warning of the core."""
-    if "calibration" in message:
+    if "calibrat" in message:
         return "Give a larger calibration file, or shorter rows"
     if "broken" in message:
         return "Convert again with more bits per weight"
@@ -364,9 +364,9 @@ def verdict(judged: Evaluated) -> tuple[LogLevel, str]:
         return "error", "Broken: do not use this model"
     if judged.kl < 0.01:
         return "done", "Practically the original"
-    if judged.kl < 0.05:
+    if judged.kl < 0.03:
         return "done", "Very close to the original"
-    if judged.kl < 0.2:
+    if judged.kl < 0.15:
         return "done", "Close to the original, with a small loss"
     return "warning", "A clear loss: more bits per weight would help"
 

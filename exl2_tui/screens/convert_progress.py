@@ -86,13 +86,14 @@ class ProgressScreen(Screen[None]):
             return
         self._draw_times(job)
         self.query_one("#stages", Row).put(Content.assemble("  ", stages(job)))
-        self._put("#notices", notices(job, brief=self.size.height < ROOMY))
+        rows = 4 if self.size.height >= ROOMY else 1 if job.results else 2
+        self._put("#notices", notices(job, rows))
         self._put("#report", report(job, self.size.width))
         self._draw_chart(job)
         flagged = frozenset(point.key for point in job.points.values() if point.outlier)
         running = job.status == "running"
-        rows = job.rows or job.measured_rows()
-        self.query_one(LayerTable).show(rows, flagged, worst_first=self._worst_first, running=running)
+        layers = job.rows or job.measured_rows()
+        self.query_one(LayerTable).show(layers, flagged, worst_first=self._worst_first, running=running)
         self.query_one(LogPane).feed(job)
         self.refresh_bindings()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from textual.app import ComposeResult
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
@@ -47,7 +47,11 @@ STEPS = ("source", "target", "check")
 class WizardScreen(Screen[None]):
     """Every value has a default, so that enter, enter, enter converts the first model."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings("wizard")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *bindings("wizard"),
+        Binding("down", "pick(1)", "Down", show=False),
+        Binding("up", "pick(-1)", "Up", show=False),
+    ]
     AUTO_FOCUS = None
 
     def __init__(self, place: ConvertPlace, source: str = "") -> None:
@@ -68,7 +72,9 @@ class WizardScreen(Screen[None]):
         with VerticalScroll(id="source", can_focus=False):
             yield Field("source", "Model folder", PathInput(self._source, placeholder="~/models/…", id="source-path"))
             yield Static("", id="facts", markup=False)
-            yield OptionList(id="models-found", markup=False, compact=True, classes="-rows")
+            offered = OptionList(id="models-found", markup=False, compact=True, classes="-rows")
+            offered.can_focus = False
+            yield offered
         with Horizontal(id="target"):
             with VerticalScroll(id="fields", can_focus=False):
                 yield from self._fields()
@@ -192,13 +198,15 @@ class WizardScreen(Screen[None]):
         options.set_options(Option(_model_line(model, width)) for model in self._models)
         if self._models:
             options.highlighted = 0
-            if self._step == 0 and not self._box("source-path").value:
-                options.focus()
         self._draw_found()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        if self._models:
-            self._box("source-path").value = self._models[event.option_index].path
+        self._take(event.option_index)
+
+    def _take(self, index: int | None) -> None:
+        """Takes a model of the list and goes on with it."""
+        if self._models and index is not None:
+            self._box("source-path").value = self._models[index].path
             self._going = True
 
     # Drawing
@@ -218,7 +226,7 @@ class WizardScreen(Screen[None]):
         if self._models is None:
             return Content.styled("  Looking for models that can be converted", "$secondary")
         if self._models:
-            return Content.styled("  Models on this machine that can be converted:", "$secondary")
+            return Content.styled("  ↑↓ Models on this machine that can be converted", "$secondary")
         return Content.styled("  No float16 model was found in your folders. Type the folder of one.", "$secondary")
 
     def _show_title(self) -> None:
@@ -265,8 +273,18 @@ class WizardScreen(Screen[None]):
         self._step -= 1
         self._show_step()
 
+    def action_pick(self, step: int) -> None:
+        """Arrow keys in the path move through the models below it."""
+        options = self.query_one("#models-found", OptionList)
+        if self._step == 0 and options.option_count:
+            options.highlighted = ((options.highlighted or 0) + step) % options.option_count
+            if self._models:
+                self._box("source-path").value = self._models[options.highlighted].path
+
     def action_next(self) -> None:
         """Goes on if nothing is wrong; waits for the check if it is still running."""
+        if self._step == 0 and not self._box("source-path").value:
+            self._take(self.query_one("#models-found", OptionList).highlighted)
         found = self._found
         if found is None:
             self._going = True
@@ -287,8 +305,9 @@ class WizardScreen(Screen[None]):
         self._start()
 
     def _focus_field(self, name: str) -> None:
-        if self._step == 2:
-            self._step = 1
+        step = 0 if name == "source" else 1
+        if self._step != step:
+            self._step = step
             self._show_step()
         controls = self.query(f"#field-{name} Input, #field-{name} Choice")
         if controls and controls.first().display:

@@ -42,26 +42,20 @@ def bar(job: JobState, now: float, width: int) -> Content:
     return Content.assemble("  ", meter(job.share, 1.0, cells=max(10, width - len(text) - 2)), text)
 
 
-def notices(job: JobState, *, brief: bool) -> Content:
-    """What went wrong, and doubts about the quality with their remedies; brief: one row for all doubts."""
+def notices(job: JobState, rows: int) -> Content:
+    """What went wrong, and doubts about the quality, with remedies as far as `rows` reach."""
     lines: list[Content] = []
     if job.status in ("failed", "damaged") and job.error:
         lines.append(Content.styled(f"  ✗ {one_line(job.error)}", "$error"))
-        more = f"{job.hint} " if job.hint else ""
         again = "r tries again from where it stopped." if job.status == "failed" else "x deletes it."
-        lines.append(Content.styled(f"    {one_line(more)} {again}".rstrip(), "$secondary"))
+        lines.append(Content.styled(f"    {one_line(f'{job.hint} {again}')}", "$secondary"))
     doubts = list(job.doubts.values())
-    if brief and doubts:
-        more = f" (and {len(doubts) - 1} more, l shows them)" if len(doubts) > 1 else ""
-        lines.append(Content.styled(f"  ! {one_line(doubts[0].text)}{more}. {one_line(doubts[0].remedy)}", "$warning"))
-        return Content("\n").join(lines)
-    for doubt in doubts[:SHOWN_DOUBTS]:
+    shown = max(1, min(SHOWN_DOUBTS, rows // 2))
+    for doubt in doubts[:shown]:
         lines += _doubt(doubt)
-    if len(doubts) > SHOWN_DOUBTS:
-        lines.append(
-            Content.styled(f"    and {len(doubts) - SHOWN_DOUBTS} more warnings; l shows the log", "$secondary")
-        )
-    return Content("\n").join(lines)
+    if len(doubts) > shown and rows > 1:
+        lines[-1] = lines[-1] + Content.styled(f" (and {len(doubts) - shown} more: l shows the log)", "$secondary")
+    return Content("\n").join(lines if rows > 1 else lines[:1])
 
 
 def _doubt(doubt: Doubt) -> list[Content]:
