@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -23,7 +23,6 @@ from textual.timer import Timer
 from exl2_tui.bridge import EventBridge
 from exl2_tui.clipboard import OSC52_LIMIT, copy_with_helper
 from exl2_tui.commands import KeyCommands
-from exl2_tui.convert_place import ConvertFactory, ConvertPlace
 from exl2_tui.core.events import Event, LoadFinished, ModelsListed, ModesListed, PromptPreview
 from exl2_tui.core.requests import SamplerSettings
 from exl2_tui.keymap import bindings, problems
@@ -46,6 +45,7 @@ SAVE_SECONDS = 0.3
 STYLES = Path(__file__).parent / "styles"
 
 if TYPE_CHECKING:
+    from exl2_tui.convert_place import ConvertFactory, ConvertPlace
     from exl2_tui.settings_form import Group
 
 StoreFactory = Callable[[Callable[[int], object], Callable[[str], object]], ChatStore]
@@ -119,11 +119,18 @@ class Exl2App(App[None]):
         self.wall_clock = wall_clock
         self._store = (store_factory or _memory)(lambda token: self.post_message(self.Saved(token)), self.report)
         self.session = ChatSession(settings, self._store, clock=clock, wall_clock=wall_clock)
-        self.convert = ConvertPlace(self, convert_factory)
+        self._convert_factory = convert_factory
         if mode:
             self.session.chat.mode = mode
         if system is not None:
             self.session.chat.system = system
+
+    @cached_property
+    def convert(self) -> ConvertPlace:
+        """Made when it is first needed: not for the first frame."""
+        from exl2_tui.convert_place import ConvertPlace
+
+        return ConvertPlace(self, self._convert_factory)
 
     @property
     def settings(self) -> Settings:
