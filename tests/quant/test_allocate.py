@@ -50,12 +50,12 @@ def test_sum_is_the_optimum_of_all_combinations(seed: int) -> None:
 def test_a_large_model_is_allocated_quickly_and_close_to_the_budget() -> None:
     slots = [
         [Option((1 << 24) * bits // 32 + 77 * slot, 2.0 ** (-bits / 16) * (1 + slot % 7)) for bits in range(64, 257, 6)]
-        for slot in range(400)
+        for slot in range(150)
     ]
-    budget = 400 * (1 << 24) * 4
-    started = time.perf_counter()
+    budget = 150 * (1 << 24) * 4
+    started = time.process_time()
     bits, _ = cost(slots, minimize_sum(slots, budget))
-    assert time.perf_counter() - started < 30
+    assert time.process_time() - started < 10
     assert 0.999 * budget < bits <= budget
 
 
