@@ -1,0 +1,41 @@
+"""Rules of the user interface, checked on its source: outside text is never markup, workers never end the app."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "exl2_tui"
+FILES = sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("screens/*.py"), *PACKAGE.glob("widgets/*.py")])
+NEED_MARKUP_OFF = {"Static", "OptionList", "RichLog", "notify"}
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            function = node.func
+            yield (function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")), node
+
+
+def keyword(call: ast.Call, name: str) -> object:
+    value = next((part.value for part in call.keywords if part.arg == name), None)
+    return value.value if isinstance(value, ast.Constant) else value
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_outside_text_is_never_markup(path: Path) -> None:
+    for name, call in calls(path):
+        if name in NEED_MARKUP_OFF and (call.args or name != "notify"):  # Condition.notify() has none
+            assert keyword(call, "markup") is False, f"{path.name}:{call.lineno}: {name} without markup=False"
+        assert name not in ("from_markup", "Text.from_markup"), f"{path.name}:{call.lineno}: parses markup"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_workers_have_a_group_and_never_end_the_app(path: Path) -> None:
+    for name, call in calls(path):
+        if name == "run_worker":
+            assert isinstance(keyword(call, "group"), str), f"{path.name}:{call.lineno}: a worker without a group"
+            assert keyword(call, "exit_on_error") is False, f"{path.name}:{call.lineno}: a worker may end the app"
