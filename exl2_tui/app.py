@@ -361,7 +361,7 @@ class Exl2App(App[None]):
                 scan=self._scan_models,
                 load=self.load_model,
                 unload=lambda: self.repaint(self.session.unload()),
-                add_folder=self._add_folder,
+                add_folder=self.add_folder,
             )
         )
 
@@ -375,7 +375,7 @@ class Exl2App(App[None]):
         self.action_place_chat()
         self.repaint(self.session.load(path, self.settings.load))
 
-    def _add_folder(self, path: str) -> None:
+    def add_folder(self, path: str) -> None:
         models = self.settings.models
         if path not in models.directories:
             models = dataclasses.replace(models, directories=(*models.directories, path))

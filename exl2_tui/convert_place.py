@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from exl2_tui.conversions import Conversions, ConvertService
@@ -165,6 +166,9 @@ class ConvertPlace:
 
         screen = self.app.screen
         job = self.jobs.jobs.get(event.job)
+        if isinstance(event, JobFinished):
+            for path in event.paths:  # so that Models lists it
+                self.app.add_folder(str(Path(path).parent))
         if job is None or (isinstance(screen, ProgressScreen) and screen.job_name == event.job):
             return
         if isinstance(event, JobFinished):

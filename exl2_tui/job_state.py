@@ -28,7 +28,7 @@ from exl2_tui.core.events import (
     QualityWarning,
     StageStarted,
 )
-from exl2_tui.eta import Eta, exact
+from exl2_tui.eta import Eta, StepKind, exact
 
 Status = Literal["waiting", "running", "pausing", "stopped", "failed", "finished", "elsewhere", "damaged"]
 LogLevel = Literal["info", "warning", "error", "done"]
@@ -169,7 +169,7 @@ class JobState:
         left = self.eta.left()
         if left is None or self.status != "running":
             return left
-        step = self.eta.typical(self.eta.kind(self.stage, self._step)) if self.stage in ("measure", "quantize") else 0.0
+        step = self.eta.typical(self.step_kind) if self.step_kind is not None else 0.0
         return max(0.0, left - min(step, max(0.0, now - self.step_began)))
 
     def worst(self, count: int) -> list[Point]:
@@ -186,10 +186,12 @@ class JobState:
         return median(errors) if errors else 0.0
 
     @property
-    def _step(self) -> int:
-        """Number of the running step within its stage."""
-        measured = sum(len(self.eta.seconds[kind]) for kind in ("forward", "measure"))
-        return measured if self.stage == "measure" else 0
+    def step_kind(self) -> StepKind | None:
+        """What the running step is; None in stages that have none."""
+        if self.stage not in ("measure", "quantize"):
+            return None
+        measured = len(self.eta.seconds["forward"]) + len(self.eta.seconds["measure"])
+        return self.eta.kind(self.stage, measured)
 
     # Events
 
@@ -242,7 +244,7 @@ class JobState:
             job.apply(past, now, 0.0)
         job.status = event.info.status
         job.seconds, job.began, job.step_began = event.info.seconds, now, now
-        if before is not None and before.log:
+        if before is not None and before.logged >= job.logged:
             job.log, job.logged = before.log, before.logged
         return job
 
@@ -352,7 +354,7 @@ def number(value: float) -> str:
 def remedy_for(message: str) -> str:
     """What to do about a warning of the core."""
     if "calibrat" in message:
-        return "Give a larger calibration file, or shorter rows"
+        return "Use more calibration text: more rows, or longer ones"
     if "broken" in message:
         return "Convert again with more bits per weight"
     return "Compare the result with the original before you rely on it"

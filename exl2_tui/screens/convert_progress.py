@@ -24,6 +24,8 @@ from exl2_tui.widgets.stage_list import stages
 from exl2_tui.widgets.status import header
 
 TICK_SECONDS = 1.0
+SPACIOUS = 36  # rows from which the chart is larger
+CHART_ROWS = (8, 11)  # three decades of two or three rows, and two rows below
 ROOMY = 30  # rows from which warnings may take more than one
 
 
@@ -67,6 +69,7 @@ class ProgressScreen(Screen[None]):
         self.jobs_changed()
 
     def on_resize(self) -> None:
+        self.query_one(LayerChart).styles.height = CHART_ROWS[self.size.height >= SPACIOUS]
         self.call_after_refresh(self.jobs_changed)
 
     @property

@@ -149,7 +149,7 @@ def side(job: JobState, now: float, jobs: Sequence[JobState]) -> Content:
     facts = [("Elapsed", exact(job.elapsed(now)))]
     if job.status == "running":
         facts.append(("Left", rough(left) if left is not None else "known soon"))
-        kind = job.eta.kind(job.stage, 0) if job.stage in ("measure", "quantize") else None
+        kind = job.step_kind
         if kind is not None and job.eta.seconds[kind]:
             facts.append(("Per layer", exact(job.eta.typical(kind))))
         facts.append(("Saved", _ago(now - job.saved) if job.saved else "not yet"))
