@@ -61,8 +61,7 @@ struct Lanes {
   }
   static F lookup(const float* table, const uint8_t* nibbles) {
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(nibbles)), low = _mm_set1_epi8(15);
-    const __m128i codes =
-        _mm_unpacklo_epi8(_mm_and_si128(bytes, low), _mm_and_si128(_mm_srli_epi16(bytes, 4), low));
+    const __m128i codes = _mm_unpacklo_epi8(_mm_and_si128(bytes, low), _mm_and_si128(_mm_srli_epi16(bytes, 4), low));
     return {lookup8(table, codes), lookup8(table, _mm_srli_si128(codes, 8))};
   }
   static void store(float* p, F v) { _mm256_store_ps(p, v.a), _mm256_store_ps(p + 8, v.b); }
@@ -99,7 +98,8 @@ struct Lanes {
   static I set1_i(int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
   static I load_u16(const uint16_t* p) {
     const __m256i half = _mm256_load_si256(at(p, 0));
-    return {_mm256_cvtepu16_epi32(_mm256_castsi256_si128(half)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(half, 1))};
+    return {_mm256_cvtepu16_epi32(_mm256_castsi256_si128(half)),
+            _mm256_cvtepu16_epi32(_mm256_extracti128_si256(half, 1))};
   }
   static I add_i(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
   static I sub_i(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }

@@ -70,9 +70,7 @@ struct Lanes {
   static I round(F a) { return _mm512_cvt_roundps_epi32(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
   static int32_t reduce_add_i(I a) { return _mm512_reduce_add_epi32(a); }
-  static void store_bytes(int32_t* p, I a) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
-  }
+  static void store_bytes(int32_t* p, I a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
 
   // codes
   static I load_line(const uint8_t* p) { return _mm512_load_si512(p); }

@@ -1,13 +1,16 @@
 // The packed linear: what lies where in the blob. (Shared text of the linear_*.cpp files; each includes it in its own
-// namespace EXL2_ISA, because functions shared between files with different compile flags would be merged by the linker.)
+// namespace EXL2_ISA, because functions shared between files with different compile flags would be merged by the
+// linker.)
 //
-//   header | sections | scale tables (EXL2) | row map | bias | tile 0 | tile 1 | ...          every part 64-byte aligned
+//   header | sections | scale tables (EXL2) | row map | bias | tile 0 | tile 1 | ...          every part 64-byte
+//   aligned
 //
-// A tile is 16 output columns over all rows, contiguous, read once in address order. A *slab* is 32 rows of it and, at b
-// bits per weight, exactly b lines of 64 bytes. A line of plane width w holds 8/w *quads*; a quad is 4 rows x 16 columns,
-// 64 codes, one per byte: 32-bit lane c holds rows 4j..4j+3 of column c. That is the operand shape of vpdpbusd, which
-// multiplies 4 bytes of each lane with 4 activations and adds into the lane: columns never mix, nothing is ever summed
-// across lanes. Widths that do not divide 8 are split into bit planes: 3 = 2+1, 5 = 4+1, 6 = 4+2 (low plane first).
+// A tile is 16 output columns over all rows, contiguous, read once in address order. A *slab* is 32 rows of it and, at
+// b bits per weight, exactly b lines of 64 bytes. A line of plane width w holds 8/w *quads*; a quad is 4 rows x 16
+// columns, 64 codes, one per byte: 32-bit lane c holds rows 4j..4j+3 of column c. That is the operand shape of
+// vpdpbusd, which multiplies 4 bytes of each lane with 4 activations and adds into the lane: columns never mix, nothing
+// is ever summed across lanes. Widths that do not divide 8 are split into bit planes: 3 = 2+1, 5 = 4+1, 6 = 4+2 (low
+// plane first).
 //
 //   quad j of a plane of width w: line j*w/8, bits (j*w)%8 .. +w-1 of each byte.
 //
@@ -54,9 +57,9 @@ struct Section {
   int32_t first_group;
   int32_t first_block;
   int32_t padding;
-  int64_t first_row;      // packed row
-  int64_t code_offset;    // bytes from the start of the tile
-  int64_t x_offset;       // activation bytes per token before this section
+  int64_t first_row;    // packed row
+  int64_t code_offset;  // bytes from the start of the tile
+  int64_t x_offset;     // activation bytes per token before this section
 };
 
 struct Header {
@@ -67,18 +70,18 @@ struct Header {
   int32_t dense_type;
   int32_t exact;
   int32_t has_row_map;
-  int64_t K;             // input features
-  int64_t packed_rows;   // rows in a tile: K, plus the padding of groups that are no multiple of 32
+  int64_t K;            // input features
+  int64_t packed_rows;  // rows in a tile: K, plus the padding of groups that are no multiple of 32
   int64_t out_features;
   int64_t tiles;
   int64_t n_groups;
   int64_t n_sections;
   int64_t n_blocks;
-  int64_t x_bytes;       // int8 activation bytes per token
-  int64_t sections_at;   // offsets in bytes from the start of the blob
-  int64_t tables_at;     // float (G, 16): scale of each scale code
-  int64_t row_map_at;    // int32 (packed_rows): input feature, -1 for padding
-  int64_t bias_at;       // float (16 * tiles)
+  int64_t x_bytes;      // int8 activation bytes per token
+  int64_t sections_at;  // offsets in bytes from the start of the blob
+  int64_t tables_at;    // float (G, 16): scale of each scale code
+  int64_t row_map_at;   // int32 (packed_rows): input feature, -1 for padding
+  int64_t bias_at;      // float (16 * tiles)
   int64_t tiles_at;
   int64_t tile_bytes;
   int64_t params_bytes;  // scales (and zeros) at the head of each tile
@@ -159,11 +162,11 @@ static inline int group_bits_of(const LinearSource& s, int64_t g) {
   return s.kind == LinearKind::kExl2 ? s.q_groups[2 * g] : s.bits;
 }
 
-// How many int8 terms an activation gets. Rounding to 8 bits costs a KL divergence of some 5e-4 on small trained models;
-// quantizing the weights costs 0.07 at 4 bits and a quarter of that with every bit more. To stay below one percent of it,
-// the rows with the largest activations, which make most of the error, get both bytes of a 16-bit activation: rows of
-// EXL2 and of act-order GPTQ come in that order. Measured on nano-chat, by the share of such rows: none 5.0e-4,
-// 1/4 2.0e-4, 1/2 1.0e-4, 3/4 4e-5, all 2e-8. Where the order is not known it is all or none.
+// How many int8 terms an activation gets. Rounding to 8 bits costs a KL divergence of some 5e-4 on small trained
+// models; quantizing the weights costs 0.07 at 4 bits and a quarter of that with every bit more. To stay below one
+// percent of it, the rows with the largest activations, which make most of the error, get both bytes of a 16-bit
+// activation: rows of EXL2 and of act-order GPTQ come in that order. Measured on nano-chat, by the share of such rows:
+// none 5.0e-4, 1/4 2.0e-4, 1/2 1.0e-4, 3/4 4e-5, all 2e-8. Where the order is not known it is all or none.
 static inline int64_t two_byte_rows(const LinearSource& s) {
   int64_t bits = 0;
   for (int64_t g = 0; g < s.n_groups; g++) bits += group_rows_of(s, g) * group_bits_of(s, g);
@@ -212,8 +215,7 @@ static inline bool plan(const LinearSource& s, Header& h, Section* sections) {
       if (rows % kSlabRows) h.has_row_map = 1;
       const int terms = terms_of(bits, row, two_bytes);
       row += rows;
-      if (h.n_sections > 0 && last.bits == bits && last.terms == terms &&
-          last.slabs * last.blocks_per_group == slabs) {
+      if (h.n_sections > 0 && last.bits == bits && last.terms == terms && last.slabs * last.blocks_per_group == slabs) {
         last.groups++;
       } else {
         last = Section{};

@@ -21,46 +21,65 @@ struct CodeSource {
   int bits;
 };
 
-// lanes |= code of `row` (of the stream that starts at words) of `columns` columns, shifted to byte `byte`.
-static inline void add_row(uint32_t* lanes, const CodeSource& source, int64_t row, int64_t column, int columns,
-                           int byte) {
+// 16 words, as an array of its own: with a pointer the compiler would have to fear that it overlaps what is written.
+struct Words {
+  uint32_t v[kColumns];
+};
+
+static EXL2_INLINE Words load_words(const uint32_t* p, int columns) {
+  Words words = {};
+  if (columns == kColumns) {
+    memcpy(words.v, p, sizeof words.v);
+  } else {
+    for (int c = 0; c < columns; c++) words.v[c] = p[c];
+  }
+  return words;
+}
+
+// Codes of `row` (of the stream that starts at source.words) in byte `byte` of each lane of `quad`.
+static EXL2_INLINE void add_row(Words& quad, const CodeSource& source, int64_t row, int64_t column, int columns,
+                                int byte) {
   const int64_t bit = row * source.bits;
-  const uint32_t* low = source.words + bit / 32 * source.ld + column;
+  const uint32_t* p = source.words + bit / 32 * source.ld + column;
   const int shift = int(bit % 32);
   const uint32_t mask = (1u << source.bits) - 1;
+  Words words = load_words(p, columns);
+  for (int c = 0; c < kColumns; c++) words.v[c] >>= shift;
   if (shift + source.bits > 32) {  // the code straddles two word rows
-    const uint32_t* high = low + source.ld;
-    for (int c = 0; c < columns; c++) {
-      lanes[c] |= ((low[c] >> shift | high[c] << (32 - shift)) & mask) << (8 * byte);
-    }
-  } else {
-    for (int c = 0; c < columns; c++) lanes[c] |= (low[c] >> shift & mask) << (8 * byte);
+    const Words high = load_words(p + source.ld, columns);
+    for (int c = 0; c < kColumns; c++) words.v[c] |= high.v[c] << (32 - shift);
   }
+  for (int c = 0; c < kColumns; c++) quad.v[c] |= (words.v[c] & mask) << (8 * byte);
 }
 
 // One slab of one tile. rows[i]: row of the stream for slab row i, negative for padding.
 static inline void pack_slab(uint8_t* out, const CodeSource& source, const int64_t* rows, int64_t column, int columns) {
-  alignas(kLine) uint32_t lines[8][kColumns] = {};
+  Words lines[8] = {};
   const int low = low_plane(source.bits), high = source.bits - low;
+  const uint32_t low_mask = 0x01010101u * ((1u << low) - 1), high_mask = 0x01010101u * ((1u << high) - 1);
   for (int j = 0; j < kSlabQuads; j++) {
-    alignas(kLine) uint32_t quad[kColumns] = {};
+    Words quad = {};
     for (int r = 0; r < 4; r++) {
-      if (rows[4 * j + r] < 0) continue;
-      if (columns == kColumns) {
-        add_row(quad, source, rows[4 * j + r], column, kColumns, r);
-      } else {
-        add_row(quad, source, rows[4 * j + r], column, columns, r);
-      }
+      if (rows[4 * j + r] >= 0) add_row(quad, source, rows[4 * j + r], column, columns, r);
     }
-    const uint32_t low_mask = 0x01010101u * ((1u << low) - 1);
-    uint32_t* line = lines[j * low / 8];
-    for (int c = 0; c < kColumns; c++) line[c] |= (quad[c] & low_mask) << (j * low % 8);
+    Words& line = lines[j * low / 8];
+    for (int c = 0; c < kColumns; c++) line.v[c] |= (quad.v[c] & low_mask) << (j * low % 8);
     if (high == 0) continue;
-    const uint32_t high_mask = 0x01010101u * ((1u << high) - 1);
-    line = lines[low + j * high / 8];
-    for (int c = 0; c < kColumns; c++) line[c] |= (quad[c] >> low & high_mask) << (j * high % 8);
+    Words& second = lines[low + j * high / 8];
+    for (int c = 0; c < kColumns; c++) second.v[c] |= (quad.v[c] >> low & high_mask) << (j * high % 8);
   }
   memcpy(out, lines, size_t(source.bits) * kLine);
+}
+
+// The words of the slab that starts at `row`, in some columns: word rows are pages apart, which no hardware prefetcher
+// follows. (Rows in file order; for others, and past the end, a hint that does no harm.)
+static inline void prefetch_rows(const CodeSource& source, int64_t row, int64_t begin, int64_t end) {
+  const uintptr_t base = reinterpret_cast<uintptr_t>(source.words);
+  for (int64_t word = row * source.bits / 32; word < (row + kSlabRows) * source.bits / 32; word++) {
+    for (int64_t column = begin; column < end; column += kColumns) {
+      __builtin_prefetch(reinterpret_cast<const void*>(base + uintptr_t(word * source.ld + column) * 4));
+    }
+  }
 }
 
 static inline void pack_codes(const LinearSource& s, const Header& h, uint8_t* blob, int64_t tile_begin,
@@ -74,11 +93,12 @@ static inline void pack_codes(const LinearSource& s, const Header& h, uint8_t* b
       int64_t rows[kSlabRows];
       for (int64_t k = 0; k < kSlabRows; k++) {
         const int64_t i = first + k;
-        rows[k] = i >= group_rows                  ? -1
+        rows[k] = i >= group_rows               ? -1
                   : s.kind == LinearKind::kExl2 ? i  // stored in packed order, one stream per group
                   : s.perm                      ? s.perm[packed_row + i]
                                                 : packed_row + i;
       }
+      prefetch_rows(source, rows[0] + kSlabRows, tile_begin * kColumns, tile_end * kColumns);
       for (int64_t t = tile_begin; t < tile_end; t++) {
         const int64_t left = s.N - t * kColumns;
         pack_slab(blob + h.tiles_at + t * h.tile_bytes + code_offset, source, rows, t * kColumns,

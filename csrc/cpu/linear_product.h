@@ -5,16 +5,17 @@
 // Two paths, each with a form for few tokens and one for many:
 //
 //                 few tokens (decode): weights are unpacked    many tokens: a chunk of four tiles is unpacked into L1
-//                 in registers, each line is read once         once and run over all tokens, kTokens x kStageTiles at a time
+//                 in registers, each line is read once         once and run over all tokens, kTokens x kStageTiles at a
+//                 time
 //   integer       direct_integer                               staged_integer
 //   fp32, exact   direct_exact, direct_dense                   staged_float (quantized and dense weights alike)
 //
-// Integer: out[m,n] = sum over blocks  S[g,n] * sx[m,block] * sum_k (q[k,n] - zero) * x8[m,k]; the inner sum is exact in
-// int32; the zero point enters once per block, through the sum of the block's activations.
-// Exact: out[m,n] = sum over groups  S[g,n] * sum_k (q[k,n] - zero) * x[m,k] in fp32.
+// Integer: out[m,n] = sum over blocks  S[g,n] * sx[m,block] * sum_k (q[k,n] - zero) * x8[m,k]; the inner sum is exact
+// in int32; the zero point enters once per block, through the sum of the block's activations. Exact: out[m,n] = sum
+// over groups  S[g,n] * sum_k (q[k,n] - zero) * x[m,k] in fp32.
 //
-// Activations lie in scratch by token blocks of Lanes::kTokens (the last one shorter), each [row quad][token][4 rows] int8,
-// or [row][token] float, so that the inner loops read them in address order.
+// Activations lie in scratch by token blocks of Lanes::kTokens (the last one shorter), each [row quad][token][4 rows]
+// int8, or [row][token] float, so that the inner loops read them in address order.
 #pragma once
 
 #include "linear_pack.h"
@@ -28,8 +29,8 @@ using Acc = Lanes::Acc;
 
 constexpr int kTokens = Lanes::kTokens;
 constexpr int kStageTiles = Lanes::kStageTiles;
-constexpr int kSuperTiles = 4;       // tiles unpacked together: their activations are then read from L1
-constexpr int kByteChunkRows = 512;  // 4 tiles * 512 rows * 16 B = 32 KiB
+constexpr int kSuperTiles = 4;        // tiles unpacked together: their activations are then read from L1
+constexpr int kByteChunkRows = 512;   // 4 tiles * 512 rows * 16 B = 32 KiB
 constexpr int kFloatChunkRows = 128;  // 4 tiles * 128 rows * 64 B = 32 KiB
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -257,7 +258,8 @@ static EXL2_INLINE void direct_integer(const Header& h, const Section& s, const 
           const I code = unpack<BITS, J>(lines);
           for (int t = 0; t < TERMS; t++) {
             for (int m = 0; m < MB; m++) {
-              Lanes::dot4<BITS, J / CHAINS, J / CHAINS == (kSlabQuads - 1) / CHAINS>(acc[t][m][J % CHAINS], code, quad[t * term + J * MB + m]);
+              Lanes::dot4<BITS, J / CHAINS, J / CHAINS == (kSlabQuads - 1) / CHAINS>(acc[t][m][J % CHAINS], code,
+                                                                                     quad[t * term + J * MB + m]);
             }
           }
         });
@@ -436,8 +438,8 @@ struct ByteChunk {
 // Sums over blocks stay in registers too: with them in memory, twice as many integer accumulators fit, and the kernel
 // ran 30 % slower (Zen 5).
 template <int BITS, int TERMS, int TILES, int MB, typename Params>
-static void multiply_bytes(const ByteChunk& chunk, int tile, int slabs, int blocks, const int32_t* x, const BlockMeta* meta,
-                           float* out, int64_t ldo, int columns) {
+static void multiply_bytes(const ByteChunk& chunk, int tile, int slabs, int blocks, const int32_t* x,
+                           const BlockMeta* meta, float* out, int64_t ldo, int columns) {
   F total[TILES][MB];
   for (int i = 0; i < TILES; i++) {
     for (int m = 0; m < MB; m++) total[i][m] = Lanes::zero();
@@ -449,7 +451,8 @@ static void multiply_bytes(const ByteChunk& chunk, int tile, int slabs, int bloc
       for (int i = 0; i < TILES; i++) {
         for (int m = 0; m < MB; m++) {
           const I start = Params::start(chunk.zeros[tile + i][b], meta[m].start[term]);
-          acc[i][m] = Lanes::start(term == 0 ? start : Lanes::add_i(start, Lanes::shift_left8(Lanes::value(acc[i][m]))));
+          acc[i][m] =
+              Lanes::start(term == 0 ? start : Lanes::add_i(start, Lanes::shift_left8(Lanes::value(acc[i][m]))));
         }
       }
       const uint8_t* codes = block_codes;
@@ -491,8 +494,8 @@ static void multiply_bytes(const ByteChunk& chunk, int tile, int slabs, int bloc
 }
 
 template <int BITS, typename Params>
-static void unpack_bytes(const Section& s, const Params& params, const uint8_t* tile, int first, int blocks, uint8_t* codes,
-                         F* scales, I* zeros) {
+static void unpack_bytes(const Section& s, const Params& params, const uint8_t* tile, int first, int blocks,
+                         uint8_t* codes, F* scales, I* zeros) {
   const uint8_t* in = tile + s.code_offset + int64_t(first) * s.slabs * BITS * kLine;
   for (int b = 0; b < blocks; b++) {
     const int g = s.first_group + (first + b) / s.blocks_per_group;
@@ -549,8 +552,8 @@ struct MultiplyBytes {
 
 // `tiles` (<= kSuperTiles) tiles from `tile` on, all tokens; adds to out, which points at the first column.
 template <typename Params>
-static void staged_integer(const uint8_t* blob, const uint8_t* scratch, int64_t M, float* out, int64_t ldo, int64_t tile,
-                           int64_t tiles) {
+static void staged_integer(const uint8_t* blob, const uint8_t* scratch, int64_t M, float* out, int64_t ldo,
+                           int64_t tile, int64_t tiles) {
   const Header& h = header_of(blob);
   ByteChunk chunk;
   const Section* end = sections_of(blob) + h.n_sections;
@@ -569,7 +572,8 @@ static void staged_integer(const uint8_t* blob, const uint8_t* scratch, int64_t 
           constexpr int MB = decltype(m)::value;
           float* o = out + token * ldo;
           if constexpr (Lanes::kWidthMatters) {
-            for_width<MultiplyBytes, MB, Params>(s->bits, chunk, h, *s, s->first_block + first, blocks, a, tile, tiles, o, ldo);
+            for_width<MultiplyBytes, MB, Params>(s->bits, chunk, h, *s, s->first_block + first, blocks, a, tile, tiles,
+                                                 o, ldo);
           } else {  // one body serves every width
             const auto run = s->terms == 1 ? multiply_bytes_of<8, 1, MB, Params> : multiply_bytes_of<8, 2, MB, Params>;
             run(chunk, h, *s, s->first_block + first, blocks, a, tile, tiles, o, ldo);
@@ -607,8 +611,8 @@ static void multiply_floats(const FloatChunk& chunk, int tile, int rows, const f
 }
 
 // rows of the chunk, starting at packed row `row`, times all tokens.
-static inline void multiply_chunk(const Header& h, const FloatChunk& chunk, const uint8_t* scratch, int64_t row, int rows, int64_t M,
-                                  float* out, int64_t ldo, int64_t tile, int64_t tiles) {
+static inline void multiply_chunk(const Header& h, const FloatChunk& chunk, const uint8_t* scratch, int64_t row,
+                                  int rows, int64_t M, float* out, int64_t ldo, int64_t tile, int64_t tiles) {
   for (int64_t token = 0; token < M; token += kTokens) {
     const Activations a = activations_of(h, scratch, token, M);
     for_tokens(a.mb, [&](auto m) {
@@ -628,7 +632,8 @@ static inline void multiply_chunk(const Header& h, const FloatChunk& chunk, cons
 
 // (q - zero) * S of some slabs of a section: exact in fp32, 9 bits times 11.
 template <int BITS, typename Params>
-static void unpack_floats(const Section& s, const Params& params, const uint8_t* tile, int first, int slabs, float* out) {
+static void unpack_floats(const Section& s, const Params& params, const uint8_t* tile, int first, int slabs,
+                          float* out) {
   const uint8_t* in = tile + s.code_offset + int64_t(first) * BITS * kLine;
   for (int slab = first; slab < first + slabs; slab++, in += BITS * kLine) {
     const int g = s.first_group + slab / (s.slabs * s.blocks_per_group);
@@ -713,13 +718,12 @@ static void multiply_staged(const uint8_t* blob, const uint8_t* scratch, int64_t
   }
 }
 
-static void multiply(const uint8_t* blob, const uint8_t* scratch, int64_t M, float* out, int64_t ldo, int64_t tile_begin,
-                     int64_t tile_end) {
+static void multiply(const uint8_t* blob, const uint8_t* scratch, int64_t M, float* out, int64_t ldo,
+                     int64_t tile_begin, int64_t tile_end) {
   if (M == 0) return;
   if (M > Lanes::kDirectTokens) return multiply_staged(blob, scratch, M, out, ldo, tile_begin, tile_end);
-  for_tokens<Lanes::kDirectTokens>(M, [&](auto m) {
-    multiply_direct<decltype(m)::value>(blob, scratch, out, ldo, tile_begin, tile_end);
-  });
+  for_tokens<Lanes::kDirectTokens>(
+      M, [&](auto m) { multiply_direct<decltype(m)::value>(blob, scratch, out, ldo, tile_begin, tile_end); });
 }
 
 static int64_t tiles(const uint8_t* blob) { return header_of(blob).tiles; }
