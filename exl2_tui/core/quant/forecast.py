@@ -9,6 +9,7 @@ from exl2_tui.core.errors import MemoryLimitError
 from exl2_tui.core.events import JobEstimate
 from exl2_tui.core.model.memory import available_memory
 from exl2_tui.core.quant import selftext
+from exl2_tui.core.quant.calibration import CalibrationSpec
 from exl2_tui.core.quant.recipe import head_recipe
 from exl2_tui.core.quant.source import SourceModel
 from exl2_tui.core.requests import ConvertRequest
@@ -25,15 +26,17 @@ SOLVES = {"classic": 14, "refined": 25}
 """Candidates per linear while measuring."""
 
 
-def forecast(
-    request: ConvertRequest, model: SourceModel, rows: int, measure_rows: int, length: int, job: str
-) -> JobEstimate:
-    """The estimate. rows and measure_rows of `length` tokens; sizes in bytes."""
+def forecast(request: ConvertRequest, model: SourceModel, spec: CalibrationSpec, job: str) -> JobEstimate:
+    """The estimate for a job with these calibration rows; sizes in bytes."""
+    rows, measure_rows, length = spec.rows, spec.measure_rows, spec.length
     config = model.config
     layers, hidden = config.num_hidden_layers, config.hidden_size
-    block = [spec for spec in model.decoder_linears() if spec.prefix.startswith("model.layers.0.")]
-    block_weights = sum(spec.in_features * spec.out_features for spec in block)
-    widest, largest = max(spec.in_features for spec in block), max(s.in_features * s.out_features for s in block)
+    block = [linear for linear in model.decoder_linears() if linear.prefix.startswith("model.layers.0.")]
+    block_weights = sum(linear.in_features * linear.out_features for linear in block)
+    widest, largest = (
+        max(linear.in_features for linear in block),
+        max(linear.in_features * linear.out_features for linear in block),
+    )
     refined = request.recipe == "refined"
     states = rows * length * hidden * 2 * (4 if refined else 2)
     copies = 2 if refined else 1 + SOLVES["classic"] // 2
@@ -55,7 +58,7 @@ def forecast(
 
     measuring, quantizing = PASSES[request.recipe]
     forward = 2 * block_weights * layers
-    solve = sum(2 * spec.in_features**2 * spec.out_features for spec in block) * layers
+    solve = sum(2 * linear.in_features**2 * linear.out_features for linear in block) * layers
     if request.measurement is not None:
         measuring, tried = 0, 0
     else:

@@ -32,26 +32,20 @@ from exl2_tui.core.events import (
     QualityWarning,
     StageStarted,
 )
-from exl2_tui.core.prompts import encode_chat
-from exl2_tui.core.quant import output, selftext
-from exl2_tui.core.quant.calibration import Calibration, CalibrationSpec, Dialogue, prepare
-from exl2_tui.core.quant.default_text import DIALOGUES
+from exl2_tui.core.quant import output
+from exl2_tui.core.quant.calibration import Calibration, CalibrationSpec
 from exl2_tui.core.quant.forecast import forecast, require_room
 from exl2_tui.core.quant.measurement import Measurement
 from exl2_tui.core.quant.recipe import head_recipe
 from exl2_tui.core.quant.recipes import ClassicRecipe, QuantizedLayer, Recipe, States
 from exl2_tui.core.quant.refined import RefinedRecipe
 from exl2_tui.core.quant.report import report_data, report_text
+from exl2_tui.core.quant.rows import calibration_spec, make_rows
 from exl2_tui.core.quant.source import Comparison, SourceModel, compare
 from exl2_tui.core.quant.strategy import Strategy
 from exl2_tui.core.quant.workdir import WorkDir, read_state, write_durably
-from exl2_tui.core.requests import ConvertRequest, Message
-from exl2_tui.core.tokenizer import Tokenizer
+from exl2_tui.core.requests import ConvertRequest
 
-HELD_OUT_ROWS = 8
-DEFAULT_LENGTH = 2048
-DEFAULT_ROWS = 100
-DEFAULT_MEASURE_ROWS = 16
 _Result = TypeVar("_Result")
 _FREE_TO_CHANGE = {"work", "measure_to"}
 """Options that a resumed job takes from the new command, since they do not change what was computed."""
@@ -116,8 +110,7 @@ class ConvertJob:
         self.cancel = cancel
         self._began = time.perf_counter()
         if self.state["stage"] != "done":
-            rows, measure_rows, length, _ = self._sizes()
-            expected = forecast(self.request, self.model, rows, measure_rows, length, self.name)
+            expected = forecast(self.request, self.model, self._spec(), self.name)
             yield expected
             require_room(expected)
         if self.state["stage"] == "calibrate":
@@ -139,40 +132,10 @@ class ConvertJob:
     # Stages
 
     def _calibrate(self) -> Iterator[Event]:
-        request, config = self.request, self.model.config
         yield self._started("calibrate")
         measured = self._given_measurement()
-        tokenizer = Tokenizer.load(self.model.path)
-        rows, measure_rows, length, measure_length = self._sizes()
-        spec = CalibrationSpec(
-            dataset=None if request.calibration is None else Path(request.calibration),
-            column=request.column,
-            rows=rows,
-            length=length,
-            measure_rows=measure_rows,
-            measure_length=measure_length,
-            held_out_rows=HELD_OUT_ROWS,
-            seed=request.seed,
-        )
-
-        def chat(dialogue: Dialogue, ask: bool = False) -> list[int]:
-            """A dialogue in the model's own template; with `ask` only its first question, ready to be answered."""
-            turns = [Message("user", dialogue[0][0])]
-            if not ask:
-                pairs = [(Message("user", question), Message("assistant", answer)) for question, answer in dialogue]
-                turns = [message for pair in pairs for message in pair]
-            prompt = encode_chat(turns, "auto", tokenizer, config, self.model.path, add_generation=ask)
-            return list(prompt.ids)
-
-        generated: list[list[int]] = []
-        if request.calibration is None and self.model.decoder_weights <= selftext.LARGEST_MODEL:
-            documents = max(1, int(selftext.SHARE * spec.rows * length) // min(length, selftext.DOCUMENT))
-            asked = [chat(dialogue, ask=True) for dialogue in DIALOGUES]
-            start = [tokenizer.bos_id or 0]  # most text starts from nothing, a third answers a question
-            prompts = [asked[n // 3 % len(asked)] if n % 3 == 2 else start for n in range(documents)]
-            steps = selftext.write(self.model, prompts, min(length, selftext.DOCUMENT), request.seed, self.cancel)
-            generated = yield from self._with_progress(steps, "calibrate", "token")
-        made = prepare(spec, tokenizer, config.vocab_size, chat, generated)
+        steps = make_rows(self.model, self._spec(), self.cancel)
+        made = yield from self._with_progress(steps, "calibrate", "token")
         tensors = {"rows": made.rows.int(), "measure": made.measure.int(), "held_out": made.held_out.int()}
         digest = self.work.write_tensors("calibration.safetensors", tensors)  # type: ignore[arg-type]
         self.state["calibration"] = {"sha256": digest, "description": made.description}
@@ -190,13 +153,8 @@ class ConvertJob:
             yield QualityWarning(self.name, warning)
         yield Checkpointed(self.name, "calibrate", 0)
 
-    def _sizes(self) -> tuple[int, int, int, int]:
-        """Rows, rows to measure on, tokens of a row, tokens of a row to measure on."""
-        request = self.request
-        length = min(request.length or DEFAULT_LENGTH, self.model.config.max_position_embeddings)
-        rows = request.rows or DEFAULT_ROWS
-        measured = min(request.measure_rows or DEFAULT_MEASURE_ROWS, rows)
-        return rows, measured, length, min(request.measure_length or length, length)
+    def _spec(self) -> CalibrationSpec:
+        return calibration_spec(self.request, self.model.config.max_position_embeddings)
 
     def _given_measurement(self) -> Measurement | None:
         """The measurement of `-m`, copied into the work directory."""
