@@ -131,8 +131,8 @@ def _about_work(request: ConvertRequest, estimate: JobEstimate | None) -> FieldN
     from exl2_tui.core.quant.registry import summarize
 
     work = Path(request.work)
-    if work.exists() and not work.is_dir():
-        return FieldNote("work", "error", "This is a file, not a folder")
+    if blocked := _file_in_the_way(work):
+        return FieldNote("work", "error", blocked)
     parent = _existing(work)
     if not os.access(parent, os.W_OK):
         return FieldNote("work", "error", f"{parent} cannot be written")
@@ -157,8 +157,8 @@ def _about_work(request: ConvertRequest, estimate: JobEstimate | None) -> FieldN
 
 
 def _about_output(output: Path) -> FieldNote:
-    if output.exists() and not output.is_dir():
-        return FieldNote("output", "error", "This is a file, not a folder")
+    if blocked := _file_in_the_way(output):
+        return FieldNote("output", "error", blocked)
     if not os.access(_existing(output), os.W_OK):
         return FieldNote("output", "error", f"{_existing(output)} cannot be written")
     if output.is_dir() and any(output.iterdir()):
@@ -169,11 +169,16 @@ def _about_output(output: Path) -> FieldNote:
 def _estimate(request: ConvertRequest, model: SourceModel) -> JobEstimate:
     """The core's forecast, with what it takes where nothing is asked for."""
     from exl2_tui.core.quant.forecast import forecast
-    from exl2_tui.core.quant.job import DEFAULT_LENGTH, DEFAULT_MEASURE_ROWS, DEFAULT_ROWS
+    from exl2_tui.core.quant.rows import calibration_spec
 
-    rows = request.rows or DEFAULT_ROWS
-    length = min(request.length or DEFAULT_LENGTH, model.config.max_position_embeddings)
-    return forecast(request, model, rows, min(DEFAULT_MEASURE_ROWS, rows), length, request.work)
+    spec = calibration_spec(request, model.config.max_position_embeddings)
+    return forecast(request, model, spec, request.work)
+
+
+def _file_in_the_way(path: Path) -> str:
+    """What to say if a folder cannot be there because of a file; "" if it can."""
+    file = next((part for part in (path, *path.parents) if part.is_file()), None)
+    return "" if file is None else f"{file.name} is a file, not a folder"
 
 
 def _existing(path: Path) -> Path:

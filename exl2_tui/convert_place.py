@@ -95,6 +95,9 @@ class ConvertPlace:
         from exl2_tui.screens.convert_wizard import WizardScreen
 
         self.app.push_screen(WizardScreen(self, source))
+
+    def list_models(self) -> None:
+        """Asks for the models of this machine; screens hear the answer."""
         if self.app.service is not None:
             self.app.service.list_models()
 

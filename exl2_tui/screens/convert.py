@@ -48,8 +48,9 @@ class ConvertScreen(Screen[None]):
         self.jobs_changed()
 
     def on_screen_resume(self) -> None:
-        self.repaint(Changes(model=True))
-        self.jobs_changed()
+        if self.is_mounted:  # the first resume comes before there is anything to draw on
+            self.repaint(Changes(model=True))
+            self.jobs_changed()
 
     def on_resize(self) -> None:
         self.jobs_changed()

@@ -65,8 +65,9 @@ class ProgressScreen(Screen[None]):
         self.jobs_changed()
 
     def on_screen_resume(self) -> None:
-        self.repaint(Changes(model=True))
-        self.jobs_changed()
+        if self.is_mounted:  # the first resume comes before there is anything to draw on
+            self.repaint(Changes(model=True))
+            self.jobs_changed()
 
     def on_resize(self) -> None:
         self.query_one(LayerChart).styles.height = CHART_ROWS[self.size.height >= SPACIOUS]
@@ -117,7 +118,7 @@ class ProgressScreen(Screen[None]):
     def _shows_measuring(self, job: JobState) -> bool:
         if self._measuring is not None:
             return self._measuring
-        return bool(job.measured) and not job.points
+        return not job.points and job.stage not in ("quantize", "compile", "evaluate", "done")
 
     def _put(self, query: str, content: Content) -> None:
         part = self.query_one(query, Static)

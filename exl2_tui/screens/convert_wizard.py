@@ -112,6 +112,7 @@ class WizardScreen(Screen[None]):
         self._show_step()
         self._suggest_folders()
         self._check_now()
+        self._place.list_models()
 
     def repaint(self, changes: Changes) -> None:
         if changes.model:
@@ -190,7 +191,7 @@ class WizardScreen(Screen[None]):
 
     def service_event(self, event: Event) -> None:
         """The models of this machine: those that can be converted are offered."""
-        if not isinstance(event, ModelsListed):
+        if not isinstance(event, ModelsListed) or not self.is_mounted:
             return
         self._models = convertible(event.models)
         options = self.query_one("#models-found", OptionList)
