@@ -100,7 +100,7 @@ class Conversions:
         elif known is not None:
             known.apply(event, now, self._wall_clock())
         elif isinstance(event, JobEnded) and event.reason == "failed":
-            return False  # about the list, or about something deleted: shown as a message
+            return False
         return True
 
     def _listed(self, event: JobsListed) -> None:

@@ -61,7 +61,11 @@ class ConvertPlace:
                 if isinstance(screen, HearsCheck):
                     screen.checked(event)
             return Changes()
-        if self._jobs is None or not self._jobs.apply(event):
+        if self._jobs is None:
+            return None
+        if not self._jobs.apply(event):
+            if isinstance(event, JobEnded):  # about the list, or about something just deleted
+                self.app.report(" ".join(filter(None, (event.message, event.hint))))
             return None
         if isinstance(event, JobFinished | JobEnded):
             self._announce(event)

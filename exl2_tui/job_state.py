@@ -385,12 +385,12 @@ def log_line(event: Event) -> tuple[LogLevel, str] | None:
         rows = f"{event.rows} rows of {event.length:,} tokens from {event.description.strip('()')}"
         return "info", f"{rows}; {event.held_out_rows} more judge the result"
     if isinstance(event, LayerMeasured) and event.errors:
-        return "info", f"{short_name(event.key)}  {len(event.errors)} candidates tried in {exact(event.seconds)}"
+        return "info", f"{short_name(event.key):<20}  {len(event.errors)} candidates tried in {exact(event.seconds)}"
     if isinstance(event, Allocated):
         return "info", f"{event.reached_bpw:.3f} bits per weight reached for a target of {event.bits:g}"
     if isinstance(event, LayerQuantized):
         numbers = f"{event.bpw:.2f} bpw  error {number(event.error)}  {exact(event.seconds)}"
-        return "info", f"{short_name(event.key)}  {numbers}"
+        return "info", f"{short_name(event.key):<20}  {numbers}"
     if isinstance(event, QualityWarning):
         return "warning", event.message + (f" ({event.key})" if event.key else "")
     if isinstance(event, Evaluated):

@@ -158,9 +158,6 @@ def side(job: JobState, now: float, jobs: Sequence[JobState]) -> Content:
     if job.points:
         lines += [Content(""), Content.styled("Quality so far", "bold"), Content("")]
         lines += _facts([("Median error", number(job.median_error()))])
-        if job.rows:
-            spent = sum(row.bpw for row in job.rows) / len(job.rows)
-            lines += _facts([("Mean bpw", f"{spent:.2f} over {len(job.rows)} layers")])
         lines += [Content(""), Content.styled("Worst layers", "bold"), Content("")]
         for point in job.worst(5):
             mark = "!" if point.outlier else " "

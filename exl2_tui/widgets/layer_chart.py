@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import ClassVar
 
 from rich.segment import Segment
@@ -99,14 +100,14 @@ class LayerChart(Widget, can_focus=True):
     def _column_width(self) -> int:
         return max(1, min(WIDEST, self._room // max(1, len(self._points))))
 
-    def _shared(self) -> int:
-        """Points per column."""
-        return max(1, math.ceil(len(self._points) / self._room))
+    def _starts(self) -> list[int]:
+        """Index of the first point of every column, and the end."""
+        columns = min(self._room, len(self._points))
+        return [column * len(self._points) // columns for column in range(columns + 1)] if columns else [0]
 
     def _columns(self) -> list[Point | None]:
         """The point that each column shows: the worst of those it stands for."""
-        shared = self._shared()
-        groups = (self._points[start : start + shared] for start in range(0, len(self._points), shared))
+        groups = (self._points[start:end] for start, end in pairwise(self._starts()))
         return [max(filter(None, group), key=_badness, default=None) for group in groups]
 
     def _level(self, error: float, rows: int) -> int:
@@ -187,12 +188,11 @@ class LayerChart(Widget, can_focus=True):
     def _number_row(self) -> list[Segment]:
         """Numbers of layers, two slots to a layer, as many as fit."""
         axis = self.get_component_rich_style("layer-chart--axis")
-        wide, shared = self._column_width(), self._shared()
+        wide = self._column_width()
         text = ""
-        for number in range(0, len(self._columns()), 1 if shared > 1 else 2):
-            label = str(number * shared // 2)
-            if number * wide >= len(text) + (2 if text else 0):
-                text = text.ljust(number * wide) + label
+        for column, start in enumerate(self._starts()[:-1]):
+            if start % 2 == 0 and column * wide >= len(text) + (2 if text else 0):
+                text = text.ljust(column * wide) + str(start // 2)
         return [Segment(" " * AXIS + text, axis)]
 
 

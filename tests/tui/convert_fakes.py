@@ -106,7 +106,8 @@ def info(
 ) -> JobInfo:
     models = (f"{job}/model",) if status == "finished" else ()
     total = 3 * LAYERS + 1
-    return JobInfo(job, f"/models/{name}", (4.0,), "refined", stage, done, total, status, models, 130.0)
+    problem = "the job file was written by another version" if status == "damaged" else ""
+    return JobInfo(job, f"/models/{name}", (4.0,), "refined", stage, done, total, status, models, 130.0, problem)
 
 
 def opened(job: str, **options: object) -> JobOpened:

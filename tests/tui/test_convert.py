@@ -445,6 +445,15 @@ async def test_a_job_of_another_process_is_watched_not_touched(app: Callable[[],
         assert "elsewhere" in place.row("title") and "80%" in place.row("bar")
 
 
+async def test_a_deletion_that_fails_is_said(app: Callable[[], Exl2App]) -> None:
+    async with app().run_test(size=SIZE, notifications=True) as pilot:
+        place = ConvertDriver(pilot)
+        await place.open()
+        place.service.post(fake.ended("/w/gone", "another process is working in this directory", "Wait for it."))
+        await place.settle()
+        assert any("another process" in toast.message for toast in place.app._notifications)
+
+
 # Quitting
 
 

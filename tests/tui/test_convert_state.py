@@ -15,6 +15,7 @@ from exl2_tui.core.errors import ConfigError
 from exl2_tui.core.events import Checkpointed, Evaluated, JobProgress, LayerQuantized, QualityWarning, StageStarted
 from exl2_tui.eta import Eta, exact, rough
 from exl2_tui.job_state import JobState, describe_key, number, verdict
+from exl2_tui.widgets.job_facts import report
 from tests.tui import convert_fakes as fake
 
 JOB = "/jobs/one"
@@ -124,7 +125,7 @@ def test_no_number_is_the_worst_error() -> None:
 def test_warnings_of_the_core_get_a_remedy() -> None:
     job = played()
     job.apply(QualityWarning(JOB, "only 1024 tokens calibrate this model"), 0.0, 0.0)
-    assert "larger calibration" in next(iter(job.doubts.values())).remedy
+    assert "more calibration text" in next(iter(job.doubts.values())).remedy
 
 
 def test_another_bitrate_starts_a_new_chart() -> None:
@@ -140,6 +141,13 @@ def test_the_end_and_its_report() -> None:
     assert job.results[4.0].judged is not None
     broken = played(fake.quantized(JOB), fake.judged(JOB, broken=True))
     assert broken.models == []
+
+
+def test_several_bitrates_are_compared_in_a_table() -> None:
+    job = played(fake.quantized(JOB), fake.judged(JOB))
+    job.apply(Evaluated(JOB, 3.0, 0.4, 0.71, 20.5, 14.02, 8184, False), 0.0, 0.0)
+    shown = report(job, 120).plain
+    assert len(shown.splitlines()) == 3 and "Very close" in shown and "A clear loss" in shown and "71.0%" in shown
 
 
 def test_a_pause_keeps_the_time_and_a_resume_goes_on() -> None:

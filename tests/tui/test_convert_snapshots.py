@@ -1,0 +1,143 @@
+"""How the Convert screens look: both sizes, dark, light, without colour. Update with --snapshot-update, then look."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input
+
+from exl2_tui.core.events import Checkpointed, FieldNote, ModelsListed
+from tests.tui import convert_fakes as fake
+from tests.tui.conftest import MakeApp
+from tests.tui.convert_fakes import FakeConvert
+from tests.tui.driver import until
+from tests.tui.test_convert import MODELS, ConvertDriver
+
+pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="snapshots are kept for one Python version")
+
+SIZES = [(80, 24), (120, 40)]
+Scene = Callable[[ConvertDriver], Awaitable[None]]
+HOME = "/home/ann/exl2"
+
+
+async def empty(place: ConvertDriver) -> None:
+    await place.open()
+
+
+async def listed(place: ConvertDriver) -> None:
+    await place.open()
+    place.service.listed = (
+        fake.info(f"{HOME}/small", status="finished", stage="done", done=25, name="small-chat"),
+        fake.info(f"{HOME}/mistral", name="Mistral-7B-Instruct-v0.3"),
+        fake.info(f"{HOME}/qwen", status="elsewhere", stage="quantize", done=20, name="Qwen2.5-7B-Instruct"),
+        fake.info(f"{HOME}/broken", status="damaged", name="nobody"),
+    )
+    await place.pilot.press("g")
+
+
+async def source(place: ConvertDriver) -> None:
+    await place.wizard("")
+    place.app.push_event(ModelsListed(MODELS))
+    await place.settle()
+
+
+async def target(place: ConvertDriver) -> None:
+    await place.wizard()
+    await place.pilot.press("enter")
+    place.service.notes = (
+        FieldNote("work", "error", "Needs 88.0 GB here, 61.0 GB free. Pick another disk."),
+        FieldNote("output", "ok", "It will be made"),
+    )
+    place.app.screen.query_one("#work", Input).value = f"{HOME}/jobs/nano-chat-4bpw"
+    place.app.screen.query_one("#output", Input).value = f"{HOME}/models/nano-chat-exl2-4bpw"
+    await place.checked()
+
+
+async def check(place: ConvertDriver) -> None:
+    await target_folders(place)
+    await place.pilot.press("enter")
+
+
+async def target_folders(place: ConvertDriver) -> None:
+    await place.wizard()
+    await place.pilot.press("enter")
+    place.app.screen.query_one("#work", Input).value = f"{HOME}/jobs/nano-chat-4bpw"
+    place.app.screen.query_one("#output", Input).value = f"{HOME}/models/nano-chat-exl2-4bpw"
+    await place.checked()
+
+
+async def measuring(place: ConvertDriver) -> None:
+    await target_folders(place)
+    await place.pilot.press("enter", "enter")
+    await until(lambda: place.service.started)
+    job = place.service.started[-1].work
+    place.service.post(fake.opened(job))
+    place.service.play(fake.calibrated(job))
+    for event in fake.measured(job, 13):
+        if isinstance(event, Checkpointed):
+            await place.settle()
+            place.clock.now += 2.0
+        place.service.post(event)
+
+
+async def quantizing(place: ConvertDriver) -> None:
+    await measuring(place)
+    job = place.service.started[-1].work
+    place.service.play(fake.measured(job))
+    place.service.play(fake.quantized(job, 7))
+    await place.settle()
+    await place.pilot.press("right", "right")
+
+
+async def finished(place: ConvertDriver) -> None:
+    await quantizing(place)
+    job = place.service.started[-1].work
+    place.service.play(fake.quantized(job))
+    place.service.play(fake.judged(job))
+
+
+async def failed(place: ConvertDriver) -> None:
+    await quantizing(place)
+    job = place.service.started[-1].work
+    place.service.post(fake.ended(job, "the disk is full", "Free some space."))
+
+
+async def quitting(place: ConvertDriver) -> None:
+    await quantizing(place)
+    await place.pilot.press("ctrl+q")
+
+
+SCENES = [(scene, "dark") for scene in (empty, listed, source, target, check, measuring, quantizing, finished)]
+SCENES += [(failed, "dark"), (quitting, "dark")]
+SCENES += [(scene, look) for scene in (target, finished) for look in ("light", "nocolor")]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=["80x24", "120x40"])
+@pytest.mark.parametrize(("scene", "look"), SCENES, ids=[f"{scene.__name__}-{look}" for scene, look in SCENES])
+def test_look(
+    scene: Scene,
+    look: str,
+    size: tuple[int, int],
+    make_app: MakeApp,
+    snap_compare: Callable[..., bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if look == "nocolor":
+        monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TZ", "UTC")  # the log says when
+    time.tzset()
+    app = make_app(convert_factory=FakeConvert, theme="exl2-light" if look == "light" else "exl2-dark")
+
+    async def play(pilot: Pilot[None]) -> None:
+        place = ConvertDriver(pilot)
+        await scene(place)
+        await place.settle()
+        await pilot.pause(0.1)
+        await place.settle()
+
+    assert snap_compare(app, terminal_size=size, run_before=play)
