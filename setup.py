@@ -55,7 +55,7 @@ COMMON_FLAGS = [
     *("-fno-math-errno", "-fno-trapping-math", "-fno-semantic-interposition"),
     *("-Wall", "-Wextra", "-Werror"),
 ]
-CUDA_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+CUDA_ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static", "-DUSE_CUDA"]
 
 
@@ -129,7 +129,8 @@ def cuda_architectures() -> tuple[str, ...]:
     found = subprocess.run(query, capture_output=True, text=True, check=False)
     if found.returncode != 0:
         return ()
-    return tuple(sorted({line.strip().replace(".", "") for line in found.stdout.splitlines() if line.strip()}))
+    numbers = {line.strip().replace(".", "") for line in found.stdout.splitlines() if line.strip()}
+    return tuple(sorted((number for number in numbers if int(number) >= int(CUDA_ARCHITECTURES[0])), key=int))
 
 
 def cuda_targets(nvcc_path: str) -> list[str]:

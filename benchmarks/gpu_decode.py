@@ -103,7 +103,7 @@ def milliseconds(work: torch.cuda.CUDAGraph) -> float:
         work.replay()
     end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end) / REPEATS
+    return float(start.elapsed_time(end)) / REPEATS
 
 
 def read_bandwidth() -> float:
@@ -116,7 +116,7 @@ def read_bandwidth() -> float:
         data.sum()
     end.record()
     torch.cuda.synchronize()
-    return 5 * data.nbytes / start.elapsed_time(end) * 1e3
+    return 5 * data.nbytes / float(start.elapsed_time(end)) * 1e3
 
 
 def measure(shape: str, bits: int, bandwidth: float) -> None:

@@ -18,7 +18,7 @@
 namespace exl2::cuda {
 
 constexpr int kElements = 8;        // of a head, per lane
-constexpr int kHeadsAtOnce = 4;     // query heads that one unit serves at most
+constexpr int kHeadsAtOnce = 2;     // query heads that one unit serves at most
 constexpr int kTokensPerPart = 128; // a part that has fewer is not worth its merging
 
 // Shared memory of a unit: queries, new keys, and what every warp found.
@@ -26,8 +26,16 @@ inline int64_t attention_bytes(int64_t head_dim, int tokens) {
   return 4 * (kHeadsAtOnce * head_dim + tokens * head_dim + kWarps * kHeadsAtOnce * (head_dim + 2));
 }
 
-// One head of a new token into shared memory: normalized (Qwen3) and rotated. By one warp.
-__device__ inline void load_head(const Model& model, const float* from, const uint16_t* norm, int position, float* to) {
+// What a step's attention needs besides the layer; the same for all layers.
+struct NewTokens {
+  int count;
+  int cached;          // tokens in the cache before them
+  const float* turns;  // shared, (count, 2, rope_dim / 2): cosines and sines of their positions
+};
+
+// One head of new token j into shared memory: normalized (Qwen3) and rotated. By one warp.
+__device__ __forceinline__ void load_head(const Model& model, const NewTokens& fresh, int j, const float* from,
+                                          const uint16_t* norm, float* to) {
   const int lane = threadIdx.x % 32;
   const int D = static_cast<int>(model.head_dim);
   float factor = 1.f;
@@ -36,17 +44,23 @@ __device__ inline void load_head(const Model& model, const float* from, const ui
     for (int i = lane; i < D; i += 32) squares += __ldcg(from + i) * __ldcg(from + i);
     factor = rsqrtf(warp_sum(squares) / static_cast<float>(D) + static_cast<float>(model.eps));
   }
-  auto value = [&](int i) { return norm != nullptr ? __ldcg(from + i) * factor * half_float(norm[i]) : __ldcg(from + i); };
   const int half_dim = static_cast<int>(model.rope_dim) / 2;
+  const float* turn = fresh.turns + 2 * j * half_dim;
+#pragma unroll 1
   for (int i = lane; i < D; i += 32) {
-    float result = value(i);
-    if (i < 2 * half_dim) {
-      const int pair = i < half_dim ? i : i - half_dim;
-      const float cosine = model.cosines[static_cast<int64_t>(position) * half_dim + pair];
-      const float sine = model.sines[static_cast<int64_t>(position) * half_dim + pair];
-      result = i < half_dim ? result * cosine - value(i + half_dim) * sine : result * cosine + value(i - half_dim) * sine;
+    const int other = i < half_dim ? i + half_dim : i < 2 * half_dim ? i - half_dim : i;
+    float value = __ldcg(from + i);
+    float partner = __ldcg(from + other);
+    if (norm != nullptr) {
+      value *= factor * half_float(norm[i]);
+      partner *= factor * half_float(norm[other]);
     }
-    to[i] = result;
+    if (i < half_dim) {
+      value = value * turn[i] - partner * turn[half_dim + i];
+    } else if (other != i) {
+      value = value * turn[other] + partner * turn[half_dim + other];
+    }
+    to[i] = value;
   }
 }
 
@@ -61,15 +75,16 @@ __device__ __forceinline__ void unpack_elements(const uint4& words, float (&to)[
 }
 
 template <int kHeads, int kLanes>
-__device__ __noinline__ void attend(const Model& model, const Layer& layer, const Linear& o, int tokens, float* shared) {
+__device__ __noinline__ void attend(const Model& model, const Layer& layer, const Linear& o, const NewTokens& tokens,
+                                    float* shared) {
   constexpr int kThreads = 32 * kWarps;
   const int D = static_cast<int>(model.head_dim);
   const int H = static_cast<int>(model.heads);
   const int G = static_cast<int>(model.kv_heads);
   const int per_kv = H / G;
   const int head_groups = (per_kv + kHeads - 1) / kHeads;
-  const int cached = model.state[0];
-  const int base_units = G * head_groups * tokens;
+  const int cached = tokens.cached;
+  const int base_units = G * head_groups * tokens.count;
   const int parts = max(1, min(static_cast<int>(gridDim.x) / base_units, cached / kTokensPerPart));
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
@@ -79,7 +94,7 @@ __device__ __noinline__ void attend(const Model& model, const Layer& layer, cons
   const int stride = D + 2;
   float* const query = shared;
   float* const fresh_keys = query + kHeads * D;
-  float* const merged = fresh_keys + tokens * D;  // (kWarps, kHeads, D + 2)
+  float* const merged = fresh_keys + tokens.count * D;  // (kWarps, kHeads, D + 2)
   __shared__ bool last;
 
   for (int unit = blockIdx.x; unit < base_units * parts; unit += gridDim.x) {
@@ -97,22 +112,25 @@ __device__ __noinline__ void attend(const Model& model, const Layer& layer, cons
     const int64_t row = static_cast<int64_t>(H + 2 * G) * D;
     const int64_t head_row = static_cast<int64_t>(kv) * model.capacity * D;
     const int fresh = part == parts - 1 ? m + 1 : 0;  // tokens of this step that this unit looks at
+    // Warps that have something to look at; the others' results need no merging.
+    const int busy = max(1, min(kWarps, max(fresh, (end - begin + kTeams - 1) / kTeams)));
 
-    __syncthreads();  // shared memory is free
+    sync_workers();  // shared memory is free
+#pragma unroll 1
     for (int task = warp; task < heads + fresh; task += kWarps) {
       if (task < heads) {
         const int head = first_head + task;
         const uint16_t* norm = layer.q_norm == nullptr ? nullptr : layer.q_norm + head * layer.q_norm_stride;
-        load_head(model, model.qkv + m * row + static_cast<int64_t>(head) * D, norm, position, query + task * D);
+        load_head(model, tokens, m, model.qkv + m * row + static_cast<int64_t>(head) * D, norm, query + task * D);
       } else {
         const int j = task - heads;
         const uint16_t* norm = layer.k_norm == nullptr ? nullptr : layer.k_norm + kv * layer.k_norm_stride;
-        load_head(model, model.qkv + j * row + static_cast<int64_t>(H + kv) * D, norm, cached + j, fresh_keys + j * D);
+        load_head(model, tokens, j, model.qkv + j * row + static_cast<int64_t>(H + kv) * D, norm,
+                  fresh_keys + j * D);
       }
     }
-    __syncthreads();
+    sync_workers();
 
-    float q[kHeads][kElements];
     float weighted[kHeads][kElements];
     float maximum[kHeads];
     float sum[kHeads];
@@ -122,18 +140,18 @@ __device__ __noinline__ void attend(const Model& model, const Layer& layer, cons
       sum[h] = 0.f;
 #pragma unroll
       for (int i = 0; i < kElements; ++i) {
-        q[h][i] = h < heads ? query[h * D + offset + i] * static_cast<float>(model.attention_scale) : 0.f;
         weighted[h][i] = 0.f;
       }
     }
     auto look_at = [&](const float (&k)[kElements], const float (&v)[kElements], bool valid) {
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
-        float score = 0.f;
-#pragma unroll
-        for (int i = 0; i < kElements; ++i) score += q[h][i] * k[i];
+        const float4* q = reinterpret_cast<const float4*>(query + h * D + offset);
+        float score = q[0].x * k[0] + q[0].y * k[1] + q[0].z * k[2] + q[0].w * k[3] + q[1].x * k[4] + q[1].y * k[5] +
+                      q[1].z * k[6] + q[1].w * k[7];
 #pragma unroll
         for (int step = 1; step < kLanes; step *= 2) score += __shfl_xor_sync(0xffffffffu, score, step);
+        score *= static_cast<float>(model.attention_scale);
         if (!valid) continue;
         const float top = fmaxf(maximum[h], score);
         const float keep = __expf(maximum[h] - top);
@@ -149,7 +167,8 @@ __device__ __noinline__ void attend(const Model& model, const Layer& layer, cons
     const uint16_t* keys = layer.keys + head_row + offset;
     const uint16_t* values = layer.values + head_row + offset;
     constexpr int kRound = kWarps * kTeams;
-    constexpr int kAhead = kHeads > 2 ? 2 : 4;
+    constexpr int kAhead = 4 / kHeads;
+#pragma unroll 1
     for (int base = begin + warp * kTeams; base < end; base += kAhead * kRound) {
       uint4 key[kAhead];
       uint4 value[kAhead];
@@ -171,6 +190,7 @@ __device__ __noinline__ void attend(const Model& model, const Layer& layer, cons
     }
 
     // Tokens of this step, one per warp, and the newest one's way into the cache.
+#pragma unroll 1
     for (int j = warp; j < fresh; j += kWarps) {
       const int where = cached + j;
       const float* fresh_key = fresh_keys + j * D;
@@ -195,6 +215,7 @@ __device__ __noinline__ void attend(const Model& model, const Layer& layer, cons
     }
 
     // Teams of a warp, then warps.
+    if (warp < busy) {
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
 #pragma unroll
@@ -221,7 +242,8 @@ __device__ __noinline__ void attend(const Model& model, const Layer& layer, cons
         }
       }
     }
-    __syncthreads();
+    }
+    sync_workers();
     auto finish = [&](int head, int i, float value) {
       const int feature = head * D + i;
       const int to = o.inverse != nullptr ? o.inverse[feature] : feature;
@@ -230,16 +252,17 @@ __device__ __noinline__ void attend(const Model& model, const Layer& layer, cons
     auto partial = [&](int head, int which) {
       return model.partial + ((static_cast<int64_t>(m) * H + head) * parts + which) * stride;
     };
+#pragma unroll 1
     for (int index = threadIdx.x; index < heads * D; index += kThreads) {
       const int h = index / D;
       const int i = index % D;
       float top = -FLT_MAX;
-#pragma unroll
-      for (int other = 0; other < kWarps; ++other) top = fmaxf(top, merged[(other * kHeads + h) * stride + D]);
+#pragma unroll 1
+      for (int other = 0; other < busy; ++other) top = fmaxf(top, merged[(other * kHeads + h) * stride + D]);
       float value = 0.f;
       float total = 0.f;
-#pragma unroll
-      for (int other = 0; other < kWarps; ++other) {
+#pragma unroll 1
+      for (int other = 0; other < busy; ++other) {
         const float* found = merged + (other * kHeads + h) * stride;
         const float keep = __expf(found[D] - top);
         value += found[i] * keep;
@@ -260,22 +283,25 @@ __device__ __noinline__ void attend(const Model& model, const Layer& layer, cons
 
     // The unit that finishes last for these heads puts the parts together, in a fixed order.
     __threadfence();
-    __syncthreads();
+    sync_workers();
     if (threadIdx.x == 0) {
       int* counter = model.arrived + static_cast<int64_t>(m) * H + first_head;
       last = atomicAdd(counter, 1) == parts - 1;
       if (last) *counter = 0;
     }
-    __syncthreads();
+    sync_workers();
     if (!last) continue;
     __threadfence();
+#pragma unroll 1
     for (int index = threadIdx.x; index < heads * D; index += kThreads) {
       const int head = first_head + index / D;
       const int i = index % D;
       float top = -FLT_MAX;
+#pragma unroll 4
       for (int other = 0; other < parts; ++other) top = fmaxf(top, __ldcg(partial(head, other) + D));
       float value = 0.f;
       float total = 0.f;
+#pragma unroll 4
       for (int other = 0; other < parts; ++other) {
         const float* from = partial(head, other);
         const float keep = __expf(__ldcg(from + D) - top);
@@ -288,14 +314,16 @@ __device__ __noinline__ void attend(const Model& model, const Layer& layer, cons
 }
 
 template <int kLanes>
-__device__ void attend_heads(const Model& model, const Layer& layer, const Linear& o, int tokens, float* shared) {
+__device__ void attend_heads(const Model& model, const Layer& layer, const Linear& o, const NewTokens& tokens,
+                             float* shared) {
   const int64_t per_kv = model.heads / model.kv_heads;
   if (per_kv == 1) return attend<1, kLanes>(model, layer, o, tokens, shared);
   return attend<kHeadsAtOnce, kLanes>(model, layer, o, tokens, shared);
 }
 
 // All units of a layer, dealt to the CUDA blocks. head_dim: 16, 32, 64, 128 or 256.
-__device__ inline void attention(const Model& model, const Layer& layer, const Linear& o, int tokens, float* shared) {
+__device__ inline void attention(const Model& model, const Layer& layer, const Linear& o, const NewTokens& tokens,
+                             float* shared) {
   switch (model.head_dim) {
     case 16: return attend_heads<2>(model, layer, o, tokens, shared);
     case 32: return attend_heads<4>(model, layer, o, tokens, shared);

@@ -4,16 +4,16 @@
 // A lane holds 4 columns (c) x 4 pairs of rows (p: rows 2p, 2p+1). The first row of a pair lies in the low half of a
 // word and the second, at the same place, in the high half. One AND masks both, and that is all: an fp16 number below
 // 2^-13 is linear in its bit pattern (subnormals and the first binade), so bits v < 2^11 are the number v * 2^-24, and
-// tensor cores multiply it exactly. Codes of even pairs end up at bit 0, those of odd pairs at bit 4 (16 times as
+// tensor cores multiply it exactly. Codes of pairs 0 and 1 end up at bit 0, those of 2 and 3 at bit 4 (16 times as
 // large), so that one shift serves two pairs; sums of the two kinds are kept apart and put together at the end.
 // Widths that are no power of two are two planes: 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2 bits.
 //
 //   bits   low plane (words per lane)                           high plane (words per lane)
-//   2, 3   2: two columns per word,                             3: 1 word,  bit c + 4 (p & 1) + 8 (p / 2)
-//          pair p at 2 (c & 1) + 4 (p & 1) + 8 (p / 2)
-//   4-6    4: one column per word, pair p at 4 (p & 1) + 8 (p / 2)
-//                                                               5: 1 word,  bit c + 4 (p & 1) + 8 (p / 2)
-//                                                               6: 2 words, bits 2 (c & 1) + 4 (p & 1) + 8 (p / 2)
+//   2, 3   2: two columns per word,                             3: 1 word,  bit c + 4 (p / 2) + 8 (p & 1)
+//          pair p at 2 (c & 1) + 4 (p / 2) + 8 (p & 1)
+//   4-6    4: one column per word, pair p at 4 (p / 2) + 8 (p & 1)
+//                                                               5: 1 word,  bit c + 4 (p / 2) + 8 (p & 1)
+//                                                               6: 2 words, bits 2 (c & 1) + 4 (p / 2) + 8 (p & 1)
 //   8      8: two words per column, bytes in row order (always at bit 0)
 //   16     16: four words per column, fp16 weights in row order
 #pragma once
@@ -35,16 +35,16 @@ EXL2_HD constexpr int low_bits(int bits) { return bits <= 3 ? 2 : bits <= 6 ? 4 
 
 // Bit position, within a half word, of pair p of column c.
 EXL2_HD constexpr int low_position(int bits, int c, int p) {
-  return (bits <= 3 ? 2 * (c & 1) : 0) + 4 * (p & 1) + 8 * (p >> 1);
+  return (bits <= 3 ? 2 * (c & 1) : 0) + 4 * (p >> 1) + 8 * (p & 1);
 }
 EXL2_HD constexpr int high_position(int bits, int c, int p) {
-  return (bits == 6 ? 2 * (c & 1) : c) + 4 * (p & 1) + 8 * (p >> 1);
+  return (bits == 6 ? 2 * (c & 1) : c) + 4 * (p >> 1) + 8 * (p & 1);
 }
 EXL2_HD constexpr int low_word(int bits, int c) { return bits <= 3 ? c >> 1 : c; }
 EXL2_HD constexpr int high_word(int bits, int c) { return bits == 6 ? c >> 1 : 0; }
 
 // Power of two by which pair_bits leaves the codes scaled.
-EXL2_HD constexpr int pair_shift(int bits, int p) { return bits <= 6 ? 4 * (p & 1) : 0; }
+EXL2_HD constexpr int pair_shift(int bits, int p) { return bits <= 6 ? 4 * (p >> 1) : 0; }
 
 // Right shift, left if negative.
 template <int kShift>

@@ -35,15 +35,15 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
-// Sum over the CUDA block, to every thread. `scratch`: one float per warp, free again at the next __syncthreads().
-__device__ __forceinline__ float block_sum(float value, float* scratch) {
-  const int warps = static_cast<int>((blockDim.x + 31) / 32);
+// Barrier of the warps that multiply; the feeder has no part in it.
+__device__ __forceinline__ void sync_workers() { asm volatile("bar.sync 1, %0;" ::"n"(32 * kWarps) : "memory"); }
+
+// Sum over those warps, to every thread. `scratch`: one float per warp, free again at the next sync_workers().
+__device__ __forceinline__ float workers_sum(float value, float* scratch) {
   value = warp_sum(value);
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
-  __syncthreads();
-  float total = 0.f;
-  for (int i = 0; i < warps; ++i) total += scratch[i];
-  return total;
+  sync_workers();
+  return warp_sum(threadIdx.x % 32 < kWarps ? scratch[threadIdx.x % 32] : 0.f);
 }
 
 }  // namespace exl2::cuda

@@ -1,64 +1,115 @@
 // The weights of a whole decode step as one stream per warp.
 //
-// A warp knows from the start which segments it will multiply: of every linear, in the order of the step, its share of
-// every strip of its CUDA block. It keeps a ring of slots in shared memory full of the next ones, across the ends of
-// strips, layers and barriers, so that memory stays busy while the block waits for others. On Hopper a segment is one
-// bulk copy that reports to a barrier in shared memory; older GPUs copy 16 bytes per lane.
+// Which segments a warp will multiply is known from the start: of every linear, in the order of the step, its share of
+// every strip of its CUDA block. One more warp, the feeder, keeps a ring of slots per warp in shared memory full of the
+// next ones, across the ends of strips, layers and barriers, so that memory stays busy while the block waits for others.
+// A lane of the feeder serves one ring. On Hopper a segment is one bulk copy; older GPUs copy 16 bytes per lane.
+// Each slot has two barriers in shared memory: `full` (the segment is there) and `empty` (the warp is done with it).
 #pragma once
 
 #include "common.cuh"
 
 namespace exl2::cuda {
 
-constexpr int kOldSlots = 4;  // before Hopper: cp.async.wait_group wants a constant
+struct Rings {
+  uint8_t* slots;  // (kWarps, count, slot_bytes)
+  uint64_t* full;  // (kWarps, count)
+  uint64_t* empty;
+  int count;
+  int slot_bytes;
+};
 
+__device__ __forceinline__ bool is_done(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
+// By one thread, before the CUDA block's first barrier.
+__device__ inline void start_rings(const Rings& rings) {
+#if __CUDA_ARCH__ >= 900
+  constexpr int kArrivals = 1;
+#else
+  constexpr int kArrivals = 32;  // every lane of the feeder copies
+#endif
+  for (int i = 0; i < kWarps * rings.count; ++i) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(rings.full + i)), "n"(kArrivals) : "memory");
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(rings.empty + i)) : "memory");
+  }
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
+// What a warp sees of its ring.
 class Feed {
  public:
-  __device__ Feed(const Linear* linears, int count, uint8_t* ring, uint64_t* full, int slots, int slot_bytes)
-      : next_(linears), left_(count), ring_(ring), full_(shared_address(full)), slots_(slots), slot_bytes_(slot_bytes) {
-#if __CUDA_ARCH__ >= 900
-    if (threadIdx.x % 32 == 0) {
-      for (int i = 0; i < slots; ++i) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(full_ + 8 * i) : "memory");
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  __device__ Feed(const Rings& rings, int warp)
+      : slots_(rings.slots + warp * rings.count * rings.slot_bytes), full_(shared_address(rings.full + warp * rings.count)),
+        to_empty_(shared_address(rings.empty) - shared_address(rings.full)), count_(rings.count),
+        slot_bytes_(rings.slot_bytes) {}
+
+  // The next segment, once it is there.
+  __device__ __forceinline__ const uint8_t* wait() const {
+    while (!is_done(full_ + 8 * slot_, parity_)) {
     }
-    __syncwarp();
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy_));
-#endif
-    coming_ = read_next();
-    enter_next();
-    for (slot_ = 0; slot_ < slots_; ++slot_) request();
-    slot_ = 0;
+    return slots_ + slot_ * slot_bytes_;
   }
 
-  // The oldest segment that is on its way, once it is there.
-  __device__ const uint8_t* wait() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile(
-        "{\n.reg .pred done;\nagain:\n"
-        "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra again;\n}\n" ::"r"(full_ + 8 * slot_),
-        "r"(parity_)
-        : "memory");
-#elif __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_group %0;" ::"n"(kOldSlots - 1) : "memory");
+  // All lanes are done with that segment.
+  __device__ __forceinline__ void release() {
     __syncwarp();
-#endif
-    return ring_ + slot_ * slot_bytes_;
-  }
-
-  // All lanes are done with that segment: its slot takes the next one.
-  __device__ void release() {
-    __syncwarp();
-    request();
-    if (++slot_ == slots_) {
+    if (threadIdx.x % 32 == 0) {
+      asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(full_ + to_empty_ + 8 * slot_) : "memory");
+    }
+    if (++slot_ == count_) {
       slot_ = 0;
       parity_ ^= 1;
     }
   }
 
  private:
-  // This warp's part of one linear: segments [begin, end) of the strips from `strip` on.
+  const uint8_t* slots_;
+  uint32_t full_;
+  uint32_t to_empty_;
+  int count_;
+  int slot_bytes_;
+  int slot_ = 0;
+  uint32_t parity_ = 0;
+};
+
+// Walks over the segments of one warp through all linears.
+class Cursor {
+ public:
+  __device__ Cursor(const Linear* linears, int count, int warp) : next_(linears), left_(count), warp_(warp) {
+    coming_ = read_next();
+    enter_next();
+  }
+
+  __device__ bool alive() const { return alive_; }
+  __device__ const uint8_t* from() const { return now_.codes + static_cast<int64_t>(from_) * 16; }
+  __device__ uint32_t bytes() const { return (to_ - from_) * 16; }
+
+  __device__ void advance() {
+    if (++segment_ < now_.share.end) {
+      from_ = to_;
+      to_ = __ldg(now_.offsets + segment_ + 1);
+    } else if ((now_.strip += static_cast<int>(gridDim.x)) < now_.strips) {
+      now_.codes += static_cast<int64_t>(gridDim.x) * now_.strip_bytes;
+      first_segment();
+    } else {
+      enter_next();
+    }
+  }
+
+ private:
+  // This warp's part of one linear: segments [share.begin, share.end) of the strips from `strip` on.
   struct Span {
-    const uint8_t* codes;  // of `strip`
+    const uint8_t* codes;
     const uint32_t* offsets;
     uint32_t strip_bytes;
     int strip;
@@ -66,18 +117,18 @@ class Feed {
     Share share;
   };
 
+  // Only loads, nothing that would wait for them: what is read here is used a linear later.
   __device__ Span read_next() {
     Span span = {};
     if (left_ == 0) return span;
     --left_;
     const Linear& linear = *next_++;
+    span.codes = linear.codes;
     span.offsets = linear.offsets;
     span.strip_bytes = static_cast<uint32_t>(linear.strip_bytes);
     span.strips = static_cast<int>(linear.strips);
-    span.strip = static_cast<int>(blockIdx.x) - static_cast<int>(linear.offset);
-    if (span.strip < 0) span.strip += static_cast<int>(gridDim.x);
-    span.codes = linear.codes + static_cast<int64_t>(span.strip) * span.strip_bytes;
-    span.share = linear.shares[threadIdx.x / 32];
+    span.strip = static_cast<int>(linear.offset);
+    span.share = linear.shares[warp_];
     return span;
   }
 
@@ -89,8 +140,11 @@ class Feed {
         alive_ = false;
         return;
       }
+      now_.strip = static_cast<int>(blockIdx.x) - now_.strip;
+      if (now_.strip < 0) now_.strip += static_cast<int>(gridDim.x);
       coming_ = read_next();
     } while (now_.strip >= now_.strips || now_.share.begin == now_.share.end);
+    now_.codes += static_cast<int64_t>(now_.strip) * now_.strip_bytes;
     first_segment();
   }
 
@@ -100,57 +154,67 @@ class Feed {
     to_ = now_.share.to;
   }
 
-  __device__ void request() {
-    if (alive_) {
-      copy(ring_ + slot_ * slot_bytes_, now_.codes + static_cast<int64_t>(from_) * 16, (to_ - from_) * 16);
-      if (++segment_ < now_.share.end) {
-        from_ = to_;
-        to_ = __ldg(now_.offsets + segment_ + 1);
-      } else if ((now_.strip += static_cast<int>(gridDim.x)) < now_.strips) {
-        now_.codes += static_cast<int64_t>(gridDim.x) * now_.strip_bytes;
-        first_segment();
-      } else {
-        enter_next();
-      }
-    }
-#if __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 900
-    asm volatile("cp.async.commit_group;" ::: "memory");  // also an empty one: the number of groups is waited for
-#endif
-  }
-
-  __device__ void copy(uint8_t* to, const uint8_t* from, uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-    if (threadIdx.x % 32 == 0) {
-      const uint32_t full = full_ + 8 * slot_;
-      asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(full), "r"(bytes) : "memory");
-      asm volatile(
-          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-              shared_address(to)),
-          "l"(from), "r"(bytes), "r"(full), "l"(policy_)
-          : "memory");
-    }
-#elif __CUDA_ARCH__ >= 800
-    for (uint32_t i = 16 * (threadIdx.x % 32); i < bytes; i += 16 * 32) {
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to + i)), "l"(from + i) : "memory");
-    }
-#endif
-  }
-
   const Linear* next_;
   int left_;
-  uint8_t* ring_;
-  uint32_t full_;
-  int slots_;
-  int slot_bytes_;
-  uint64_t policy_ = 0;
+  int warp_;
   Span now_;
   Span coming_;
   bool alive_ = true;
   int segment_ = 0;
   uint32_t from_ = 0;
   uint32_t to_ = 0;
-  int slot_ = 0;
-  uint32_t parity_ = 0;
 };
+
+// The feeder's whole work. By one warp.
+__device__ inline void feed_rings(const Linear* linears, int count, const Rings& rings) {
+  const int lane = threadIdx.x % 32;
+  const int ring = lane % kWarps;
+  Cursor cursor(linears, count, ring);
+  bool alive = lane < kWarps && cursor.alive();
+  int slot = 0;
+  uint32_t parity = 1;  // what a barrier that nobody used yet counts as done for
+  const uint32_t slots = shared_address(rings.slots + ring * rings.count * rings.slot_bytes);
+  const uint32_t full = shared_address(rings.full + ring * rings.count);
+  const uint32_t empty = shared_address(rings.empty + ring * rings.count);
+#if __CUDA_ARCH__ >= 900
+  uint64_t policy;  // weights are read once per step: what else is in L2 shall stay
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  while (__any_sync(0xffffffffu, alive)) {
+    const bool ready = alive && is_done(empty + 8 * slot, parity);
+#if __CUDA_ARCH__ >= 900
+    if (ready) {
+      asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(full + 8 * slot), "r"(cursor.bytes())
+                   : "memory");
+      asm volatile(
+          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+              slots + slot * rings.slot_bytes),
+          "l"(cursor.from()), "r"(cursor.bytes()), "r"(full + 8 * slot), "l"(policy)
+          : "memory");
+    }
+#else
+    for (uint32_t left = __ballot_sync(0xffffffffu, ready); left != 0; left &= left - 1) {
+      const int which = __ffs(static_cast<int>(left)) - 1;
+      const uint32_t to = __shfl_sync(0xffffffffu, slots + slot * rings.slot_bytes, which);
+      const uint32_t arrive = __shfl_sync(0xffffffffu, full + 8 * slot, which);
+      const uint32_t bytes = __shfl_sync(0xffffffffu, cursor.bytes(), which);
+      const auto from = __shfl_sync(0xffffffffu, reinterpret_cast<unsigned long long>(cursor.from()), which);
+      for (uint32_t i = 16 * lane; i < bytes; i += 16 * 32) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i), "l"(from + i) : "memory");
+      }
+      asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(arrive) : "memory");
+    }
+#endif
+    if (ready) {
+      cursor.advance();
+      alive = cursor.alive();
+      if (++slot == rings.count) {
+        slot = 0;
+        parity ^= 1;
+      }
+    }
+    if (!__any_sync(0xffffffffu, ready)) __nanosleep(40);
+  }
+}
 
 }  // namespace exl2::cuda

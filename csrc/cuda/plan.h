@@ -18,14 +18,14 @@ constexpr int kStripColumns = 32;
 constexpr int kBlockRows = 32;
 constexpr int kMaxBlocks = 4;  // of a segment
 constexpr int kMaxTokens = 8;  // tokens of one decode step: the n dimension of the mma
-constexpr int kWarps = 16;     // of a CUDA block of the decode kernel; they share the rows of a strip
+constexpr int kWarps = 16;     // of a CUDA block of the decode kernel that multiply; they share the rows of a strip
 
 enum Kind : int32_t { kExl2 = 0, kGptq = 1, kDense = 2 };
 
 // The start of a segment in the stream. What follows, before the codes:
 //   EXL2: uint16 (8), nibble c of word g is the scale code of column g + 8 c; the step is half((code + 1)^2 * unit)
 //   GPTQ: half (32) steps, uint8 (32) zero points;  dense: nothing
-struct Header {
+struct alignas(16) Header {
   uint32_t first_block;
   uint8_t bits;
   uint8_t blocks;

@@ -10,38 +10,36 @@ using Sums = float[2][4];
 
 __device__ __forceinline__ void multiply(float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                          uint32_t b1) {
-#if __CUDA_ARCH__ >= 800
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-#endif
 }
 
-// even, odd: sums over the codes that unpack to bit 0 and to bit 4 (codes.h). ones: sum of the activations.
+// first, second: sums over the codes of pairs 0, 1 and of pairs 2, 3, which unpack to bit 0 and bit 4 (codes.h). ones: sums of the activations.
 template <int kBits>
-__device__ __forceinline__ void multiply_block(const uint8_t* codes, const uint4& x, int lane, Sums& even, Sums& odd,
-                                               float (&ones)[4]) {
+__device__ __forceinline__ void multiply_block(const uint8_t* codes, const uint4& x, int lane, Sums& first, Sums& second,
+                                               float (&ones)[2][4]) {
   uint32_t low[low_words(kBits)];
   uint32_t high[2];
   load_lane<kBits>(codes, lane, low, high);
   if constexpr (kBits == 16) {
-    multiply(even[0], low[0], low[4], low[1], low[5], x.x, x.y);
-    multiply(odd[0], low[2], low[6], low[3], low[7], x.z, x.w);
-    multiply(even[1], low[8], low[12], low[9], low[13], x.x, x.y);
-    multiply(odd[1], low[10], low[14], low[11], low[15], x.z, x.w);
+    multiply(first[0], low[0], low[4], low[1], low[5], x.x, x.y);
+    multiply(second[0], low[2], low[6], low[3], low[7], x.z, x.w);
+    multiply(first[1], low[8], low[12], low[9], low[13], x.x, x.y);
+    multiply(second[1], low[10], low[14], low[11], low[15], x.z, x.w);
   } else {
-    multiply(even[0], pair_bits<kBits, 0, 0>(low, high), pair_bits<kBits, 1, 0>(low, high),
-             pair_bits<kBits, 0, 2>(low, high), pair_bits<kBits, 1, 2>(low, high), x.x, x.z);
-    multiply(odd[0], pair_bits<kBits, 0, 1>(low, high), pair_bits<kBits, 1, 1>(low, high),
-             pair_bits<kBits, 0, 3>(low, high), pair_bits<kBits, 1, 3>(low, high), x.y, x.w);
-    multiply(even[1], pair_bits<kBits, 2, 0>(low, high), pair_bits<kBits, 3, 0>(low, high),
-             pair_bits<kBits, 2, 2>(low, high), pair_bits<kBits, 3, 2>(low, high), x.x, x.z);
-    multiply(odd[1], pair_bits<kBits, 2, 1>(low, high), pair_bits<kBits, 3, 1>(low, high),
-             pair_bits<kBits, 2, 3>(low, high), pair_bits<kBits, 3, 3>(low, high), x.y, x.w);
+    multiply(first[0], pair_bits<kBits, 0, 0>(low, high), pair_bits<kBits, 1, 0>(low, high),
+             pair_bits<kBits, 0, 1>(low, high), pair_bits<kBits, 1, 1>(low, high), x.x, x.y);
+    multiply(second[0], pair_bits<kBits, 0, 2>(low, high), pair_bits<kBits, 1, 2>(low, high),
+             pair_bits<kBits, 0, 3>(low, high), pair_bits<kBits, 1, 3>(low, high), x.z, x.w);
+    multiply(first[1], pair_bits<kBits, 2, 0>(low, high), pair_bits<kBits, 3, 0>(low, high),
+             pair_bits<kBits, 2, 1>(low, high), pair_bits<kBits, 3, 1>(low, high), x.x, x.y);
+    multiply(second[1], pair_bits<kBits, 2, 2>(low, high), pair_bits<kBits, 3, 2>(low, high),
+             pair_bits<kBits, 2, 3>(low, high), pair_bits<kBits, 3, 3>(low, high), x.z, x.w);
     constexpr uint32_t kOnes = 0x3c003c00u;
-    multiply(ones, kOnes, kOnes, kOnes, kOnes, x.x, x.z);
-    multiply(ones, kOnes, kOnes, kOnes, kOnes, x.y, x.w);
+    multiply(ones[0], kOnes, kOnes, kOnes, kOnes, x.x, x.y);
+    multiply(ones[1], kOnes, kOnes, kOnes, kOnes, x.z, x.w);
   }
 }
 
@@ -51,13 +49,13 @@ template <int kBits, bool kOne>
 __device__ __forceinline__ void multiply_segment(const Header& header, const uint8_t* stream, const uint16_t* x, int lane,
                                                  Sums& total) {
   constexpr int kFull = kBits <= 5 ? 4 : kBits <= 8 ? 2 : 1;  // blocks of most segments
-  Sums even = {};
-  Sums odd = {};
-  float ones[4] = {};
+  Sums first = {};
+  Sums second = {};
+  float ones[2][4] = {};
   const uint8_t* codes = stream + sizeof(Header) + scale_bytes(kBits == 16 ? kDense : header.kind);
   auto block = [&](int b) {
     const uint4 input = *reinterpret_cast<const uint4*>(x + b * kBlockRows);
-    multiply_block<kBits>(codes + b * 128 * kBits, input, lane, even, odd, ones);
+    multiply_block<kBits>(codes + b * 128 * kBits, input, lane, first, second, ones);
   };
   if (header.blocks == kFull) {
 #pragma unroll
@@ -72,11 +70,11 @@ __device__ __forceinline__ void multiply_segment(const Header& header, const uin
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
 #pragma unroll
-      for (int i = 0; i < 4; i += kStep) total[h][i] += even[h][i] + odd[h][i];
+      for (int i = 0; i < 4; i += kStep) total[h][i] += first[h][i] + second[h][i];
     }
   } else {
     constexpr float kUnit = 16777216.f;  // codes came as multiples of 2^-24
-    constexpr float kOdd = 1.f / (1 << pair_shift(kBits, 1));
+    constexpr float kSecond = 1.f / (1 << pair_shift(kBits, 2));
     float scale[4];
     float zero[4];
     column_scales(header, stream + sizeof(Header), lane / 4, scale, zero);
@@ -85,8 +83,8 @@ __device__ __forceinline__ void multiply_segment(const Header& header, const uin
 #pragma unroll
       for (int i = 0; i < 4; i += kStep) {
         const int c = 2 * h + i / 2;
-        const float sum = fmaf(odd[h][i], kOdd, even[h][i]) * kUnit;
-        total[h][i] = fmaf(scale[c], fmaf(-zero[c], ones[i], sum), total[h][i]);
+        const float sum = fmaf(second[h][i], kSecond, first[h][i]) * kUnit;
+        total[h][i] = fmaf(scale[c], fmaf(-zero[c], ones[0][i] + ones[1][i], sum), total[h][i]);
       }
     }
   }

@@ -15,7 +15,7 @@ from exl2_tui.core.model.cuda.linear import CudaLinear
 from exl2_tui.core.model.rope import rope_table
 
 MAX_STEP = 8
-HEADS_AT_ONCE = 4  # csrc/cuda/attention.cuh
+HEADS_AT_ONCE = 2  # csrc/cuda/attention.cuh
 
 
 class CudaLayer(NamedTuple):

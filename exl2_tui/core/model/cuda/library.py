@@ -9,6 +9,7 @@ import torch
 
 from exl2_tui.core.errors import ExtensionError
 
+OLDEST = (8, 0)
 LIBRARY = Path(__file__).resolve().parents[3] / "_C_cuda.so"
 
 
@@ -19,6 +20,8 @@ def unavailable() -> str | None:
         return "this torch was built without CUDA"
     if not torch.cuda.is_available():
         return "no CUDA device was found"
+    if torch.cuda.get_device_capability() < OLDEST:
+        return "the GPU is too old: the kernels need compute capability 8.0 (Ampere) or newer"
     if not LIBRARY.is_file():
         return "the CUDA kernels were not built, since nvcc was not found when this was installed"
     try:

@@ -6,7 +6,8 @@ per chunk of tokens and multiplied by cuBLAS.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.errors import UnsupportedError
+from exl2_tui.core.errors import MemoryLimitError, UnsupportedError
 from exl2_tui.core.model.attention import attention_mask
 from exl2_tui.core.model.cache import KVCache, check_room
 from exl2_tui.core.model.causal_lm import check_ids
@@ -30,7 +31,19 @@ from exl2_tui.core.model.weights import TensorSource, read_linear, read_matrix, 
 
 CHUNK = 2048
 HEAD_DIMS = (16, 32, 64, 128, 256)
-WIDEST = 8192  # hidden size that the decode kernel stages in registers
+
+
+@contextmanager
+def memory_errors(what: str) -> Iterator[None]:
+    """torch's OutOfMemoryError as MemoryLimitError, with what torch had set aside given back to the GPU."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        raise MemoryLimitError(
+            f"there is not enough GPU memory for {what}",
+            hint="Choose a smaller context or a model of fewer bits, close other programs, or use the device cpu.",
+        ) from None
 
 
 class CudaModel:
@@ -57,11 +70,21 @@ class CudaModel:
         self._decoder: Decoder | None = None
 
     @classmethod
+    @memory_errors("this model")
     def load(cls, source: TensorSource, config: ModelConfig, device: torch.device) -> CudaModel:
-        """Reads and packs every tensor. Raises ExtensionError without a GPU, UnsupportedError for a shape."""
+        """Reads and packs every tensor.
+
+        Raises ExtensionError without a GPU, UnsupportedError for a shape, MemoryLimitError where it does not fit.
+        """
         require()
         if config.head_dim not in HEAD_DIMS:
             raise UnsupportedError(f"a head_dim of {config.head_dim} cannot run on the GPU", hint="Use the device cpu.")
+
+        if config.hidden_size % 4:
+            raise UnsupportedError(
+                f"a hidden size of {config.hidden_size} cannot run on the GPU: it is no multiple of 4",
+                hint="Use the device cpu.",
+            )
 
         def half(tensor: Tensor) -> Tensor:
             return tensor.to(device=device, dtype=torch.float16).contiguous()
@@ -108,6 +131,7 @@ class CudaModel:
         return cache
 
     @torch.no_grad()
+    @memory_errors("running this model")
     def forward(
         self,
         ids: Tensor | Sequence[int],
@@ -153,19 +177,19 @@ class CudaModel:
         for index, layer in enumerate(self.layers):
             if cancel is not None:
                 cancel.check()
-            normed = RMSNorm(layer.attention_norm.float(), config.rms_norm_eps).forward(x).half()
-            attended = self._attention(index, layer, normed, rope, cache)
-            x += self._linear(layer.o, attended)
-            normed = RMSNorm(layer.mlp_norm.float(), config.rms_norm_eps).forward(x).half()
-            gate = self._linear(layer.gate, normed)
-            x += self._linear(layer.down, functional.silu(gate).mul_(self._linear(layer.up, normed)))
+            attended = self._attention(index, layer, self._normalize(x, layer.attention_norm), rope, cache)
+            x += self._linears(attended, layer.o)[0]
+            gate, up = self._linears(self._normalize(x, layer.mlp_norm), layer.gate, layer.up)
+            x += self._linears(functional.silu(gate, inplace=True).mul_(up), layer.down)[0]
         return x
+
+    def _normalize(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMSNorm of the residual (T, C) float32 -> (T, C) float16."""
+        return functional.rms_norm(x, weight.shape, weight.float(), self.config.rms_norm_eps).half()
 
     def _attention(self, index: int, layer: CudaLayer, x: Tensor, rope: RopeTable, cache: KVCache) -> Tensor:
         config, count = self.config, x.shape[0]
-        q = self._linear(layer.q, x).view(count, config.num_attention_heads, config.head_dim)
-        k = self._linear(layer.k, x).view(count, config.num_key_value_heads, config.head_dim)
-        v = self._linear(layer.v, x).view(count, config.num_key_value_heads, config.head_dim)
+        q, k, v = (y.view(count, -1, config.head_dim) for y in self._linears(x, layer.q, layer.k, layer.v))
         if layer.q_norm is not None and layer.k_norm is not None:
             q = RMSNorm(layer.q_norm, config.rms_norm_eps).forward(q)
             k = RMSNorm(layer.k_norm, config.rms_norm_eps).forward(k)
@@ -184,21 +208,24 @@ class CudaModel:
         )
         return mixed[0].transpose(0, 1).flatten(1)
 
-    def _linear(self, linear: CudaLinear, x: Tensor) -> Tensor:
-        """x (T, K) float16 -> (T, N) float16."""
-        if linear.perm is not None:
-            x = x.index_select(1, linear.perm)
-        if x.shape[1] < linear.in_features:
-            x = functional.pad(x, (0, linear.in_features - x.shape[1]))
-        return functional.linear(x, linear.dequantize(self._workspace), linear.bias)
+    def _linears(self, x: Tensor, *linears: CudaLinear) -> list[Tensor]:
+        """x (T, K) float16 -> (T, N) float16 of each. Those that share an order of rows share the gathered input."""
+        results: list[Tensor] = []
+        packed: Tensor | None = None
+        for index, linear in enumerate(linears):
+            if packed is None or linear.perm is not linears[index - 1].perm:
+                packed = x if linear.perm is None else x.index_select(1, linear.perm)
+                if packed.shape[1] < linear.in_features:
+                    packed = functional.pad(packed, (0, linear.in_features - packed.shape[1]))
+            results.append(functional.linear(packed, linear.dequantize(self._workspace), linear.bias))
+        return results
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """hidden (T, C) -> (T, V) float32, through the packed head a few tokens at a time."""
-        normed = RMSNorm(self.final_norm.float(), self.config.rms_norm_eps).forward(hidden).half()
         size = self.head.out_features * self.head.in_features
         if self._workspace.numel() < size:
             self._workspace = self._workspace.new_empty(size)
-        return self._linear(self.head, normed).float()
+        return self._linears(self._normalize(hidden, self.final_norm), self.head)[0].float()
 
 
 def _share_permutations(linears: list[CudaLinear]) -> list[CudaLinear]:

@@ -1,0 +1,60 @@
+"""How linears are cut for the GPU: pure arithmetic, checked without one."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+import torch
+
+from exl2_tui.core.model.cuda.linear import HEADER_BYTES, WARPS, cut_segments, empty_linear
+
+CPU = torch.device("cpu")
+MIXES = [
+    [(4, 4)] * 32,
+    [(8, 1), (6, 2), (5, 2), (4, 3), (3, 2), (2, 2)],
+    [(2, 2)] * 172,
+    [(16, 344)],
+    [(3, 86)],
+    [(4, 1)],
+]
+
+
+@pytest.mark.parametrize("widths", MIXES)
+def test_segments_cover_all_blocks_in_order(widths: list[tuple[int, int]]) -> None:
+    segments = cut_segments(widths)
+    blocks = [(s.bits, s.group, s.first_block + b) for s in segments for b in range(s.blocks)]
+    expected = [(bits, group) for group, (bits, count) in enumerate(widths) for _ in range(count)]
+    assert [block[:2] for block in blocks] == expected
+    assert [block[2] for block in blocks] == list(range(len(expected)))
+    assert all(1 <= s.blocks <= 4 for s in segments)
+
+
+@pytest.mark.parametrize("widths", MIXES)
+@pytest.mark.parametrize("kind", ["exl2", "gptq", "float"])
+def test_every_segment_belongs_to_one_warp(widths: list[tuple[int, int]], kind: str) -> None:
+    linear = empty_linear(kind, widths, 100, CPU)
+    plan = linear.plan(offset=5)
+    assert len(plan) == 12 * 8 + WARPS * 16
+    assert struct.unpack_from("<7q", plan, 40)[2] == 4  # strips of 100 columns
+    next_segment = 0
+    for warp in range(WARPS):
+        begin, end, start, stop = struct.unpack_from("<4i", plan, 96 + 16 * warp)
+        assert begin == next_segment <= end
+        assert start * 16 == linear.starts[begin]
+        if begin < end:
+            assert stop * 16 == linear.starts[begin + 1]
+        next_segment = end
+    assert next_segment == len(linear.starts) - 1
+
+
+def test_long_columns_keep_all_warps_equally_busy() -> None:
+    linear = empty_linear("exl2", [(4, 4)] * 32, 32, CPU)
+    shares = [struct.unpack_from("<4i", linear.plan(), 96 + 16 * warp) for warp in range(WARPS)]
+    assert {end - begin for begin, end, _, _ in shares} == {2}
+
+
+def test_stored_bytes_are_those_of_the_codes_and_one_header_per_segment() -> None:
+    linear = empty_linear("exl2", [(4, 4)] * 32, 64, CPU)
+    assert linear.codes.numel() == 2 * 32 * (4 * 512 + HEADER_BYTES["exl2"])
+    assert all(start % 16 == 0 for start in linear.starts)

@@ -1,0 +1,132 @@
+"""The CUDA kernels against the plain-torch float32 reference. Needs a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.gptq_writer import write_gptq_model
+from support.models import random_exl2, write_random_exl2_model, write_random_model
+
+from exl2_tui.core.checkpoint import Checkpoint
+from exl2_tui.core.config import ModelConfig
+from exl2_tui.core.errors import Exl2Error
+from exl2_tui.core.formats import DenseWeight
+from exl2_tui.core.model.causal_lm import CausalLM
+from exl2_tui.core.model.cuda import library
+from exl2_tui.core.model.cuda.linear import pack_linear
+from exl2_tui.core.model.cuda.model import CudaModel
+
+REASON = library.unavailable()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=f"no GPU: {REASON}")]
+TOLERANCE = 3e-3  # activations are fp16 on the GPU; measured: 5e-4 to 1e-3
+GPU = torch.device("cuda:0")
+
+
+def load_both(path: Path) -> tuple[CausalLM, CudaModel]:
+    config = ModelConfig.from_dir(path)
+    with Checkpoint.open(path) as checkpoint:
+        reference = CausalLM.load(checkpoint, config)
+    with Checkpoint.open(path) as checkpoint:
+        return reference, CudaModel.load(checkpoint, config, GPU)
+
+
+def assert_agree(path: Path, steps: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 1), context: int = 160) -> None:
+    reference, model = load_both(path)
+    generator = torch.Generator().manual_seed(3)
+    caches = reference.new_cache(context, "fp32"), model.new_cache(context)
+    for count in (40, *steps):
+        ids = torch.randint(0, reference.config.vocab_size, (count,), generator=generator)
+        if model._decoder is not None:
+            model._decoder.logits.fill_(float("nan"))
+        wanted = reference.forward(ids, caches[0], all_logits=True)
+        found = model.forward(ids, caches[1], all_logits=True)
+        assert found.shape == wanted.shape
+        error = ((found - wanted).norm() / wanted.norm()).item()
+        assert error < TOLERANCE, f"{count} tokens: relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("widths", [(2,), (3,), (4,), (5,), (6,), (8,), (8, 6, 5, 4, 3, 2)])
+@pytest.mark.parametrize("columns", [32, 72, 256])
+def test_dequantization_is_bit_equal(widths: tuple[int, ...], columns: int) -> None:
+    columns = -(-columns // 32) * 32
+    weight = random_exl2(torch.randn(columns, 384, generator=torch.Generator().manual_seed(columns)), None, widths, 5)
+    packed = pack_linear(weight, GPU)
+    found = packed.dequantize(torch.full((columns * 384,), float("nan"), dtype=torch.float16, device=GPU)).cpu()
+    assert torch.equal(found, weight.dequantize().t()[:, weight.perm])
+
+
+def test_dense_weights_come_back_padded() -> None:
+    weight = torch.randn(40, 72).half()
+    found = pack_linear(DenseWeight(weight, None), GPU).dequantize(
+        torch.empty(40 * 96, dtype=torch.float16, device=GPU)
+    )
+    assert torch.equal(found.cpu(), torch.nn.functional.pad(weight, (0, 24)))
+
+
+@pytest.mark.parametrize("widths", [(2,), (3,), (4,), (5,), (6,), (8,), (8, 6, 5, 4, 3, 2)])
+def test_exl2_steps_of_every_width(tmp_path: Path, widths: tuple[int, ...]) -> None:
+    assert_agree(write_random_exl2_model(tmp_path, widths=widths))
+
+
+@pytest.mark.parametrize("desc_act", [False, True])
+@pytest.mark.parametrize(("bits", "sym"), [(4, True), (4, False), (2, False), (3, True), (8, True)])
+def test_gptq_steps(tmp_path: Path, bits: int, sym: bool, desc_act: bool) -> None:
+    source = write_random_model(tmp_path / "float", hidden_size=128, intermediate_size=256)
+    write_gptq_model(source, tmp_path / "gptq", bits=bits, group_size=32, desc_act=desc_act, sym=sym)
+    assert_agree(tmp_path / "gptq")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "overrides"),
+    [
+        ("LlamaForCausalLM", {"hidden_size": 40, "intermediate_size": 72}),
+        ("LlamaForCausalLM", {"hidden_size": 4160, "intermediate_size": 96, "num_hidden_layers": 1}),
+        ("LlamaForCausalLM", {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128}),
+        ("LlamaForCausalLM", {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256}),
+        ("LlamaForCausalLM", {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 64}),
+        ("LlamaForCausalLM", {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32}),
+        ("Qwen2ForCausalLM", {}),
+        ("Qwen3ForCausalLM", {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}),
+        ("MistralForCausalLM", {"sliding_window": 24}),
+    ],
+)
+def test_shapes_and_architectures(tmp_path: Path, architecture: str, overrides: dict[str, Any]) -> None:
+    assert_agree(write_random_model(tmp_path, architecture, **overrides))
+
+
+def test_a_long_sequence_is_split_over_the_gpu(tmp_path: Path) -> None:
+    path = write_random_exl2_model(tmp_path, max_position_embeddings=2048)
+    reference, model = load_both(path)
+    caches = reference.new_cache(1200, "fp32"), model.new_cache(1200)
+    ids = torch.randint(0, 256, (1000,), generator=torch.Generator().manual_seed(1))
+    reference.forward(ids, caches[0])
+    model.forward(ids, caches[1])
+    for count in (1, 8, 3, 1):
+        wanted = reference.forward(ids[:count], caches[0], all_logits=True)
+        found = model.forward(ids[:count], caches[1], all_logits=True)
+        assert ((found - wanted).norm() / wanted.norm()).item() < TOLERANCE
+
+
+def test_greedy_reruns_are_bit_equal(tmp_path: Path) -> None:
+    _, model = load_both(write_random_exl2_model(tmp_path))
+    cache = model.new_cache(200)
+    runs = []
+    for _ in range(20):
+        cache.truncate(0)
+        token, logits = 7, []
+        for _ in range(50):
+            logits.append(model.forward([token], cache))
+            token = int(logits[-1].argmax())
+        runs.append(torch.stack(logits))
+    assert all(torch.equal(run, runs[0]) for run in runs)
+
+
+def test_too_large_a_cache_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    _, model = load_both(write_random_model(tmp_path, max_position_embeddings=1 << 20))
+    with pytest.raises(Exl2Error) as raised:
+        model.new_cache(1 << 34)  # terabytes
+    assert "context" in (raised.value.hint or "")
+    assert model.forward([1, 2], model.new_cache(16)).shape == (256,)
