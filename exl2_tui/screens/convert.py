@@ -30,6 +30,7 @@ class ConvertScreen(Screen[None]):
     def __init__(self, place: ConvertPlace) -> None:
         super().__init__(id="convert")
         self._place = place
+        self._drawn = False  # events may come before there is anything to draw on
 
     def compose(self) -> ComposeResult:
         yield Row(id="header")
@@ -42,13 +43,14 @@ class ConvertScreen(Screen[None]):
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
+        self._drawn = True
         self.query_one(JobList).focus()
         self.set_interval(TICK_SECONDS, self._tick)
         self.repaint(Changes(model=True))
         self.jobs_changed()
 
     def on_screen_resume(self) -> None:
-        if self.is_mounted:  # the first resume comes before there is anything to draw on
+        if self._drawn:
             self.repaint(Changes(model=True))
             self.jobs_changed()
 
@@ -56,6 +58,8 @@ class ConvertScreen(Screen[None]):
         self.jobs_changed()
 
     def repaint(self, changes: Changes) -> None:
+        if not self._drawn:
+            return
         if changes.model:
             self.query_one("#header", Row).put(*header(self._place.app.session, "Convert"))
         if changes.flash:
@@ -63,7 +67,7 @@ class ConvertScreen(Screen[None]):
 
     def jobs_changed(self) -> None:
         """Draws the list again, if it is in view."""
-        if not self.is_current:
+        if not self._drawn or not self.is_current:
             return
         jobs = list(self._place.jobs.jobs.values())
         listing = self.query_one(JobList)

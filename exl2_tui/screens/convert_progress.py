@@ -38,6 +38,7 @@ class ProgressScreen(Screen[None]):
     def __init__(self, place: ConvertPlace, job_name: str) -> None:
         super().__init__(id="job")
         self._place = place
+        self._drawn = False  # events may come before there is anything to draw on
         self.job_name = job_name
         self._worst_first = False
         self._measuring: bool | None = None  # which chart the person chose; None: the one of the current stage
@@ -60,17 +61,20 @@ class ProgressScreen(Screen[None]):
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
+        self._drawn = True
+        self.on_resize()
         self.set_interval(TICK_SECONDS, self._tick)
         self.repaint(Changes(model=True))
         self.jobs_changed()
 
     def on_screen_resume(self) -> None:
-        if self.is_mounted:  # the first resume comes before there is anything to draw on
+        if self._drawn:
             self.repaint(Changes(model=True))
             self.jobs_changed()
 
     def on_resize(self) -> None:
-        self.query_one(LayerChart).styles.height = CHART_ROWS[self.size.height >= SPACIOUS]
+        if self._drawn:
+            self.query_one(LayerChart).styles.height = CHART_ROWS[self.size.height >= SPACIOUS]
         self.call_after_refresh(self.jobs_changed)
 
     @property
@@ -78,6 +82,8 @@ class ProgressScreen(Screen[None]):
         return self._place.jobs.jobs.get(self.job_name)
 
     def repaint(self, changes: Changes) -> None:
+        if not self._drawn:
+            return
         if changes.model:
             self.query_one("#header", Row).put(*header(self._place.app.session, "Convert"))
         if changes.flash:
@@ -86,7 +92,7 @@ class ProgressScreen(Screen[None]):
     def jobs_changed(self) -> None:
         """Draws everything that may have changed; nothing while another screen covers this one."""
         job = self.job
-        if job is None or not self.is_current:
+        if job is None or not self._drawn or not self.is_current:
             return
         self._draw_times(job)
         self.query_one("#stages", Row).put(Content.assemble("  ", stages(job)))

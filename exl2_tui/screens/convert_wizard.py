@@ -57,6 +57,7 @@ class WizardScreen(Screen[None]):
     def __init__(self, place: ConvertPlace, source: str = "") -> None:
         super().__init__(id="wizard")
         self._place = place
+        self._drawn = False  # events may come before there is anything to draw on
         self._source = source
         self._step = 0
         self._token = 0
@@ -106,6 +107,7 @@ class WizardScreen(Screen[None]):
         yield Field("output", "Output folder", PathInput(id="output"))
 
     def on_mount(self) -> None:
+        self._drawn = True
         for box in self.query(Input):
             box.cursor_blink = False
         self.repaint(Changes(model=True))
@@ -115,13 +117,16 @@ class WizardScreen(Screen[None]):
         self._place.list_models()
 
     def repaint(self, changes: Changes) -> None:
+        if not self._drawn:
+            return
         if changes.model:
             self.query_one("#header", Row).put(*header(self._place.app.session, "Convert"))
         if changes.flash:
             self._say(changes.flash)
 
     def on_resize(self) -> None:
-        self.call_after_refresh(self._draw_found)
+        if self._drawn:
+            self.call_after_refresh(self._draw_found)
 
     # The draft
 
@@ -179,7 +184,7 @@ class WizardScreen(Screen[None]):
 
     def checked(self, event: ConvertChecked) -> None:
         """The answer about the draft with this token."""
-        if event.token != self._token or self._timer is not None:
+        if not self._drawn or event.token != self._token or self._timer is not None:
             return
         self._found = event
         for field in self.query(Field):
@@ -191,7 +196,7 @@ class WizardScreen(Screen[None]):
 
     def service_event(self, event: Event) -> None:
         """The models of this machine: those that can be converted are offered."""
-        if not isinstance(event, ModelsListed) or not self.is_mounted:
+        if not isinstance(event, ModelsListed) or not self._drawn:
             return
         self._models = convertible(event.models)
         options = self.query_one("#models-found", OptionList)

@@ -25,7 +25,9 @@ from exl2_tui.core.events import (
 )
 from exl2_tui.job_state import JobState
 from exl2_tui.jobs_service import JobService
+from exl2_tui.screens.convert import ConvertScreen
 from exl2_tui.screens.convert_progress import ProgressScreen
+from exl2_tui.screens.convert_wizard import WizardScreen
 from tests.quant.tiny import LAYERS, make_tiny
 from tests.tui.conftest import MakeApp
 from tests.tui.driver import until
@@ -186,9 +188,13 @@ async def test_from_the_wizard_to_the_report(
     app: Exl2App = make_app(convert_factory=JobService, clock=time.monotonic, wall_clock=time.time)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(lambda: app.service is not None)
-        app.convert.open()
+        await pilot.press("f4")
+        await until(lambda: isinstance(app.screen, ConvertScreen))
         await pilot.pause()
-        app.convert.wizard(str(tiny))
+        await pilot.press("n")
+        await until(lambda: isinstance(app.screen, WizardScreen))
+        await pilot.pause()
+        app.screen.query_one("#source-path", Input).value = str(tiny)
         await pilot.pause()
         step: Callable[[], int] = lambda: app.screen._step  # type: ignore[attr-defined]  # noqa: E731
         await pilot.press("enter")
