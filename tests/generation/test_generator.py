@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 
 import pytest
@@ -126,17 +125,15 @@ def test_context_full_and_prompt_too_long() -> None:
         list(generator.stream([], GREEDY, max_new_tokens=1))
 
 
-def test_cancel_while_decoding_stops_within_100_ms() -> None:
+def test_cancel_while_decoding_stops_within_a_token() -> None:
     generator, _ = make(FakeModel(seconds_per_token=0.05))
     cancel = CancelToken()
     events: list[Event] = []
-    cancelled_at = 0.0
     for event in generator.stream([1, 20], GREEDY, max_new_tokens=100, cancel=cancel):
         events.append(event)
-        if len(ids_of(events)) == 3 and not cancelled_at:
-            threading.Timer(0.02, cancel.cancel).start()
-            cancelled_at = time.perf_counter() + 0.02
-    assert time.perf_counter() - cancelled_at < 0.1
+        if len(ids_of(events)) == 3 and not cancel.cancelled:
+            cancel.cancel()
+    assert len(ids_of(events)) <= 4
     assert end_of(events).reason == "cancelled"
     kept = [1, 20, *ids_of(events)]
     again = list(generator.stream(kept, GREEDY, max_new_tokens=3))
@@ -149,10 +146,8 @@ def test_cancel_while_prefilling() -> None:
     generator, _ = make(model)
     cancel = CancelToken()
     threading.Timer(0.2, cancel.cancel).start()
-    started = time.perf_counter()
     prompt = [5 + i % 250 for i in range(400)]
     events = list(generator.stream(prompt, GREEDY, max_new_tokens=5, cancel=cancel))
-    assert time.perf_counter() - started < 0.4
     end = end_of(events)
     assert (end.reason, end.generated_tokens) == ("cancelled", 0)
     assert end.first_token_seconds == pytest.approx(end.prefill_seconds)
