@@ -192,6 +192,7 @@ class Document:
                 opening = _OPENING.match(complete[start:]) if block.kind == "fence" else None
                 if opening is None:
                     self._drop(complete, start)
+                    self._blank = block.gap  # also true right behind a fence
                     return False
                 indent, marks, info = opening.groups()
                 code = Code(_language(info))

@@ -133,6 +133,10 @@ FRAGMENTS = st.sampled_from(
 )
 
 
+def test_text_behind_an_empty_fence_keeps_its_gap() -> None:
+    assert in_pieces(["~~~\n", "~~~\na\n"]) == whole("~~~\n~~~\na\n")
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(FRAGMENTS, max_size=30), st.data())
 def test_any_split_renders_as_the_whole(fragments: list[str], data: st.DataObject) -> None:
