@@ -15,7 +15,6 @@ import argparse
 import json
 import multiprocessing
 import platform
-import resource
 import statistics
 import subprocess
 import time
@@ -126,7 +125,13 @@ def serve(pipe: Connection, engine: str, path: str, threads: int) -> None:
         for _ in range(count):
             model.run(1)
         pipe.send((time.perf_counter() - started) / count)
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    pipe.send(peak_memory())
+
+
+def peak_memory() -> int:
+    """Bytes of memory this process ever held. (ru_maxrss would count the parent's, too.)"""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
 
 
 class Worker:
