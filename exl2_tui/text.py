@@ -40,3 +40,8 @@ def one_line(text: str, width: int = 0) -> str:
 def plain(text: str, style: str = "") -> Content:
     """Outside text as something a widget shows literally."""
     return Content.styled(clean(text), style) if style else Content(clean(text))
+
+
+def speed_text(tokens_per_second: float) -> str:
+    """Such as "12.5 tok/s" or "1061 tok/s": three digits tell enough, and rows are narrow."""
+    return f"{tokens_per_second:.{0 if tokens_per_second >= 100 else 1}f} tok/s"

@@ -8,7 +8,7 @@ from textual.content import Content
 
 from exl2_tui.session import ChatSession
 from exl2_tui.state import Writing
-from exl2_tui.text import one_line
+from exl2_tui.text import one_line, speed_text
 from exl2_tui.widgets.bars import meter
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧"
@@ -86,7 +86,7 @@ def status_row(session: ChatSession, ticks: int, width: int = 80) -> tuple[Conte
         f" {meters.context_used:,} / {meters.context_size:,}",
     ]
     if meters.speed:
-        parts.append(f"   {meters.speed:,.1f} tok/s")
+        parts.append(f"   {speed_text(meters.speed)}")
     if width >= WIDE and model.info is not None:
         parts.append((f"   memory {size_of(model.info.weight_bytes + model.info.cache_bytes)}", "$secondary"))
     return Content.assemble(*parts), Content.styled(sampler_label(session) + " ", "$secondary")
@@ -120,7 +120,7 @@ def progress_row(writing: Writing, now: float, ticks: int) -> tuple[Content, Con
             left = left + bar + f" {writing.prefilled:,} of {writing.prompt_tokens:,} tokens · {seconds}"
         return left, Content.styled("esc stop", "$secondary")
     speed = writing.speed(now)
-    parts = [f"{speed:.1f} tok/s"] if speed else []
+    parts = [speed_text(speed)] if speed else []
     parts += [f"{writing.tokens:,} tokens", seconds]
     left = Content.assemble((f"{spin} writing  ", "$primary"), " · ".join(parts))
     return left, Content.styled("esc stop", "$secondary")

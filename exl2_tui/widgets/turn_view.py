@@ -12,7 +12,7 @@ from textual.message import Message
 from exl2_tui.core.events import GenerationFinished
 from exl2_tui.segments import Line, Prose
 from exl2_tui.store.tree import Turn
-from exl2_tui.text import one_line, plain
+from exl2_tui.text import one_line, plain, speed_text
 from exl2_tui.widgets.bars import Row
 from exl2_tui.widgets.prose import ProseView
 
@@ -152,7 +152,7 @@ def record(turn: Turn) -> str:
         parts.append("stopped by you")
     if isinstance(stats, GenerationFinished):
         if stats.decode_speed:
-            parts.append(f"{stats.decode_speed:.1f} tok/s")
+            parts.append(speed_text(stats.decode_speed))
         parts.append(f"{stats.generated_tokens:,} tokens")
         seconds = stats.prefill_seconds + stats.decode_seconds
         parts.append(f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2f} s")
