@@ -1,12 +1,13 @@
-"""Our CPU engine against llama.cpp on equal shapes and equal bits per weight, in one run.
+"""Our CPU engine against llama.cpp on equal shapes and nearly equal bits per weight, in one run.
 
     pip install llama-cpp-python gguf           # built from source: native flags
-    python benchmarks/cpu_vs_llamacpp.py 1.1B   # or 7B, or both; --quick for a first look
+    python benchmarks/cpu_vs_llamacpp.py 1.1B   # or 7B, or both
 
 For every pair of quantizations both models are loaded, each in a process of its own, and measured alternately, so that
 whatever else the machine does hits both. Medians of the repetitions; the spread is (max - min) / median. The bits per
-weight of ours are set to what the llama.cpp file really stores in its layers. Results: benchmarks/results/*.json and
-the tables of docs/performance.md (--write).
+weight of ours are set near what llama.cpp stores in its layers; docs/performance.md gives those of both files.
+Results are printed as a table
+and written to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONTEXT = 2688
 DEPTH = 2048
 PROMPT = 512
-# llama.cpp's quantization, bits per weight of its layers, bits of our head (llama.cpp keeps the output at 6 or 8 bits)
+# llama.cpp's quantization, bits per weight asked of our layers, bits of our head (theirs: 6.56, Q8_0 8.5, F16 16)
 PAIRS = (
     ("Q2_K", 3.00, 6),
     ("Q3_K_M", 3.91, 6),

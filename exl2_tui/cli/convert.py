@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -27,7 +27,7 @@ from exl2_tui.core.events import (
     QualityWarning,
     StageStarted,
 )
-from exl2_tui.core.requests import ConvertRequest
+from exl2_tui.core.requests import Allocation, ConvertRequest, RecipeName
 from exl2_tui.settings import data_dir
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ def convert(
         work=str(work.expanduser().resolve()),
         bits=parse_bits(bits),
         head_bits=head_bits,
-        recipe=recipe,  # type: ignore[arg-type]
-        allocation=allocation,  # type: ignore[arg-type]
+        recipe=cast("RecipeName", recipe),  # ConvertRequest refuses other names
+        allocation=cast("Allocation", allocation),
         output=_absolute(output),
         calibration=_absolute(calibration),
         column=column,

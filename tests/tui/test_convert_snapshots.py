@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="snapsho
 
 SIZES = [(80, 24), (120, 40)]
 Scene = Callable[[ConvertDriver], Awaitable[None]]
-HOME = "/home/ann/exl2"
+HOME = "/data/ann/exl2"
 
 
 async def empty(place: ConvertDriver) -> None:

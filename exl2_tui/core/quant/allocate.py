@@ -223,9 +223,9 @@ def _spend(slots: Slots, chosen: list[int], budget: int, *, order: str) -> list[
     moved = True
     while moved:
         moved = False
-        queue = range(len(slots))
+        queue = list(range(len(slots)))
         if order == "largest":
-            queue = sorted(queue, key=lambda i: -slots[i][chosen[i]].error)  # type: ignore[assignment]
+            queue = sorted(queue, key=lambda i: -slots[i][chosen[i]].error)
         for slot in queue:
             options, now = slots[slot], chosen[slot]
             better = [
