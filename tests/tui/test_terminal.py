@@ -33,9 +33,10 @@ class Hostile(TypingService):
 run("evil\\x1b]0;owned\\x07", system="\\x1b[5msys", service_factory=lambda post: Hostile(post, [text], speed=400.0))
 """
 
-# What Textual itself may write: styles, cursor moves, private modes, terminal queries and title.
+# What Textual itself may write: styles, cursor moves, private modes, queries, pointer and title.
 KNOWN = re.compile(
     rb"\x1b\[[\d;:]*[mHABCDJKrsuXP]|\x1b\[[?>=<][\d;]*(?:\$p|[hlucnq])|\x1b\[\d* ?q|\x1b\[[\d;]*[cntu]"
+    rb"|\x1b\]22;[a-z]*\x07"  # the shape of the pointer
     rb"|\x1b\][012];[^\x07\x1b]*(?:\x07|\x1b\\)|\x1b\]11;\?\x1b\\|\x1bP[^\x1b]*\x1b\\|\x1b_G[^\x1b]*\x1b\\"
     rb"|\x1b[78=>]|\x1b\(B"
 )
@@ -75,6 +76,17 @@ class Terminal:
             assert time.monotonic() < end, f"{text!r} never appeared in {self.written[-2000:]!r}"
             self.read(0.05)
 
+    def read_to_end(self, seconds: float = 20.0) -> None:
+        """Everything until the program has ended and its last bytes are read: no sequence is cut in half."""
+        end = time.monotonic() + seconds
+        while True:
+            ended = self.process.poll() is not None
+            before = len(self.written)
+            self.read(0.05)
+            if ended and len(self.written) == before:
+                return
+            assert time.monotonic() < end, "the program never ended"
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
@@ -91,23 +103,24 @@ def test_hostile_text_on_a_pseudo_terminal(home: Path) -> None:
         os.write(terminal.master, b"go\r")
         terminal.wait_for(b"HOSTILE-END")
         terminal.wait_for(b"tok/s")
-        drawn = terminal.written[start:]
-        rest = KNOWN.sub(b"", drawn).decode("utf-8", "strict")
+        os.write(terminal.master, b"more\r")
+        terminal.read(0.5)
+        leaving = len(terminal.written)
+        before = time.monotonic()
+        os.write(terminal.master, b"\x11")  # ctrl+q, in the middle of an answer
+        terminal.read_to_end()
+        assert time.monotonic() - before < 15
+        assert terminal.process.returncode == 0
+        assert b"\x1b[?1049l" in terminal.written
+        assert b"Traceback" not in terminal.written
+        rest = KNOWN.sub(b"", terminal.written).decode("utf-8", "strict")
         allowed = "\r\n\t"
         assert not [char for char in rest if (ord(char) < 32 and char not in allowed) or 0x7F <= ord(char) < 0xA0]
         assert not set(rest) & set("\u202e\u202d\u2066\u2067\u200e\u200f\u2028\ufeff\U000e0041")
         titles = re.findall(rb"\x1b\][012];([^\x07\x1b]*)", terminal.written)
         assert not any(b"owned" in title for title in titles)
         assert b"\x1b[5m" not in terminal.written and b"\x1b]52" not in terminal.written
+        drawn = terminal.written[start:leaving]
         assert b"\x1b[2J" not in drawn and b"\x1bc" not in drawn and b"\x1b[?1000h" not in drawn
-        before = time.monotonic()
-        os.write(terminal.master, b"more\r")
-        terminal.read(0.5)
-        os.write(terminal.master, b"\x11")
-        while terminal.process.poll() is None and time.monotonic() - before < 15:
-            terminal.read(0.05)
-        assert terminal.process.returncode == 0
-        assert b"\x1b[?1049l" in terminal.written
-        assert b"Traceback" not in terminal.written
     finally:
         terminal.close()
