@@ -20,9 +20,9 @@ from exl2_tui.core.checkpoint.gptq_settings import GptqSettings
 from exl2_tui.core.checkpoint.header import MAX_HEADER_BYTES, MAX_TENSORS, TensorInfo
 from exl2_tui.core.checkpoint.linears import LINEAR_TENSORS, read_linear
 from exl2_tui.core.checkpoint.safetensors import SafetensorsFile, open_file
-from exl2_tui.core.config import read_json_object
 from exl2_tui.core.errors import CheckpointError, NotFoundError, ShapeError, UnsupportedError
 from exl2_tui.core.formats import LinearWeight
+from exl2_tui.core.json_keys import read_json_object
 
 Kind = Literal["exl2", "gptq", "float"]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from exl2_tui.core.config import read_json_object
 from exl2_tui.core.errors import UnsupportedError
+from exl2_tui.core.json_keys import read_json_object
 
 SETTINGS_FILES = ("quantize_config.json", "quant_config.json")
 _ZERO_FORMATS = {"gptq": False, "gptq_v2": True}

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exl2_tui.core.config import ModelConfig, RopeConfig
+from exl2_tui.core.config import ModelConfig
+from exl2_tui.core.config_rope import RopeConfig
 
 
 @dataclass(frozen=True, slots=True)
