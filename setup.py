@@ -7,7 +7,8 @@ to link, contain no Python symbol and run on every torch from 2.10. Hence the wh
 csrc/*_cpu.cpp and csrc/cpu/*.cpp make exl2_tui/_C_cpu.so. A file whose name ends in _generic, _avx2 or _avx512 is
 compiled for that instruction set, inside its own namespace (csrc/cpu/isa.h).
 csrc/*_cuda.cpp and csrc/cuda/*.cu make exl2_tui/_C_cuda.so, where nvcc is found: without it if nvcc fails,
-unless EXL2_TUI_CUDA=1; never with EXL2_TUI_CUDA=0.
+unless EXL2_TUI_CUDA=1; never with EXL2_TUI_CUDA=0. EXL2_TUI_CUDA_ARCH names architectures where there is no GPU to ask,
+EXL2_TUI_CUDA_FLAGS holds more flags for nvcc, such as -DEXL2_COPIES_IN_FLIGHT=2.
 """
 
 from __future__ import annotations
@@ -109,11 +110,16 @@ def ninja() -> str:
 
 
 def nvcc() -> str | None:
-    """The CUDA compiler, where there is one and a GPU to compile for (or architectures were named)."""
+    """The CUDA compiler, where there is one and a GPU to compile for (or architectures were named).
+
+    That of $CUDA_HOME, else of the PATH, else of PyPI's nvidia-cuda-nvcc, nvidia-cuda-cccl and nvidia-cuda-runtime.
+    """
     if os.environ.get("EXL2_TUI_CUDA") == "0" or not cuda_architectures():
         return None
-    home = os.environ.get("CUDA_HOME")
-    return shutil.which("nvcc", path=f"{home}/bin" if home else None)
+    if home := os.environ.get("CUDA_HOME"):
+        return shutil.which("nvcc", path=f"{home}/bin")
+    packages = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu[0-9]*/bin"), reverse=True)
+    return shutil.which("nvcc") or next(filter(None, (shutil.which("nvcc", path=str(p)) for p in packages)), None)
 
 
 @cache
@@ -222,7 +228,10 @@ def write_cpu(ninja_file: NinjaFile, build: Path, target: Path) -> None:
 def write_cuda(ninja_file: NinjaFile, build: Path, target: Path, sources: list[Path]) -> None:
     """Rules for _C_cuda.so. Compiled against the headers of whatever torch is there, also a CPU-only one."""
     ninja_file.rule("nvcc", "$nvcc -x cu -MD -MF $out.d $cudaflags -c $in -o $out", depfile=True)
-    ninja_file.rule("nvlink", "$nvcc -shared -cudart static $objects -L$stub -Xlinker --no-as-needed -ltorch -o $out")
+    # nvcc looks for the runtime in lib64 only; the PyPI packages have it in lib.
+    runtime = quoted(Path(str(nvcc())).parents[1] / "lib")
+    link = f"$nvcc -shared -cudart static $objects -L{runtime} -L$stub -Xlinker --no-as-needed -ltorch -o $out"
+    ninja_file.rule("nvlink", link)
     objects = []
     for source in sources:
         output = build / "cuda" / f"{source.stem}.o"
@@ -236,6 +245,25 @@ def write_cuda(ninja_file: NinjaFile, build: Path, target: Path, sources: list[P
         objects=" ".join(quoted(path) for path in objects),
         stub=quoted(build / "stub"),
     )
+
+
+def write_rules(build: Path) -> tuple[NinjaFile, Path, Path | None]:
+    """The build.ninja in `build`, and what it makes: _C_cpu.so, and _C_cuda.so where that is built."""
+    includes = [f"-I{quoted(SOURCES)}", f"-isystem {quoted(torch_include())}"]
+    define = f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"
+    variables = {"cxx": compiler(), "cflags": " ".join([*COMMON_FLAGS, define, *includes])}
+    cuda_sources = cuda_files()
+    if cuda_sources:
+        own = os.environ.get("EXL2_TUI_CUDA_FLAGS", "").split()
+        flags = [*CUDA_FLAGS, *cuda_targets(str(nvcc())), *own, define, *includes]
+        variables |= {"nvcc": str(nvcc()), "cudaflags": " ".join(flags)}
+    ninja_file = NinjaFile(build, variables)
+    cpu, cuda = build / "_C_cpu.so", build / "_C_cuda.so"
+    write_cpu(ninja_file, build, cpu)
+    if cuda_sources:
+        write_cuda(ninja_file, build, cuda, cuda_sources)
+    ninja_file.write()
+    return ninja_file, cpu, cuda if cuda_sources else None
 
 
 class NinjaBuild(build_ext):
@@ -252,24 +280,12 @@ class NinjaBuild(build_ext):
             self.build(build)
 
     def build(self, build: Path) -> None:
-        includes = [f"-I{quoted(SOURCES)}", f"-isystem {quoted(torch_include())}"]
-        define = f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"
-        variables = {"cxx": compiler(), "cflags": " ".join([*COMMON_FLAGS, define, *includes])}
-        cuda_sources = cuda_files()
-        if cuda_sources:
-            flags = [*CUDA_FLAGS, *cuda_targets(str(nvcc())), define, *includes]
-            variables |= {"nvcc": str(nvcc()), "cudaflags": " ".join(flags)}
-        ninja_file = NinjaFile(build, variables)
-        cpu, cuda = build / "_C_cpu.so", build / "_C_cuda.so"
-        write_cpu(ninja_file, build, cpu)
-        if cuda_sources:
-            write_cuda(ninja_file, build, cuda, cuda_sources)
-        ninja_file.write()
+        ninja_file, cpu, cuda = write_rules(build)
         program = ninja()
         if not ninja_file.run(program, cpu):
             stop("compiling failed; the compiler's messages are above")
         self.install(cpu, "_C_cpu")
-        if cuda_sources:
+        if cuda is not None:
             if ninja_file.run(program, cuda):
                 self.install(cuda, "_C_cuda")
             elif os.environ.get("EXL2_TUI_CUDA") == "1":

@@ -1,0 +1,141 @@
+"""The CUDA library is compiled and looked at on machines without a GPU: kernels, registers, symbols."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from support.cubin import Kernel, kernels
+
+ROOT = Path(__file__).resolve().parents[2]
+SPILLING = {"step_kernel": 272}  # bytes of stack that a kernel may take; none for all others
+FROM_TORCH = ("aoti_torch_", "torch_")  # LibTorch's stable C interface
+FROM_SYSTEM = re.compile(r"@+(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$")
+
+
+def load_setup() -> ModuleType:
+    """setup.py as a module; its `if __name__` keeps it from building anything."""
+    spec = importlib.util.spec_from_file_location("exl2_setup", ROOT / "setup.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def no_gpu_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No nvidia-smi, no nvcc, no architectures by name."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CUDA_HOME", "EXL2_TUI_CUDA", "EXL2_TUI_CUDA_ARCH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def fake_program(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_nothing_is_compiled_for_cuda_without_a_gpu(
+    no_gpu_tools: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """So that the first `make chat` stays short: nobody could run what nvcc makes."""
+    compiler = fake_program(tmp_path / "nvcc", "exit 1")
+    assert load_setup().nvcc() is None
+    monkeypatch.setenv("EXL2_TUI_CUDA_ARCH", "9.0")
+    assert load_setup().nvcc() == str(compiler)
+    assert load_setup().cuda_architectures() == ("90",)
+    monkeypatch.setenv("EXL2_TUI_CUDA", "0")
+    assert load_setup().nvcc() is None
+
+
+def test_the_gpus_of_this_machine_are_compiled_for(no_gpu_tools: None, tmp_path: Path) -> None:
+    fake_program(tmp_path / "nvidia-smi", "echo 7.5; echo 9.0; echo 8.6; echo 9.0")
+    setup = load_setup()
+    assert setup.cuda_architectures() == ("86", "90")  # 7.5 is too old for the kernels
+    compiler = fake_program(tmp_path / "nvcc", "echo compute_80 compute_86 compute_90")
+    targets = setup.cuda_targets(str(compiler))
+    assert [target for target in targets if "sm_" in target] == [
+        f"-gencode arch=compute_{number},code=sm_{number}" for number in ("86", "90")
+    ]
+    assert "-gencode arch=compute_90,code=compute_90" in targets  # for GPUs yet to come
+
+
+def test_a_toolkit_that_knows_no_wanted_architecture_ends_the_build(
+    no_gpu_tools: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EXL2_TUI_CUDA_ARCH", "120")
+    compiler = fake_program(tmp_path / "nvcc", "echo compute_80 compute_90")
+    with pytest.raises(SystemExit, match="knows none of the GPU architectures 120"):
+        load_setup().cuda_targets(str(compiler))
+
+
+def test_the_compiler_of_the_pypi_packages_is_found(
+    no_gpu_tools: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EXL2_TUI_CUDA_ARCH", "90")
+    compiler = fake_program(tmp_path / "site/nvidia/cu13/bin/nvcc", "exit 0")
+    setup = load_setup()
+    monkeypatch.setattr(setup.sysconfig, "get_path", lambda _: str(tmp_path / "site"))
+    assert setup.nvcc() == str(compiler)
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    """_C_cuda.so for sm_90, its GPU code not compressed; kept in build/ and compiled when sources change."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXL2_TUI_CUDA_ARCH", "90")
+        patch.setenv("EXL2_TUI_CUDA_FLAGS", "--no-compress")
+        patch.delenv("EXL2_TUI_CUDA", raising=False)
+        setup = load_setup()
+        if setup.nvcc() is None:
+            pytest.skip("nvcc is not installed: the CUDA library cannot be compiled here")
+        rules, _, cuda = setup.write_rules(ROOT / "build" / "cuda-check")
+        command = [setup.ninja(), "-C", str(rules.directory), str(cuda)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+    assert isinstance(cuda, Path)
+    return cuda
+
+
+@pytest.fixture(scope="module")
+def found(library: Path) -> list[Kernel]:
+    return kernels(library)
+
+
+@pytest.mark.slow
+def test_every_kernel_is_in_the_library(found: list[Kernel]) -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+    written = set(re.findall(r"__global__[^;{]*?\b(\w+_kernel)\(", sources))
+    launched = set(re.findall(r"(\w+_kernel)(?:<\w+>)?(?:<<<|, step\))", sources))
+    assert launched and written == launched
+    assert {kernel.plain_name for kernel in found} == written
+    assert {kernel.architecture for kernel in found} == {90}
+    assert sum(kernel.plain_name == "step_kernel" for kernel in found) == 2  # one token, and up to eight
+
+
+@pytest.mark.slow
+def test_kernels_keep_to_their_registers(found: list[Kernel]) -> None:
+    for kernel in found:
+        assert kernel.frame <= SPILLING.get(kernel.plain_name, 0), kernel
+    steps = [kernel.registers for kernel in found if kernel.plain_name == "step_kernel"]
+    assert max(steps) * 17 * 32 <= 65536  # one CUDA block of 17 warps has to fit on a multiprocessor
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="nm -D reads ELF files")
+def test_only_the_stable_interface_of_torch_is_used(library: Path) -> None:
+    listed = subprocess.run(["nm", "-D", str(library)], capture_output=True, text=True, check=True).stdout
+    missing = [line.split()[1] for line in listed.splitlines() if line.split()[0] == "U"]
+    foreign = [name for name in missing if not name.startswith(FROM_TORCH) and not FROM_SYSTEM.search(name)]
+    assert missing and foreign == []
+    needed = subprocess.run(["readelf", "-d", str(library)], capture_output=True, text=True, check=True).stdout
+    libraries = set(re.findall(r"NEEDED.*\[([\w+.-]+)\]", needed))
+    assert "libtorch.so" in libraries
+    assert not [name for name in libraries if "cuda" in name or "python" in name or name.startswith("libtorch_")]
