@@ -8,6 +8,7 @@
 #pragma once
 
 #include "common.cuh"
+#include "ring.h"
 
 namespace exl2::cuda {
 
@@ -181,7 +182,12 @@ __device__ inline void feed_rings(const Linear* linears, int count, const Rings&
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
 #endif
   while (__any_sync(0xffffffffu, alive)) {
-    const bool ready = alive && is_done(empty + 8 * slot, parity);
+    bool ready = alive && is_done(empty + 8 * slot, parity);
+    if constexpr (kCopiesInFlight > 0) {
+      const int back = min(kCopiesInFlight, rings.count);
+      const RingPlace place = earlier_copy({slot, parity ^ 1}, back, rings.count);
+      ready = ready && is_done(full + 8 * place.slot, place.parity);
+    }
 #if __CUDA_ARCH__ >= 900
     if (ready) {
       asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(full + 8 * slot), "r"(cursor.bytes())

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from support.compiled import compile_cpp
 
-CODES = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 WIDTHS = (2, 3, 4, 5, 6, 8)
 SOURCE = r"""
 #include "codes.h"
@@ -53,14 +50,7 @@ extern "C" uint32_t stream(const uint32_t* words, int64_t stride, int64_t i, int
 
 @pytest.fixture(scope="module")
 def codes(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    folder = tmp_path_factory.mktemp("codes")
-    (folder / "codes.cpp").write_text(SOURCE)
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-I{CODES}"]
-    subprocess.run([compiler, *flags, str(folder / "codes.cpp"), "-o", str(folder / "codes.so")], check=True)
-    library = ctypes.CDLL(str(folder / "codes.so"))
+    library = compile_cpp(tmp_path_factory.mktemp("codes"), SOURCE)
     library.stream.restype = ctypes.c_uint32
     return library
 
