@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "checks.h"
 #include "cuda/kernels.h"
 
 namespace {
@@ -76,6 +77,51 @@ int64_t decode_step(const Tensor& plan, int64_t gate_strips, int64_t tokens, Ten
   return exl2::cuda::decode_step(read_plan<Model>(plan), gate_strips, static_cast<int>(tokens), device.stream());
 }
 
+// As exl2_cpu::quant_round (bindings_quant_cpu.cpp), on the GPU.
+void quant_round(const Tensor& base, const Tensor& reference, const Tensor& coupling, const Tensor& pivots,
+                 const Tensor& steps, int64_t bits, Tensor delta, Tensor rounded, Tensor codes) {
+  using exl2::data_of;
+  using exl2::ScalarType;
+  exl2::RoundTask task;
+  task.rows = base.size(0);
+  task.columns = base.size(1);
+  const int64_t n = task.rows * task.columns;
+  task.base = data_of<const float>(base, ScalarType::Float, n, "base");
+  task.reference = exl2::data_or_null<const float>(reference, ScalarType::Float, n, "reference");
+  task.coupling = data_of<const float>(coupling, ScalarType::Float, task.rows * task.rows, "coupling");
+  task.coupling_stride = task.rows;
+  task.pivots = data_of<const float>(pivots, ScalarType::Float, task.rows, "pivots");
+  task.steps = data_of<const float>(steps, ScalarType::Float, task.columns, "steps");
+  task.bits = static_cast<int32_t>(bits);
+  task.delta = data_of<float>(delta, ScalarType::Float, n, "delta");
+  task.rounded = data_of<float>(rounded, ScalarType::Float, n, "rounded");
+  task.codes = data_of<uint8_t>(codes, ScalarType::Byte, n, "codes");
+  const OnDevice device(base);
+  exl2::cuda::quant_round(task, device.stream());
+}
+
+// As exl2_cpu::quant_search, but with the cost of every column, costs (M, N) float32, where that adds them up.
+void quant_search(const Tensor& group, const Tensor& weights, const Tensor& units, const Tensor& middles, int64_t bits,
+                  int64_t first_offset, int64_t last_offset, Tensor codes, Tensor costs) {
+  using exl2::data_of;
+  using exl2::ScalarType;
+  exl2::SearchTask task;
+  task.rows = group.size(0);
+  task.columns = group.size(1);
+  task.maxima = units.numel();
+  task.group = data_of<const float>(group, ScalarType::Float, task.rows * task.columns, "group");
+  task.weights = data_of<const float>(weights, ScalarType::Float, task.rows, "weights");
+  task.units = data_of<const float>(units, ScalarType::Float, task.maxima, "units");
+  task.middles = data_of<const uint8_t>(middles, ScalarType::Byte, task.maxima * task.columns, "middles");
+  task.bits = static_cast<int32_t>(bits);
+  task.first_offset = static_cast<int32_t>(first_offset);
+  task.last_offset = static_cast<int32_t>(last_offset);
+  task.codes = data_of<uint8_t>(codes, ScalarType::Byte, task.maxima * task.columns, "codes");
+  float* found = data_of<float>(costs, ScalarType::Float, task.maxima * task.columns, "costs");
+  const OnDevice device(group);
+  exl2::cuda::quant_search(task, found, device.stream());
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(exl2_cuda, m) {
@@ -84,10 +130,18 @@ STABLE_TORCH_LIBRARY(exl2_cuda, m) {
       "int columns, Tensor(a!) codes) -> ()");
   m.def("dequantize(Tensor plan, Tensor(a!) out) -> ()");
   m.def("decode_step(Tensor plan, int gate_strips, int tokens, Tensor(a!) logits) -> int");
+  m.def(
+      "quant_round(Tensor base, Tensor reference, Tensor coupling, Tensor pivots, Tensor steps, int bits, "
+      "Tensor(a!) delta, Tensor(b!) rounded, Tensor(c!) codes) -> ()");
+  m.def(
+      "quant_search(Tensor group, Tensor weights, Tensor units, Tensor middles, int bits, int first_offset, "
+      "int last_offset, Tensor(a!) codes, Tensor(b!) costs) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(exl2_cuda, CUDA, m) {
   m.impl("repack", TORCH_BOX(&repack));
   m.impl("dequantize", TORCH_BOX(&dequantize));
   m.impl("decode_step", TORCH_BOX(&decode_step));
+  m.impl("quant_round", TORCH_BOX(&quant_round));
+  m.impl("quant_search", TORCH_BOX(&quant_search));
 }

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include "cpu/quant_tasks.h"
 #include "plan.h"
 
 namespace exl2::cuda {
@@ -25,5 +26,9 @@ void dequantize(const Linear& weight, uint16_t* out, cudaStream_t stream);
 // Appends the first `tokens` (1..8) ids in model.state to the cache; their logits go to model.logits. Returns how many
 // it took: fewer if the activations of all do not fit into shared memory.
 int decode_step(const Model& model, int64_t gate_strips, int tokens, cudaStream_t stream);
+
+// The quantizer's tasks over all their columns, pointers on the GPU. costs (maxima, columns): of the codes chosen.
+void quant_round(const RoundTask& task, cudaStream_t stream);
+void quant_search(const SearchTask& task, float* costs, cudaStream_t stream);
 
 }  // namespace exl2::cuda

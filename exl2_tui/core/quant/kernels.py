@@ -1,4 +1,4 @@
-"""The two loops in which quantizing spends its time, natively where the compiled library has them, else in torch.
+"""The two loops in which quantizing spends its time, natively where a compiled library has them, else in torch.
 
 The torch versions are the specification and run on any device; results agree up to the order of float32 sums.
 """
@@ -10,11 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from exl2_tui.core.model.cuda import library as cuda
 from exl2_tui.core.ops.native import capabilities, isa_code, ops
 
 
 def is_native(device: torch.device) -> bool:
     """Whether the compiled kernels are used for tensors on this device."""
+    if device.type == "cuda":
+        return cuda.unavailable(device) is None
     return device.type == "cpu" and capabilities().native and hasattr(ops(), "quant_round")
 
 
@@ -31,19 +34,18 @@ def sequential_round(
     rounded, delta = torch.empty_like(base), torch.empty_like(base)
     codes = torch.empty(base.shape, dtype=torch.uint8, device=base.device)
     if is_native(base.device):
-        ops().quant_round(
+        inputs = (
             base.contiguous(),
-            torch.empty(0) if reference is None else reference.contiguous(),
+            base.new_empty(0) if reference is None else reference.contiguous(),
             coupling.contiguous(),
             pivots.contiguous(),
             steps.contiguous(),
             bits,
-            delta,
-            rounded,
-            codes,
-            isa_code(),
-            torch.get_num_threads(),
         )
+        if base.device.type == "cuda":
+            torch.ops.exl2_cuda.quant_round(*inputs, delta, rounded, codes)
+        else:
+            ops().quant_round(*inputs, delta, rounded, codes, isa_code(), torch.get_num_threads())
         return rounded, codes, delta
     zero, largest = 1 << (bits - 1), (1 << bits) - 1
     for k in range(base.shape[0]):
@@ -67,19 +69,12 @@ def search_codes(
     totals = torch.empty(len(maxima), dtype=torch.float64, device=group.device)
     units = (maxima.float() / 256).half().float()
     if is_native(group.device):
-        ops().quant_search(
-            group.contiguous(),
-            weights.contiguous(),
-            units,
-            middles.contiguous(),
-            bits,
-            offsets[0],
-            offsets[-1],
-            codes,
-            totals,
-            isa_code(),
-            torch.get_num_threads(),
-        )
+        inputs = (group.contiguous(), weights.contiguous(), units, middles.contiguous(), bits, offsets[0], offsets[-1])
+        if group.device.type == "cuda":
+            costs = torch.empty(middles.shape, device=group.device)
+            torch.ops.exl2_cuda.quant_search(*inputs, codes, costs)
+            return codes, costs.sum(dim=1, dtype=torch.float64)
+        ops().quant_search(*inputs, codes, totals, isa_code(), torch.get_num_threads())
         return codes, totals
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     for index, unit in enumerate(units):

@@ -9,30 +9,51 @@ import torch
 
 from exl2_tui.core.errors import ExtensionError
 
-OLDEST = (8, 0)
+OLDEST = (8, 0)  # cp.async; sm_75 lacks it, and mbarrier and bfloat16 with it
 LIBRARY = Path(__file__).resolve().parents[3] / "_C_cuda.so"
+NEWEST_OP = "quant_round"  # in every library that this source can use
+REBUILD = "Install the CUDA toolkit and run `EXL2_TUI_CUDA=1 pip install --no-build-isolation .` again."
 
 
-@cache
-def unavailable() -> str | None:
-    """Why models cannot run on a GPU here, or None if they can. Loads the library the first time."""
+def no_device() -> str | None:
+    """Why torch itself cannot use a GPU here, None if it can."""
     if torch.version.cuda is None:
         return "this torch was built without CUDA"
     if not torch.cuda.is_available():
         return "no CUDA device was found"
-    if torch.cuda.get_device_capability() < OLDEST:
-        return "the GPU is too old: the kernels need compute capability 8.0 (Ampere) or newer"
+    return None
+
+
+def unavailable(device: torch.device | None = None) -> str | None:
+    """Why our kernels cannot run on `device` (None: the current one), or None if they can."""
+    reason = no_device()
+    if reason is not None:
+        return reason
+    found = torch.cuda.get_device_capability(device)
+    if found < OLDEST:
+        return (
+            f"the GPU is too old: it has compute capability {found[0]}.{found[1]}, "
+            f"the kernels need {OLDEST[0]}.{OLDEST[1]} (Ampere)"
+        )
+    return _load()
+
+
+def require(device: torch.device | None = None) -> None:
+    """Raises ExtensionError unless our kernels can run on `device`."""
+    reason = unavailable(device)
+    if reason is not None:
+        raise ExtensionError(reason, hint="Use the device cpu, or see `exl2-tui doctor`.")
+
+
+@cache
+def _load() -> str | None:
+    """Loads the library; why it cannot be used, or None."""
     if not LIBRARY.is_file():
-        return "the CUDA kernels were not built, since nvcc was not found when this was installed"
+        return f"the CUDA kernels were not built, since nvcc was not found when this was installed. {REBUILD}"
     try:
         torch.ops.load_library(str(LIBRARY))  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
         return f"the CUDA kernels cannot be loaded: {error}"
+    if not hasattr(torch.ops.exl2_cuda, NEWEST_OP):
+        return f"the CUDA kernels were built from an older version of the source. {REBUILD}"
     return None
-
-
-def require() -> None:
-    """Raises ExtensionError unless models can run on a GPU here."""
-    reason = unavailable()
-    if reason is not None:
-        raise ExtensionError(reason, hint="Use the device cpu, or see `exl2-tui doctor`.")
