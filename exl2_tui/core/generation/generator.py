@@ -14,6 +14,7 @@ from exl2_tui.core.events import Event, FinishReason, GenerationFinished, Prefil
 from exl2_tui.core.generation.sampler import Sampler
 from exl2_tui.core.generation.text import TextStream, TextTokenizer
 from exl2_tui.core.model.protocol import Cache, LanguageModel
+from exl2_tui.core.model.top import Preselecting, TopLogits
 from exl2_tui.core.requests import SamplerSettings
 
 # A prompt is run in chunks, so that a person sees progress several times a second on the slowest machine.
@@ -88,7 +89,7 @@ class Generator:
         generated = 0
         reason: FinishReason = "length"
         try:
-            logits = yield from self._prefill(ids, cached, request_id, cancel)
+            logits: Tensor | TopLogits = yield from self._prefill(ids, cached, request_id, cancel)
             prefilled = first = last = time.perf_counter()
             history = sampler.history(ids)
             while generated < max_new_tokens:
@@ -113,7 +114,7 @@ class Generator:
                     reason = "context"
                     break
                 history.append(token)
-                logits = self._forward([token], cancel)
+                logits = self._next(token, sampler, cancel)
         except CancelledError:
             reason = "cancelled"
             if not generated:
@@ -160,6 +161,15 @@ class Generator:
             self._chunk = max(SMALLEST_CHUNK, self._chunk // 2)
         elif tokens == self._chunk and seconds < 0.4 * CHUNK_SECONDS:
             self._chunk = min(LARGEST_CHUNK, self._chunk * 2)
+
+    def _next(self, token: int, sampler: Sampler, cancel: CancelToken) -> Tensor | TopLogits:
+        """Runs the token that was chosen; only as many logits as the sampler needs, if they lie on a GPU."""
+        count = sampler.preselection
+        if not count or not isinstance(self._model, Preselecting):
+            return self._forward([token], cancel)
+        top = self._model.forward_top([token], self._cache, count, sampler.vocab_size, cancel=cancel)
+        self._run.append(token)
+        return top
 
     def _forward(self, ids: Sequence[int], cancel: CancelToken) -> Tensor:
         logits = self._model.forward(ids, self._cache, cancel=cancel)

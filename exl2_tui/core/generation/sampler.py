@@ -20,9 +20,13 @@ from exl2_tui.core.errors import GenerationError
 from exl2_tui.core.generation import filters
 from exl2_tui.core.generation.filters import Candidates
 from exl2_tui.core.generation.history import TokenHistory
+from exl2_tui.core.model.top import TopLogits
 from exl2_tui.core.requests import SamplerSettings
 
 Filter = Callable[[Candidates], Candidates]
+# Logits asked for beyond the k that survive: for ties, and for those that penalties push back.
+SLACK = 16
+PENALTY_SLACK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +63,34 @@ class Sampler:
         s = self.settings
         return s.repetition_range != 0 and (s.repetition_penalty, s.frequency_penalty, s.presence_penalty) != (1, 0, 0)
 
+    @property
+    def preselection(self) -> int:
+        """How many of the largest logits nearly always tell the next token; 0 if all are needed."""
+        s = self.settings
+        if not self._kept:
+            return 0
+        if not self.uses_history:
+            return self._kept + SLACK
+        # Others may only move up if a penalty is a reward.
+        lowers = s.repetition_penalty >= 1 and s.frequency_penalty >= 0 and s.presence_penalty >= 0
+        return 2 * self._kept + PENALTY_SLACK if lowers else 0
+
+    @property
+    def _kept(self) -> int:
+        """Tokens left over once top-k, or greedy choice, has narrowed them down; 0: neither is on."""
+        return 1 if self.settings.temperature == 0 else self.settings.top_k
+
     def history(self, tokens: Sequence[int] = ()) -> TokenHistory:
         """A history for these settings, filled with the prompt."""
         history = TokenHistory(self.settings.repetition_range if self.uses_history else 0, self.vocab_size)
         history.extend(tokens)
         return history
 
-    def sample(self, logits: Tensor, history: TokenHistory) -> int:
-        """The next token. logits (V,) float, left untouched; raises GenerationError if they are no numbers."""
+    def sample(self, logits: Tensor | TopLogits, history: TokenHistory) -> int:
+        """The next token. logits (V,) float, left untouched; raises GenerationError if they are no numbers.
+
+        TopLogits give the same token: where the `preselection` largest leave a doubt, all are fetched.
+        """
         with _one_thread():
             return self._sample(logits, history)
 
@@ -81,13 +105,34 @@ class Sampler:
             steps.append(_describe(name, candidates, show))
         return tuple(steps)
 
-    def _sample(self, logits: Tensor, history: TokenHistory) -> int:
-        candidates = self._candidates(logits, history)
+    def _sample(self, logits: Tensor | TopLogits, history: TokenHistory) -> int:
+        candidates = self._preselected(logits, history) if isinstance(logits, TopLogits) else None
+        if candidates is None:
+            everything = logits.everything() if isinstance(logits, TopLogits) else logits
+            candidates = self._candidates(everything, history)
         if self.settings.temperature == 0:
-            return int(filters.largest(candidates.logits, 1))
+            return int(candidates.ids[filters.largest(candidates.logits, 1)])
         for _, narrow in self._filters:
             candidates = narrow(candidates)
         return filters.draw(candidates, float(torch.rand((), dtype=torch.float64, generator=self._random)))
+
+    def _preselected(self, top: TopLogits, history: TokenHistory) -> Candidates | None:
+        """Candidates that are sure to lead to the same token as all logits would; None if these few leave a doubt."""
+        s, values = self.settings, top.values
+        if not len(values) or not bool(torch.isfinite(values[0])):
+            return None
+        if self.uses_history:
+            ids, counts = history.seen()
+            often = torch.zeros(self.vocab_size).index_copy_(0, ids, counts).index_select(0, top.ids)
+            places = often.nonzero().flatten()
+            seen = places, often.index_select(0, places)
+            values = filters.penalize(values, seen, s.repetition_penalty, s.frequency_penalty, s.presence_penalty)
+        best = torch.topk(values, min(self._kept + 1, len(values))).values
+        if bool((best[1:] == best[:-1]).any()):  # equal ones may change places
+            return None
+        if not top.complete and (len(best) <= self._kept or not float(best[self._kept - 1]) > float(top.values[-1])):
+            return None  # one that was left out could be among them
+        return Candidates(top.ids, values)
 
     def _candidates(self, logits: Tensor, history: TokenHistory) -> Candidates:
         logits = logits.detach().to("cpu", torch.float32)[: self.vocab_size]
