@@ -122,8 +122,8 @@ def read_bandwidth() -> float:
 def measure(shape: str, bits: int, bandwidth: float) -> None:
     model = random_model(shape, bits)
     cache: KVCache = model.new_cache(4096)
-    cache.keys.normal_()
-    cache.values.normal_()
+    for tensor in (*cache.keys, *cache.values):
+        tensor.normal_()
     weights = model.weight_bytes - model.embedding.nbytes
     for depth in (0, 2048):
 

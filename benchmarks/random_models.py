@@ -72,7 +72,7 @@ def write_exl2(path: Path, shape: Shape, bits: float, head_bits: int, context: i
         key = (spec.prefix if spec.prefix.endswith(("o_proj", "down_proj")) else block, spec.in_features)
         perm = perms.setdefault(key, torch.randperm(spec.in_features, generator=generator))
         target = float(head_bits) if spec.prefix == "lm_head" else bits
-        tensors |= _exl2_linear(spec, target, perm, generator)
+        tensors |= exl2_linear(spec, target, perm, generator)
     return _write(path, config, tensors)
 
 
@@ -91,7 +91,8 @@ def write_dense(path: Path, shape: Shape, context: int, seed: int = 0) -> Path:
     return _write(path, config, tensors)
 
 
-def _exl2_linear(spec: LinearSpec, bits: float, perm: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+def exl2_linear(spec: LinearSpec, bits: float, perm: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """The stored tensors of one linear of `bits` bits per weight, by full name, on the generator's device."""
     rows, columns = spec.in_features, padded_columns(spec.out_features)
     widths = list(_group_widths(rows, bits - (4 / GROUP + 32 / columns)))
     starts, words = [], 0
@@ -101,7 +102,8 @@ def _exl2_linear(spec: LinearSpec, bits: float, perm: Tensor, generator: torch.G
     groups = len(widths)
 
     def random_words(*shape: int) -> Tensor:
-        return torch.randint(-(1 << 31), 1 << 31, shape, generator=generator, dtype=torch.int64).to(torch.int32)
+        places = {"generator": generator, "device": generator.device}
+        return torch.randint(-(1 << 31), 1 << 31, shape, dtype=torch.int64, **places).to(torch.int32)
 
     return {
         f"{spec.prefix}.q_weight": random_words(words, columns),
