@@ -85,11 +85,12 @@ struct Layer {
   uint16_t* values;
 };
 
+// A whole model, or the layers that one GPU of several holds: vocab 0 if the head is on another.
 struct Model {
   int64_t layers, hidden, ffn, heads, kv_heads, head_dim, vocab, rope_dim, capacity;
   double eps;
   double attention_scale;
-  const uint16_t* embedding;    // half (V, C)
+  const uint16_t* embedding;    // half (V, C); null: the residual is there already (a later part of a split model)
   const uint16_t* final_norm;   // half (C)
   const float* cosines;         // (capacity, rope_dim / 2)
   const float* sines;

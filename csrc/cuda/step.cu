@@ -254,6 +254,9 @@ __device__ __forceinline__ void copy_shared(void* to, const void* from, int byte
   }
 }
 
+// False on a GPU that holds layers in the middle of a model; there, the residual is the result.
+__device__ __forceinline__ bool has_head(const Model& model) { return model.vocab != 0; }
+
 enum Phase { kQkvPhase, kOutputPhase, kMlpPhase, kDownPhase, kPhases, kHeadPhase };
 
 template <bool kOne>
@@ -273,7 +276,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   copy_shared(&shared_model, &step.model, sizeof(Model));
   __syncthreads();
   if (threadIdx.x >= kWorkers) {
-    feed_rings(model.linears, layers * kLinears + 1, rings);
+    feed_rings(model.linears, layers * kLinears + (has_head(model) ? 1 : 0), rings);
     return;
   }
 
@@ -290,13 +293,14 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
     turns[i] = column < half_dim ? model.cosines[row * half_dim + column] : model.sines[row * half_dim + column - half_dim];
   }
   GridBarrier barrier(model.barrier);
-  for (int64_t i = blockIdx.x * kWorkers + threadIdx.x; i < tokens * model.hidden; i += gridDim.x * kWorkers) {
+  const int64_t gathered = model.embedding != nullptr ? tokens * model.hidden : 0;
+  for (int64_t i = blockIdx.x * kWorkers + threadIdx.x; i < gathered; i += gridDim.x * kWorkers) {
     const int64_t id = model.state[1 + i / model.hidden];
     model.residual[i] = half_float(model.embedding[id * model.hidden + i % model.hidden]);
   }
 
 #pragma unroll 1
-  for (int index = 0; index <= kPhases * layers; ++index) {
+  for (int index = 0; index < kPhases * layers + (has_head(model) ? 1 : 0); ++index) {
     const int l = index / kPhases;
     const Phase phase = l == layers ? kHeadPhase : static_cast<Phase>(index % kPhases);
     const int first = phase == kOutputPhase ? kO : phase == kMlpPhase ? kGate : phase == kDownPhase ? kDown : kQ;

@@ -19,6 +19,7 @@ from exl2_tui.core.events import Event, LoadFinished, LoadProgress, PromptReady
 from exl2_tui.core.generation.generator import Generator
 from exl2_tui.core.generation.overflow import fit
 from exl2_tui.core.library.describe import describe
+from exl2_tui.core.model.estimate import DENSE
 from exl2_tui.core.model.loader import load_model, plan_load
 from exl2_tui.core.model.protocol import LanguageModel
 from exl2_tui.core.prompts import EncodedPrompt, encode_chat
@@ -68,7 +69,7 @@ def open_model(
             on_progress(LoadProgress(model_name(path), done, total, tensor))
 
         model = load_model(checkpoint, config, options, report, cancel, plan)
-        read_bytes = weight_bytes_per_token(checkpoint, config, dense=plan.backend == "reference")
+        read_bytes = weight_bytes_per_token(checkpoint, config, DENSE.get(plan.backend))
     cache = model.new_cache(plan.estimate.context, options.cache)
     generator = Generator(model, tokenizer, cache)
     return LoadedModel(path, config, tokenizer, model, generator, describe(path).format, cache.nbytes, read_bytes)

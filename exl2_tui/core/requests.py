@@ -93,6 +93,7 @@ class LoadOptions:
 
     exact keeps activations in float32 in every kernel instead of the faster 8-bit ones. threads 0 uses all cores.
     device is "auto", "cpu", "cuda" or "cuda:N".
+    gpu_split puts the layers on several GPUs: "auto" by what is free, or the GB to use of each, as "8,0,12"; "" is off.
     """
 
     context: int | None = None
@@ -100,6 +101,7 @@ class LoadOptions:
     device: str = "auto"
     exact: bool = False
     threads: int = 0
+    gpu_split: str = ""
 
     def __post_init__(self) -> None:
         if self.cache not in get_args(CacheKind):
@@ -108,6 +110,25 @@ class LoadOptions:
             raise ConfigError(f"context is {self.context}, but must be at least 1")
         if self.threads < 0:
             raise ConfigError(f"threads is {self.threads}, but must be 0 (all cores) or more")
+        self.split_bytes()
+        if self.gpu_split and self.device not in ("auto", "cuda"):
+            raise ConfigError(
+                f'gpu_split is "{self.gpu_split}", but the device is "{self.device}"', hint="Leave one of them out"
+            )
+
+    def split_bytes(self) -> tuple[int, ...] | None:
+        """What gpu_split allows of each GPU, in bytes; None for "auto", () if it is off."""
+        if self.gpu_split in ("", "auto"):
+            return None if self.gpu_split else ()
+        try:
+            limits = tuple(int(float(part) * 1e9) for part in self.gpu_split.split(","))
+        except (ValueError, OverflowError):
+            limits = (-1,)
+        if min(limits) < 0 or not any(limits):
+            raise ConfigError(
+                f'gpu_split is "{self.gpu_split}", but must be "auto" or GB for each GPU, such as "8,8" or "0,12.5"'
+            )
+        return limits
 
 
 RecipeName = Literal["refined", "classic"]

@@ -86,14 +86,14 @@ def read_bandwidth(device: torch.device | str = "cpu", passes: int = 7) -> float
     return best
 
 
-def weight_bytes_per_token(source: MeasurableSource, config: ModelConfig, *, dense: bool) -> int:
+def weight_bytes_per_token(source: MeasurableSource, config: ModelConfig, width: int | None) -> int:
     """Bytes of weights that one token reads: all but the embedding, of which it reads one row.
 
-    dense: as the reference holds them (float32), else as they are stored.
+    width: bytes per weight where they are held decoded (estimate.DENSE), None: as they are stored.
     """
-    if dense:
-        embedding = 0 if config.tie_word_embeddings else 4 * config.vocab_size * config.hidden_size
-        return dense_bytes(source, config) - embedding
+    if width is not None:
+        embedding = 0 if config.tie_word_embeddings else width * config.vocab_size * config.hidden_size
+        return dense_bytes(source, config, width) - embedding
     return packed_bytes(source, config) - source.info(EMBEDDING).nbytes
 
 

@@ -72,9 +72,9 @@ def test_bytes_per_token_leave_out_the_embedding(nano_chat, nano_chat_exl2) -> N
     config = ModelConfig.from_dir(nano_chat)
     with Checkpoint.open(nano_chat) as checkpoint:
         norms = 2 * 17 * 384
-        assert speed.weight_bytes_per_token(checkpoint, config, dense=False) == 2 * (linears + head) + norms
-        assert speed.weight_bytes_per_token(checkpoint, config, dense=True) == 4 * (linears + head)
+        assert speed.weight_bytes_per_token(checkpoint, config, None) == 2 * (linears + head) + norms
+        assert speed.weight_bytes_per_token(checkpoint, config, 4) == 4 * (linears + head)
     with Checkpoint.open(nano_chat_exl2) as checkpoint:
-        stored = speed.weight_bytes_per_token(checkpoint, ModelConfig.from_dir(nano_chat_exl2), dense=False)
+        stored = speed.weight_bytes_per_token(checkpoint, ModelConfig.from_dir(nano_chat_exl2), None)
         # 4.0 bits per weight, 6 for the head
         assert stored == pytest.approx(linears * 4 / 8 + head * 6 / 8, rel=0.05)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,38 +14,40 @@ DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
 class KVCache:
-    """Keys (after rope) and values, each (layers, G, capacity, D), so that a head's tokens lie side by side.
+    """Keys (after rope) and values of every layer, each (G, capacity, D), so that a head's tokens lie side by side.
 
     Memory is reserved at once but touched only as tokens arrive. Layers write at `length`; the model moves `length`
     on after the last layer, so an interrupted step leaves the cache as it was.
-    kind "fp16" is for use, "fp32" adds no rounding and serves as the oracle.
+    kind "fp16" is for use, "fp32" adds no rounding and serves as the oracle. device: one for all, or one per layer.
     """
 
     def __init__(
-        self, config: ModelConfig, capacity: int, kind: str = "fp16", device: torch.device | str = "cpu"
+        self,
+        config: ModelConfig,
+        capacity: int,
+        kind: str = "fp16",
+        device: torch.device | str | Sequence[torch.device] = "cpu",
     ) -> None:
         if kind not in DTYPES:
             raise UnsupportedError(f'the cache kind "{kind}" is not one of {", ".join(DTYPES)}')
         if capacity < 1:
             raise ShapeError(f"a cache for {capacity} tokens is asked for, but it must hold at least one")
-        shape = (config.num_hidden_layers, config.num_key_value_heads, capacity, config.head_dim)
+        shape = (config.num_key_value_heads, capacity, config.head_dim)
+        places = [device] * config.num_hidden_layers if isinstance(device, torch.device | str) else device
         self.kind = kind
+        self.capacity = capacity
         self.length = 0
         try:
-            self.keys = torch.empty(shape, dtype=DTYPES[kind], device=device)
-            self.values = torch.empty(shape, dtype=DTYPES[kind], device=device)
+            self.keys = [torch.empty(shape, dtype=DTYPES[kind], device=place) for place in places]
+            self.values = [torch.empty(shape, dtype=DTYPES[kind], device=place) for place in places]
         except RuntimeError:
             raise MemoryLimitError(
                 f"there is no memory for a cache of {capacity} tokens", hint="Choose a smaller context."
             ) from None
 
     @property
-    def capacity(self) -> int:
-        return self.keys.shape[2]
-
-    @property
     def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
     def truncate(self, length: int) -> None:
         check_truncate(length, self.length)
@@ -52,9 +56,9 @@ class KVCache:
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores keys and values (G, T, D) of the new tokens; returns those of all S, (G, S, D), in the same dtype."""
         end = self.length + keys.shape[1]
-        self.keys[layer, :, self.length : end] = keys
-        self.values[layer, :, self.length : end] = values
-        return self.keys[layer, :, :end].to(keys.dtype), self.values[layer, :, :end].to(values.dtype)
+        self.keys[layer][:, self.length : end] = keys
+        self.values[layer][:, self.length : end] = values
+        return self.keys[layer][:, :end].to(keys.dtype), self.values[layer][:, :end].to(values.dtype)
 
 
 def check_room(count: int, length: int, capacity: int) -> None:

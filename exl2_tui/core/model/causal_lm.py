@@ -43,11 +43,18 @@ class CausalLM:
     kernels = "reference (torch)"
 
     def __init__(
-        self, config: ModelConfig, embedding: Embedding, blocks: Sequence[Block], norm: RMSNorm, head: Linear
+        self,
+        config: ModelConfig,
+        embedding: Embedding,
+        blocks: Sequence[Block],
+        norm: RMSNorm,
+        head: Linear,
+        devices: Sequence[torch.device] | None = None,
     ) -> None:
         self.config = config
         self.embedding = embedding
         self.blocks = list(blocks)
+        self.devices = list(devices or [embedding.weight.device] * len(self.blocks))
         self.norm = norm
         self.head = head
 
@@ -56,16 +63,21 @@ class CausalLM:
         cls,
         source: TensorSource,
         config: ModelConfig,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | Sequence[torch.device] = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> CausalLM:
-        """All weights as dense `dtype` tensors on `device`."""
-        embedding = build_embedding(config, source, device, dtype)
-        blocks = [build_block(config, source, layer, device, dtype) for layer in range(config.num_hidden_layers)]
-        norm = build_final_norm(config, source, device, dtype)
-        is_tied = linear_names(source, head_linear(config)) == (EMBEDDING,)
-        head = Linear(embedding.weight) if is_tied else build_head(config, source, device, dtype)
-        return cls(config, embedding, blocks, norm, head)
+        """All weights as dense `dtype` tensors on `device`, or on one device per layer.
+
+        The embedding lies with the first layer, the final norm and the head with the last.
+        """
+        layers = range(config.num_hidden_layers)
+        devices = [torch.device(device) for _ in layers] if isinstance(device, torch.device | str) else list(device)
+        embedding = build_embedding(config, source, devices[0], dtype)
+        blocks = [build_block(config, source, layer, devices[layer], dtype) for layer in layers]
+        norm = build_final_norm(config, source, devices[-1], dtype)
+        is_tied = linear_names(source, head_linear(config)) == (EMBEDDING,) and devices[0] == devices[-1]
+        head = Linear(embedding.weight) if is_tied else build_head(config, source, devices[-1], dtype)
+        return cls(config, embedding, blocks, norm, head, devices)
 
     @property
     def device(self) -> torch.device:
@@ -78,7 +90,7 @@ class CausalLM:
         return self.embedding.weight.nbytes + linears + own_head
 
     def new_cache(self, context: int, kind: str = "fp16") -> KVCache:
-        return KVCache(self.config, context, kind, self.device)
+        return KVCache(self.config, context, kind, self.devices)
 
     @torch.no_grad()
     def forward(
@@ -95,9 +107,11 @@ class CausalLM:
         check_room(len(tokens), cache.length, cache.capacity)
         rope = rope_table(self.config, cache.capacity, cache.length, len(tokens), self.device)
         x = self.embedding.forward(tokens[None].to(self.device))
-        for block in self.blocks:
+        for block, device in zip(self.blocks, self.devices, strict=True):
             if cancel is not None:
                 cancel.check()
+            if x.device != device:
+                x, rope = x.to(device), rope.to(device)
             x = block.forward(x, rope, cache)
         last = x[0] if all_logits else x[0, -1]
         logits = self.head.forward(self.norm.forward(last)).float().cpu()

@@ -8,14 +8,16 @@ from typing import Literal, Protocol
 
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import MemoryLimitError, UnsupportedError
-from exl2_tui.core.model.layout import head_linear, layer_linears, model_linears
+from exl2_tui.core.model.layout import LinearSpec, head_linear, layer_linears, model_linears
 from exl2_tui.core.model.memory import available_memory
+from exl2_tui.core.model.split import ModelSizes
 from exl2_tui.core.model.weights import TensorSource, linear_names, take_inventory
 
 Fits = Literal["yes", "tight", "no"]
-Backend = Literal["native", "cuda", "reference"]
+Backend = Literal["native", "cuda", "reference", "gpu-reference"]
 
-PROMPT_CHUNK = {"native": 512, "reference": 512, "cuda": 2048}  # tokens run at once while a prompt is read
+DENSE = {"reference": 4, "gpu-reference": 2}  # bytes per weight of those that decode all weights
+PROMPT_CHUNK = {"native": 512, "reference": 512, "gpu-reference": 512, "cuda": 2048}  # tokens of a prompt run at once
 CUDA_CONTEXT = 600 << 20  # what the driver and cuBLAS keep, not counted by torch
 DEFAULT_CONTEXT_LIMIT = 32768  # more than this only for those who ask: attention over it takes seconds per token
 CONTEXT_STEP = 256
@@ -65,10 +67,12 @@ def estimate(
 ) -> MemoryEstimate:
     """What loading would take. context None: the longest up to the model's own (and a sensible limit) that fits.
 
-    The reference turns weights into float32, elsewhere they stay packed. available: None asks the system.
+    The reference turns weights into float32 (on a GPU float16), elsewhere they stay packed. available: None asks the
+    system.
     """
     room = available_memory() if available is None else available
-    weights = dense_bytes(source, config) if backend == "reference" else packed_bytes(source, config)
+    width = DENSE.get(backend)
+    weights = packed_bytes(source, config) if width is None else dense_bytes(source, config, width)
     if context is None:
         context = _longest_context(config, cache, weights, backend, room)
     return MemoryEstimate(
@@ -103,13 +107,36 @@ def packed_bytes(source: MeasurableSource, config: ModelConfig) -> int:
     return used + (_size(source, linear_names(source, head)) if is_tied else 0)
 
 
-def dense_bytes(source: TensorSource, config: ModelConfig) -> int:
-    """Weights as float32 matrices; a tied head that is not stored shares the embedding."""
+def dense_bytes(source: TensorSource, config: ModelConfig, width: int = 4) -> int:
+    """Weights as matrices of `width` bytes per element; a tied head that is not stored shares the embedding."""
     elements = config.vocab_size * config.hidden_size
     for spec in model_linears(config):
         if spec.tied_to is None or source.linear_kind(spec.prefix) is not None:
             elements += spec.in_features * spec.out_features
-    return 4 * elements
+    return width * elements
+
+
+def model_sizes(
+    source: MeasurableSource, config: ModelConfig, context: int, cache: str, backend: Backend
+) -> ModelSizes:
+    """The estimate of `estimate`, by what lies together when layers are put on several devices."""
+    width = DENSE.get(backend)
+
+    def size(spec: LinearSpec) -> int:
+        if width is not None:
+            return width * spec.in_features * spec.out_features
+        stored = _size(source, linear_names(source, spec))
+        is_part = spec.fused is not None and source.linear_kind(spec.prefix) is None
+        return stored * spec.out_features // spec.fused.out_features if spec.fused and is_part else stored
+
+    kept = cache_bytes(config, context, cache) // config.num_hidden_layers
+    layers = (sum(map(size, layer_linears(config, index))) + kept for index in range(config.num_hidden_layers))
+    return ModelSizes(
+        layers=tuple(layers),
+        embedding=(width or 2) * config.vocab_size * config.hidden_size,
+        head=size(head_linear(config)),
+        scratch=scratch_bytes(config, context, backend),
+    )
 
 
 def cache_bytes(config: ModelConfig, context: int, kind: str) -> int:
@@ -131,8 +158,9 @@ def scratch_bytes(config: ModelConfig, context: int, backend: Backend) -> int:
     tokens = min(PROMPT_CHUNK[backend], context)
     widths = 4 * config.hidden_size + 2 * config.query_size + 2 * config.kv_size + 3 * config.intermediate_size
     activations = 4 * tokens * widths + 4 * config.vocab_size
-    if backend == "reference":  # a layer's cache in float32 and a mask
-        return activations + 8 * context * config.query_size + 16 * tokens * context
+    if backend in DENSE:  # a layer's cache in float32 and a mask
+        driver = CUDA_CONTEXT if backend == "gpu-reference" else 0
+        return driver + activations + 8 * context * config.query_size + 16 * tokens * context
     if backend == "cuda":  # the largest linear as fp16, and a mask
         largest = max(spec.in_features * spec.out_features for spec in layer_linears(config, 0))
         return CUDA_CONTEXT + activations + 2 * largest + tokens * context

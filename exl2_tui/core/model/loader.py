@@ -8,7 +8,7 @@ cache = model.new_cache(plan.estimate.context, options.cache)
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,11 +16,22 @@ import torch
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.errors import CheckpointError, ConfigError, ExtensionError, UnsupportedError
+from exl2_tui.core.errors import CheckpointError, ConfigError, ExtensionError, MemoryLimitError, UnsupportedError
 from exl2_tui.core.model.causal_lm import CausalLM
-from exl2_tui.core.model.estimate import Backend, MeasurableSource, MemoryEstimate, estimate, require_fit
+from exl2_tui.core.model.cuda import library
+from exl2_tui.core.model.estimate import (
+    COMFORTABLE,
+    CONTEXT_STEP,
+    Backend,
+    MeasurableSource,
+    MemoryEstimate,
+    estimate,
+    model_sizes,
+    require_fit,
+)
 from exl2_tui.core.model.native import NativeModel
 from exl2_tui.core.model.protocol import LanguageModel
+from exl2_tui.core.model.split import split_layers
 from exl2_tui.core.model.watched import Progress, WatchedSource
 from exl2_tui.core.model.weights import Inventory, take_inventory
 from exl2_tui.core.ops.cache import MAX_HEAD_DIM
@@ -37,10 +48,13 @@ class ModelDirectory(MeasurableSource, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What load_model will do. reason: why it is the reference; inventory.unused: tensors the model has no use for."""
+    """What load_model will do. devices: where each layer goes. inventory.unused: tensors the model has no use for.
+
+    reason: why it is the reference, or why this machine's GPU is left alone.
+    """
 
     backend: Backend
-    device: torch.device
+    devices: tuple[torch.device, ...]
     estimate: MemoryEstimate
     inventory: Inventory
     reason: str = ""
@@ -54,13 +68,21 @@ def plan_load(checkpoint: ModelDirectory, config: ModelConfig, options: LoadOpti
     """
     inventory = take_inventory(checkpoint, config)
     inventory.check(checkpoint.path, _why_missing(checkpoint, inventory))
+    if options.gpu_split:
+        return _plan_split(checkpoint, config, options, inventory)
     if options.device not in ("auto", "cpu"):
         return _plan_cuda(checkpoint, config, options, _cuda_device(options.device), inventory)
-    if options.device == "auto" and options.cache == "fp16" and _no_cuda(config) is None:
-        plan = _plan_cuda(checkpoint, config, options, torch.device("cuda", torch.cuda.current_device()), inventory)
+    if options.device == "cpu" or library.no_device() is not None:
+        return _plan_cpu(checkpoint, config, options, inventory)
+    device = torch.device("cuda", torch.cuda.current_device())
+    unused = _no_cuda(config, device) or ("" if options.cache == "fp16" else f"it takes no {options.cache} cache")
+    if not unused:
+        plan = _plan_cuda(checkpoint, config, options, device, inventory)
         if plan.estimate.fits != "no":
             return plan
-    return _plan_cpu(checkpoint, config, options, inventory)
+        unused = "the model does not fit into its free memory"
+    plan = _plan_cpu(checkpoint, config, options, inventory)
+    return plan if plan.reason else replace(plan, reason=f"the GPU is not used: {unused}")
 
 
 def load_model(
@@ -79,12 +101,16 @@ def load_model(
     if plan.backend == "cuda":
         from exl2_tui.core.model.cuda.model import CudaModel
 
-        return CudaModel.load(source, config, plan.device)
+        return CudaModel.load(source, config, plan.devices)
     if plan.backend == "native":
-        return NativeModel.load(source, config, options)
+        native = NativeModel.load(source, config, options)
+        if plan.reason:
+            native.kernels += f" ({plan.reason})"
+        return native
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = CausalLM.load(source, config)
+    on_gpu = plan.devices[0].type == "cuda"
+    model = CausalLM.load(source, config, plan.devices, torch.float16 if on_gpu else torch.float32)
     model.kernels = f"reference (torch): {plan.reason}"
     return model
 
@@ -99,7 +125,7 @@ def _plan_cpu(checkpoint: ModelDirectory, config: ModelConfig, options: LoadOpti
     backend: Backend = "native" if reason is None else "reference"
     found = estimate(checkpoint, config, options.context, options.cache, backend)
     require_fit(found, options.cache, checkpoint.path.name)
-    return LoadPlan(backend, torch.device("cpu"), found, inventory, reason or "")
+    return LoadPlan(backend, (torch.device("cpu"),) * config.num_hidden_layers, found, inventory, reason or "")
 
 
 def _plan_cuda(
@@ -109,15 +135,61 @@ def _plan_cuda(
     device: torch.device,
     inventory: Inventory,
 ) -> LoadPlan:
-    """Raises ExtensionError or UnsupportedError where no GPU can be used; whether it fits is left to the caller."""
-    reason = _no_cuda(config)
+    """Raises ExtensionError or UnsupportedError where no GPU can be used; whether it fits is left to the caller.
+
+    Without our kernels it is the reference in float16, and the plan says why.
+    """
+    _check_gpu(options)
+    reason = _no_cuda(config, device)
+    backend: Backend = "cuda" if reason is None else "gpu-reference"
+    found = estimate(checkpoint, config, options.context, options.cache, backend, available=free_memory(device))
+    return LoadPlan(backend, (device,) * config.num_hidden_layers, found, inventory, reason or "")
+
+
+def _plan_split(
+    checkpoint: ModelDirectory, config: ModelConfig, options: LoadOptions, inventory: Inventory
+) -> LoadPlan:
+    """Layers on several GPUs. A context that was not asked for becomes as short as it must."""
+    _check_gpu(options)
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    rooms = [int(COMFORTABLE * free_memory(device)) for device in devices]
+    limits = options.split_bytes()
+    if limits:
+        if len(limits) > len(devices):
+            raise ConfigError(
+                f'gpu_split is "{options.gpu_split}", but this machine has {len(devices)} GPU(s)',
+                hint="Name one number of GB for each, or auto",
+            )
+        rooms = [min(limit, room) for limit, room in zip(limits, rooms, strict=False)]
+    reasons = (_no_cuda(config, device) for device, room in zip(devices, rooms, strict=False) if room)
+    reason = next(filter(None, reasons), "")
+    backend: Backend = "gpu-reference" if reason else "cuda"
+    found = estimate(checkpoint, config, options.context, options.cache, backend, available=sum(rooms))
+    while True:
+        sizes = model_sizes(checkpoint, config, found.context, options.cache, backend)
+        try:
+            ranges = split_layers(sizes, rooms, [str(device) for device in devices])
+        except MemoryLimitError:
+            if options.context is not None or found.context <= CONTEXT_STEP:
+                raise
+            found = estimate(checkpoint, config, found.context // 2, options.cache, backend, available=sum(rooms))
+            continue
+        places = tuple(devices[part.device] for part in ranges for _ in range(part.first, part.last))
+        return LoadPlan(backend, places, found, inventory, reason)
+
+
+def _check_gpu(options: LoadOptions) -> None:
+    """Raises ExtensionError or UnsupportedError where no model can run on a GPU with these options."""
+    reason = library.no_device()
     if reason is not None:
         raise ExtensionError(f"no GPU can be used: {reason}", hint='Use the device "cpu".')
     if options.cache != "fp16":
         raise UnsupportedError(f'the cache kind "{options.cache}" cannot be used on a GPU', hint="Use fp16.")
-    free, _ = torch.cuda.mem_get_info(device)
-    found = estimate(checkpoint, config, options.context, options.cache, "cuda", available=free)
-    return LoadPlan("cuda", device, found, inventory)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU."""
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def _cuda_device(name: str) -> torch.device:
@@ -132,12 +204,11 @@ def _cuda_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _no_cuda(config: ModelConfig) -> str | None:
-    """Why the model cannot run on a GPU, None if it can."""
-    from exl2_tui.core.model.cuda.library import unavailable
+def _no_cuda(config: ModelConfig, device: torch.device | None = None) -> str | None:
+    """Why our kernels cannot run the model on a GPU, None if they can."""
     from exl2_tui.core.model.cuda.model import HEAD_DIMS
 
-    reason = unavailable()
+    reason = library.unavailable(device)
     if reason is None and config.head_dim not in HEAD_DIMS:
         return f"its kernels take no heads of {config.head_dim} dimensions"
     return reason

@@ -23,6 +23,9 @@ class RopeTable:
     cos: Tensor
     sin: Tensor
 
+    def to(self, device: torch.device) -> RopeTable:
+        return RopeTable(self.cos.to(device), self.sin.to(device))
+
 
 def rope_frequencies(config: ModelConfig, context: int) -> tuple[Tensor, float]:
     """Angle per position of each pair, (R/2,) float32, and the factor on cos and sin.

@@ -39,18 +39,23 @@ class CudaLayer(NamedTuple):
 
 
 class Decoder:
-    """Belongs to one cache, whose length is read from device memory. One graph per number of tokens."""
+    """Belongs to one cache, whose length is read from device memory. One graph per number of tokens.
+
+    first: the number of the first of `layers`, those on one GPU. embedding is None for layers after the first GPU's,
+    final_norm and head are None for layers before the last GPU's: then hidden states go in, or come out.
+    """
 
     def __init__(
         self,
         config: ModelConfig,
-        embedding: Tensor,
+        embedding: Tensor | None,
         layers: Sequence[CudaLayer],
-        final_norm: Tensor,
-        head: CudaLinear,
+        final_norm: Tensor | None,
+        head: CudaLinear | None,
         cache: KVCache,
+        first: int = 0,
     ) -> None:
-        device = embedding.device
+        device = layers[0].attention_norm.device
         self.cache = cache
         heads, dim = config.num_attention_heads, config.head_dim
         grid = torch.cuda.get_device_properties(device).multi_processor_count
@@ -62,17 +67,18 @@ class Decoder:
             return torch.frombuffer(bytearray(plan), dtype=torch.uint8).to(device)
 
         rope = rope_table(config, cache.capacity, 0, cache.capacity, device)
-        linears = [linear for layer in layers for linear in layer.linears] + [head]
+        linears = [linear for layer in layers for linear in layer.linears] + ([] if head is None else [head])
         self.state = zeros(1 + MAX_STEP, dtype=torch.int32)
         self.staging = torch.zeros(1 + MAX_STEP, dtype=torch.int32).pin_memory()
-        self.logits = zeros(MAX_STEP, config.vocab_size)
+        self.residual = zeros(MAX_STEP, config.hidden_size)
+        self.logits = zeros(MAX_STEP, 0 if head is None else config.vocab_size)
         self.buffers = (
             embedding,
             final_norm,
             rope.cos.contiguous(),
             rope.sin.contiguous(),
             self.state,
-            zeros(MAX_STEP, config.hidden_size),
+            self.residual,
             zeros(MAX_STEP, config.query_size + 2 * config.kv_size),
             zeros(MAX_STEP, max(layer.o.in_features for layer in layers), dtype=torch.float16),
             zeros(MAX_STEP, max(layer.down.in_features for layer in layers), dtype=torch.float16),
@@ -80,23 +86,23 @@ class Decoder:
             zeros(MAX_STEP, heads, dtype=torch.int32),
             self.logits,
             upload(_plan_linears(layers, head, grid)),
-            upload(b"".join(_plan_layer(config, index, layer, cache) for index, layer in enumerate(layers))),
+            upload(b"".join(_plan_layer(config, index, layer, cache) for index, layer in enumerate(layers, first))),
             zeros(1, dtype=torch.int64),
         )
         plan = struct.pack(
             "<9q2d15Q3q",
-            config.num_hidden_layers,
+            len(layers),
             config.hidden_size,
             config.intermediate_size,
             heads,
             config.num_key_value_heads,
             dim,
-            config.vocab_size,
+            self.logits.shape[1],
             config.rope_dim,
             cache.capacity,
             config.rms_norm_eps,
             dim**-0.5,
-            *(tensor.data_ptr() for tensor in self.buffers),
+            *(0 if tensor is None else tensor.data_ptr() for tensor in self.buffers),
             grid,
             max(linear.slot_bytes for linear in linears),
             max(linear.in_features for linear in linears),
@@ -133,9 +139,29 @@ class Decoder:
             torch.cuda.synchronize(self.state.device)  # staging is written again
         return torch.cat(rows)
 
+    def advance(self, tokens: Tensor, position: int, hidden: Tensor | None) -> int:
+        """tokens (T,) at `position` through these layers alone; how many it can take: with fewer, nothing counts.
+
+        hidden (T, C) float32: what comes in, on another GPU. What comes out: `residual`, or `logits` after the head.
+        """
+        count = len(tokens)
+        self.staging[0] = position
+        self.staging[1 : 1 + count] = tokens
+        self.state.copy_(self.staging, non_blocking=True)
+        if count not in self.graphs:
+            taken = self._run(count)
+            torch.cuda.synchronize(self.state.device)
+            if taken < count:
+                return taken
+            self.graphs[count] = self._capture(count)
+        if hidden is not None:  # after the first run, which wrote to the residual
+            self.residual[:count].copy_(hidden)
+        self.graphs[count].replay()
+        return count
+
     def _capture(self, count: int) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.device(self.state.device), torch.cuda.graph(graph):
             self._run(count)
         return graph
 
@@ -143,7 +169,38 @@ class Decoder:
         return int(torch.ops.exl2_cuda.decode_step(self.plan, self.gate_strips, count, self.logits))
 
 
-def _plan_linears(layers: Sequence[CudaLayer], head: CudaLinear, grid: int) -> bytes:
+class DecoderChain:
+    """The decoders of a model that is split over several GPUs, in the order of its layers. Steps as Decoder does."""
+
+    def __init__(self, decoders: Sequence[Decoder]) -> None:
+        self.decoders = list(decoders)
+        self.cache = decoders[0].cache
+        self.most = MAX_STEP
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """tokens (T,) int64 on the CPU, T <= MAX_STEP -> logits (T, V) float32 on the last GPU."""
+        rows: list[Tensor] = []
+        while (done := sum(map(len, rows))) < len(tokens):
+            part = tokens[done : done + self.most]
+            taken = self._advance(part, self.cache.length + done)
+            if taken < len(part):
+                self.most = taken
+                continue
+            rows.append(self.decoders[-1].logits[: len(part)].cpu())  # waits for all: staging is written again
+        return torch.cat(rows)
+
+    def _advance(self, tokens: Tensor, position: int) -> int:
+        """The fewest tokens that any of them takes."""
+        hidden = None
+        for decoder in self.decoders:
+            taken = decoder.advance(tokens, position, hidden)
+            if taken < len(tokens):
+                return taken
+            hidden = decoder.residual[: len(tokens)]
+        return len(tokens)
+
+
+def _plan_linears(layers: Sequence[CudaLayer], head: CudaLinear | None, grid: int) -> bytes:
     """struct Linear of every linear. Strips are dealt to the CUDA blocks in turn, on and on from linear to linear.
 
     Gate and up start at the same block, so that the two halves of an MLP column meet.
@@ -155,7 +212,7 @@ def _plan_linears(layers: Sequence[CudaLayer], head: CudaLinear, grid: int) -> b
             plan += linear.plan(offset)
             if linear is not layer.gate:
                 offset = (offset + linear.strips) % grid
-    return bytes(plan + head.plan(offset))
+    return bytes(plan if head is None else plan + head.plan(offset))
 
 
 def _plan_layer(config: ModelConfig, index: int, layer: CudaLayer, cache: KVCache) -> bytes:

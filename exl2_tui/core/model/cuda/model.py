@@ -1,4 +1,4 @@
-"""A model on one GPU. Decoding replays a CUDA graph of csrc/cuda; prompts run as fp16 matrix products in torch.
+"""A model on one or several GPUs. Decoding replays CUDA graphs of csrc/cuda; prompts are fp16 matrix products in torch.
 
 Up to MAX_STEP tokens at once go through the packed weights; more are a prompt: each linear is decoded to fp16 once
 per chunk of tokens and multiplied by cuBLAS.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -20,13 +21,14 @@ from exl2_tui.core.errors import MemoryLimitError, UnsupportedError
 from exl2_tui.core.model.attention import attention_mask
 from exl2_tui.core.model.cache import KVCache, check_room
 from exl2_tui.core.model.causal_lm import check_ids
-from exl2_tui.core.model.cuda.decoder import MAX_STEP, CudaLayer, Decoder
+from exl2_tui.core.model.cuda.decoder import MAX_STEP, CudaLayer, Decoder, DecoderChain
 from exl2_tui.core.model.cuda.library import require
 from exl2_tui.core.model.cuda.linear import CudaLinear, pack_linear
 from exl2_tui.core.model.layout import EMBEDDING, FINAL_NORM, LinearSpec, head_linear, layer_linears, layer_norms
 from exl2_tui.core.model.norm import RMSNorm
 from exl2_tui.core.model.protocol import Cache
 from exl2_tui.core.model.rope import RopeTable, rope_table, rotate
+from exl2_tui.core.model.top import TopLogits, top_logits
 from exl2_tui.core.model.weights import TensorSource, read_linear, read_matrix, read_norm, release_linear
 
 CHUNK = 2048
@@ -47,7 +49,7 @@ def memory_errors(what: str) -> Iterator[None]:
 
 
 class CudaModel:
-    """Implements protocol.LanguageModel."""
+    """Implements protocol.LanguageModel. Where the tensors of a layer lie, the layer is computed."""
 
     def __init__(
         self,
@@ -62,21 +64,27 @@ class CudaModel:
         self.layers = list(layers)
         self.final_norm = final_norm
         self.head = head
-        self.kernels = f"CUDA ({torch.cuda.get_device_name(self.device)})"
+        self.devices = [layer.attention_norm.device for layer in self.layers]
+        self.kernels = f"CUDA ({', '.join(_gpu_name(device) for device in dict.fromkeys(self.devices))})"
         linears = [linear for layer in self.layers for linear in layer.linears]
-        self._workspace = torch.empty(
-            max(linear.out_features * linear.in_features for linear in linears), dtype=torch.float16, device=self.device
-        )
-        self._decoder: Decoder | None = None
+        largest = max(linear.out_features * linear.in_features for linear in linears)
+        self._workspaces = {
+            device: torch.empty(largest, dtype=torch.float16, device=device) for device in dict.fromkeys(self.devices)
+        }
+        self._decoder: Decoder | DecoderChain | None = None
 
     @classmethod
     @memory_errors("this model")
-    def load(cls, source: TensorSource, config: ModelConfig, device: torch.device) -> CudaModel:
-        """Reads and packs every tensor.
+    def load(
+        cls, source: TensorSource, config: ModelConfig, device: torch.device | Sequence[torch.device]
+    ) -> CudaModel:
+        """Reads and packs every tensor, for one device or one per layer (neighbours together, with their numbers).
 
         Raises ExtensionError without a GPU, UnsupportedError for a shape, MemoryLimitError where it does not fit.
         """
-        require()
+        devices = [device] * config.num_hidden_layers if isinstance(device, torch.device) else list(device)
+        for used in dict.fromkeys(devices):
+            require(used)
         if config.head_dim not in HEAD_DIMS:
             raise UnsupportedError(f"a head_dim of {config.head_dim} cannot run on the GPU", hint="Use the device cpu.")
 
@@ -86,29 +94,29 @@ class CudaModel:
                 hint="Use the device cpu.",
             )
 
-        def half(tensor: Tensor) -> Tensor:
-            return tensor.to(device=device, dtype=torch.float16).contiguous()
+        def half(tensor: Tensor, place: torch.device) -> Tensor:
+            return tensor.to(device=place, dtype=torch.float16).contiguous()
 
-        def norm(name: str, heads: int, size: int) -> Tensor:
-            weight = half(read_norm(source, name, heads, size))
+        def norm(name: str, heads: int, size: int, place: torch.device) -> Tensor:
+            weight = half(read_norm(source, name, heads, size), place)
             source.release(name)
             return weight
 
-        def linear(spec: LinearSpec) -> CudaLinear:
-            packed = pack_linear(read_linear(source, spec), device)
+        def linear(spec: LinearSpec, place: torch.device) -> CudaLinear:
+            packed = pack_linear(read_linear(source, spec), place)
             release_linear(source, spec)
             return packed
 
-        embedding = half(read_matrix(source, EMBEDDING, config.vocab_size, config.hidden_size))
+        embedding = half(read_matrix(source, EMBEDDING, config.vocab_size, config.hidden_size), devices[0])
         layers = []
-        for index in range(config.num_hidden_layers):
-            norms = [norm(name, *shape) for name, shape in layer_norms(config, index).items()]
+        for index, place in enumerate(devices):
+            norms = [norm(name, *shape, place) for name, shape in layer_norms(config, index).items()]
             q_norm, k_norm = norms[1:-1] or (None, None)
-            linears = _share_permutations([linear(spec) for spec in layer_linears(config, index)])
+            linears = _share_permutations([linear(spec, place) for spec in layer_linears(config, index)])
             q, k, v, o, gate, up, down = linears
             layers.append(CudaLayer(q, k, v, o, gate, up, down, norms[0], norms[-1], q_norm, k_norm))
-        final_norm = norm(FINAL_NORM, 1, config.hidden_size)
-        head = linear(head_linear(config))
+        final_norm = norm(FINAL_NORM, 1, config.hidden_size, devices[-1])
+        head = linear(head_linear(config), devices[-1])
         source.release(EMBEDDING)
         return cls(config, embedding, layers, final_norm, head)
 
@@ -126,7 +134,7 @@ class CudaModel:
             raise UnsupportedError(
                 f'the cache kind "{kind}" cannot be used on the GPU', hint="Use the cache kind fp16."
             )
-        cache = KVCache(self.config, context, kind, self.device)
+        cache = KVCache(self.config, context, kind, self.devices)
         self._decoder = None
         return cache
 
@@ -144,10 +152,7 @@ class CudaModel:
         tokens = check_ids(ids, self.config.vocab_size)
         check_room(len(tokens), cache.length, cache.capacity)
         if len(tokens) <= MAX_STEP:
-            if self._decoder is None or self._decoder.cache is not cache:
-                self._decoder = Decoder(self.config, self.embedding, self.layers, self.final_norm, self.head, cache)
-            logits = self._decoder.step(tokens)
-            cache.length += len(tokens)
+            logits = self._step(tokens, cache)
             return (logits if all_logits else logits[-1]).cpu()
         start = cache.length
         rows = []
@@ -162,21 +167,54 @@ class CudaModel:
             raise
         return torch.cat(rows) if all_logits else self._logits(hidden[-1:])[0].cpu()
 
+    @torch.no_grad()
+    @memory_errors("running this model")
+    def forward_top(
+        self, ids: Sequence[int], cache: Cache, count: int, vocab: int, *, cancel: CancelToken | None = None
+    ) -> TopLogits:
+        """Implements top.Preselecting: `count` logits cross to the CPU instead of all."""
+        assert isinstance(cache, KVCache)
+        tokens = check_ids(ids, self.config.vocab_size)
+        check_room(len(tokens), cache.length, cache.capacity)
+        if len(tokens) > MAX_STEP:
+            return top_logits(self.forward(tokens, cache, cancel=cancel), count, vocab)
+        return top_logits(self._step(tokens, cache)[-1], count, vocab)
+
     def close(self) -> None:
         self._decoder = None
         self.layers = []
         self.embedding = self.embedding.new_empty(0, 0)
-        self._workspace = self._workspace.new_empty(0)
+        self._workspaces = {}
         torch.cuda.empty_cache()
+
+    def _step(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """tokens (T,), T <= MAX_STEP -> logits (T, V) on the GPU until the next step."""
+        if self._decoder is None or self._decoder.cache is not cache:
+            self._decoder = self._new_decoder(cache)
+        logits = self._decoder.step(tokens)
+        cache.length += len(tokens)
+        return logits
+
+    def _new_decoder(self, cache: KVCache) -> Decoder | DecoderChain:
+        config, parts = self.config, []
+        for _, group in groupby(enumerate(self.devices), key=lambda item: item[1]):
+            first, *_ = indices = [index for index, _ in group]
+            is_last = indices[-1] == len(self.layers) - 1
+            norm, head = (self.final_norm, self.head) if is_last else (None, None)
+            layers = [self.layers[index] for index in indices]
+            parts.append(Decoder(config, None if first else self.embedding, layers, norm, head, cache, first))
+        return parts[0] if len(parts) == 1 else DecoderChain(parts)
 
     def _prompt(self, tokens: Tensor, cache: KVCache, cancel: CancelToken | None) -> Tensor:
         """tokens (T,) -> hidden states before the final norm, (T, C) float32. Fills the cache behind its length."""
         config = self.config
         rope = rope_table(config, cache.capacity, cache.length, len(tokens), self.device)
         x = functional.embedding(tokens.to(self.device), self.embedding).float()
-        for index, layer in enumerate(self.layers):
+        for index, (layer, device) in enumerate(zip(self.layers, self.devices, strict=True)):
             if cancel is not None:
                 cancel.check()
+            if x.device != device:
+                x, rope = x.to(device), rope.to(device)
             attended = self._attention(index, layer, self._normalize(x, layer.attention_norm), rope, cache)
             x += self._linears(attended, layer.o)[0]
             gate, up = self._linears(self._normalize(x, layer.mlp_norm), layer.gate, layer.up)
@@ -202,7 +240,7 @@ class CudaModel:
             q.transpose(0, 1)[None],
             keys[None],
             values[None],
-            attn_mask=None if plain else attention_mask(start, count, window, self.device),
+            attn_mask=None if plain else attention_mask(start, count, window, x.device),
             is_causal=plain,
             enable_gqa=True,
         )
@@ -217,15 +255,19 @@ class CudaModel:
                 packed = x if linear.perm is None else x.index_select(1, linear.perm)
                 if packed.shape[1] < linear.in_features:
                     packed = functional.pad(packed, (0, linear.in_features - packed.shape[1]))
-            results.append(functional.linear(packed, linear.dequantize(self._workspace), linear.bias))
+            results.append(functional.linear(packed, linear.dequantize(self._workspaces[x.device]), linear.bias))
         return results
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """hidden (T, C) -> (T, V) float32, through the packed head a few tokens at a time."""
         size = self.head.out_features * self.head.in_features
-        if self._workspace.numel() < size:
-            self._workspace = self._workspace.new_empty(size)
+        if self._workspaces[hidden.device].numel() < size:
+            self._workspaces[hidden.device] = self.head.codes.new_empty(size, dtype=torch.float16)
         return self._linears(self._normalize(hidden, self.final_norm), self.head)[0].float()
+
+
+def _gpu_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def _share_permutations(linears: list[CudaLinear]) -> list[CudaLinear]:
