@@ -22,6 +22,7 @@ def bench(
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each prompt; the median counts.")] = 3,
     cache: opt.Cache = None,
     device: opt.Device = None,
+    gpu_split: opt.GpuSplit = None,
     exact: opt.Exact = None,
     threads: opt.Threads = None,
     json: opt.Json = False,
@@ -29,7 +30,9 @@ def bench(
     """Tokens per second for prompts and for writing, memory, and the share of the memory bandwidth that is used."""
     from exl2_tui.core import speed
 
-    options = opt.override(opt.settings().load, cache=cache, device=device, exact=exact, threads=threads)
+    options = opt.override(
+        opt.settings().load, cache=cache, device=device, gpu_split=gpu_split, exact=exact, threads=threads
+    )
     with opt.interruptible() as cancel:
         current = opt.open_engine(model, options, cancel, quiet=json).current
         with progress_line("Measuring") as update:

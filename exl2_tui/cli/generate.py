@@ -43,6 +43,7 @@ def generate(
     context: opt.Context = None,
     cache: opt.Cache = None,
     device: opt.Device = None,
+    gpu_split: opt.GpuSplit = None,
     exact: opt.Exact = None,
     threads: opt.Threads = None,
     json: opt.Json = False,
@@ -65,7 +66,9 @@ def generate(
         presence_penalty=presence_penalty,
         seed=seed,
     )
-    options = opt.override(settings.load, context=context, cache=cache, device=device, exact=exact, threads=threads)
+    options = opt.override(
+        settings.load, context=context, cache=cache, device=device, gpu_split=gpu_split, exact=exact, threads=threads
+    )
     request = CompletionRequest(prompt, special, sampler, max_tokens, tuple(stop or ()))
     with opt.interruptible() as cancel:
         engine = opt.open_engine(model, options, cancel, quiet=json)

@@ -36,6 +36,9 @@ Context = Annotated[
 ]
 Cache = Annotated[str | None, typer.Option("--cache", help="KV cache: fp16, or q8 (8 bits, half the memory).")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+GpuSplit = Annotated[
+    str | None, typer.Option("--gpu-split", help="Layers on several GPUs: auto, or the GB to use of each, as 8,8.")
+]
 Exact = Annotated[bool | None, typer.Option("--exact/--fast", help="Float32 activations everywhere, or 8-bit ones.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=0, help="CPU threads; 0 takes all cores.")]
 

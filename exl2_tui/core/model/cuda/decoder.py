@@ -160,8 +160,9 @@ class Decoder:
         return count
 
     def _capture(self, count: int) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.state.device), torch.cuda.graph(graph):
+        graph, device = torch.cuda.CUDAGraph(), self.state.device
+        # A stream of its own, since torch's default for captures belongs to the first device that captured.
+        with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
             self._run(count)
         return graph
 
@@ -178,7 +179,7 @@ class DecoderChain:
         self.most = MAX_STEP
 
     def step(self, tokens: Tensor) -> Tensor:
-        """tokens (T,) int64 on the CPU, T <= MAX_STEP -> logits (T, V) float32 on the last GPU."""
+        """tokens (T,) int64 on the CPU, T <= MAX_STEP -> logits (T, V) float32 on the CPU."""
         rows: list[Tensor] = []
         while (done := sum(map(len, rows))) < len(tokens):
             part = tokens[done : done + self.most]
@@ -186,7 +187,8 @@ class DecoderChain:
             if taken < len(part):
                 self.most = taken
                 continue
-            rows.append(self.decoders[-1].logits[: len(part)].cpu())  # waits for all: staging is written again
+            # Waits for all of them, as staging is written again.
+            rows.append(self.decoders[-1].logits[: len(part)].to("cpu", copy=True))
         return torch.cat(rows)
 
     def _advance(self, tokens: Tensor, position: int) -> int:

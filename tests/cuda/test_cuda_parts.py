@@ -1,0 +1,105 @@
+"""Parts of the CUDA backend besides the whole model: split decoders, preselected logits, the quantizer. Needs a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.models import write_random_exl2_model
+
+from exl2_tui.core.checkpoint import Checkpoint
+from exl2_tui.core.config import ModelConfig
+from exl2_tui.core.generation.sampler import Sampler
+from exl2_tui.core.model.causal_lm import CausalLM
+from exl2_tui.core.model.cuda import library
+from exl2_tui.core.model.cuda.decoder import Decoder, DecoderChain
+from exl2_tui.core.model.cuda.model import CudaModel
+from exl2_tui.core.quant import kernels
+from exl2_tui.core.requests import SamplerSettings
+
+REASON = library.unavailable()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=f"no GPU: {REASON}")]
+GPU = torch.device("cuda:0")
+
+
+def load(path: Path, devices: list[torch.device] | torch.device = GPU) -> CudaModel:
+    with Checkpoint.open(path) as checkpoint:
+        return CudaModel.load(checkpoint, ModelConfig.from_dir(path), devices)
+
+
+def test_decoders_of_half_the_layers_each_give_the_same_bits(tmp_path: Path) -> None:
+    model = load(write_random_exl2_model(tmp_path, num_hidden_layers=4))
+    caches = [model.new_cache(64), model.new_cache(64)]
+    whole = Decoder(model.config, model.embedding, model.layers, model.final_norm, model.head, caches[0])
+    first = Decoder(model.config, model.embedding, model.layers[:3], None, None, caches[1])
+    second = Decoder(model.config, None, model.layers[3:], model.final_norm, model.head, caches[1], first=3)
+    parts = DecoderChain([first, second])
+    for count in (1, 8, 3, 1):
+        ids = torch.randint(0, model.config.vocab_size, (count,))
+        assert torch.equal(whole.step(ids).cpu(), parts.step(ids))
+        for cache in caches:
+            cache.length += count
+
+
+def test_layers_on_two_gpus(tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is only one GPU")
+    path = write_random_exl2_model(tmp_path, num_hidden_layers=4)
+    with Checkpoint.open(path) as checkpoint:
+        reference = CausalLM.load(checkpoint, ModelConfig.from_dir(path))
+    for places in ([GPU] * 2 + [torch.device("cuda:1")] * 2, [torch.device("cuda:1")] * 4):
+        model = load(path, places)
+        caches = reference.new_cache(96, "fp32"), model.new_cache(96)
+        for count in (40, 1, 8, 1):
+            ids = torch.randint(0, model.config.vocab_size, (count,))
+            wanted = reference.forward(ids, caches[0], all_logits=True)
+            found = model.forward(ids, caches[1], all_logits=True)
+            assert ((found - wanted).norm() / wanted.norm()).item() < 3e-3
+
+
+@pytest.mark.parametrize("settings", [SamplerSettings.greedy(), SamplerSettings(seed=3)])
+def test_preselected_logits_give_the_same_tokens(settings: SamplerSettings, tmp_path: Path) -> None:
+    model = load(write_random_exl2_model(tmp_path))
+    texts = []
+    for preselected in (False, True):
+        sampler, cache = Sampler(settings, model.config.vocab_size), model.new_cache(64)
+        history, tokens = sampler.history([7]), [7]
+        for _ in range(40):
+            if preselected:
+                count = sampler.preselection
+                logits = model.forward_top(tokens[-1:], cache, count, sampler.vocab_size)
+                tokens.append(sampler.sample(logits, history))
+            else:
+                tokens.append(sampler.sample(model.forward(tokens[-1:], cache), history))
+            history.append(tokens[-1])
+        texts.append(tokens)
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(("rows", "columns", "bits"), [(32, 64, 2), (128, 4099, 4), (128, 1, 8)])
+def test_the_quantizer_rounds_as_on_the_cpu(rows: int, columns: int, bits: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    base, reference = torch.randn(2, rows, columns, generator=generator)
+    coupling = torch.randn(rows, rows, generator=generator) * 0.05
+    pivots = torch.rand(rows, generator=generator) + 0.5
+    steps = (torch.rand(columns, generator=generator) * 0.2 + 0.01).half().float()
+    for given in (None, reference):
+        wanted = kernels.sequential_round(base, given, coupling, pivots, steps, bits)
+        moved = None if given is None else given.to(GPU)
+        inputs = [tensor.to(GPU) for tensor in (coupling, pivots, steps)]
+        found = kernels.sequential_round(base.to(GPU), moved, *inputs, bits)
+        for ours, cpus in zip(found, wanted, strict=True):
+            assert torch.equal(ours.cpu(), cpus)
+
+
+def test_the_quantizer_searches_as_on_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    group, weights = torch.randn(128, 777, generator=generator) * 0.1, torch.rand(128, generator=generator)
+    maxima = torch.tensor([0.5, 0.003, 1e-4]).half()
+    middles = torch.randint(0, 16, (3, 777), generator=generator, dtype=torch.uint8)
+    wanted, costs = kernels.search_codes(group, weights, maxima, middles, 4, (-2, -1, 0, 1, 2))
+    moved = [tensor.to(GPU) for tensor in (group, weights, maxima, middles)]
+    found, totals = kernels.search_codes(*moved, 4, (-2, -1, 0, 1, 2))  # type: ignore[call-arg, arg-type]
+    assert (found.cpu() == wanted).double().mean() > 0.99
+    assert torch.allclose(totals.cpu(), costs, rtol=1e-5)

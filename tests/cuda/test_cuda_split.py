@@ -1,0 +1,123 @@
+"""CudaModel with layers on two devices, on the CPU: packing and the decode kernel are replaced by torch, the way of
+tokens, hidden states, cache and rope between devices is the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.models import write_random_exl2_model, write_random_model
+from torch import Tensor
+
+from exl2_tui.core.checkpoint import Checkpoint
+from exl2_tui.core.config import ModelConfig
+from exl2_tui.core.formats import LinearWeight
+from exl2_tui.core.model.causal_lm import CausalLM
+from exl2_tui.core.model.cuda import model as cuda_model
+from exl2_tui.core.model.cuda.decoder import CudaLayer, DecoderChain
+from exl2_tui.core.model.cuda.linear import CudaLinear, empty_linear
+from exl2_tui.core.model.cuda.model import CudaModel
+from exl2_tui.core.model.rope import rope_table
+
+# Two names of this processor: different as device objects, the same for tensors.
+FIRST, SECOND = torch.device("cpu"), torch.device("cpu", 0)
+TOLERANCE = 4e-3  # activations are fp16
+
+
+class TorchLinear(CudaLinear):
+    """A linear that remembers the matrix instead of packing it."""
+
+    matrix: Tensor
+
+    def dequantize(self, out: Tensor) -> Tensor:
+        padded = torch.nn.functional.pad(self.matrix, (0, self.in_features - self.matrix.shape[1]))
+        return out.view(-1)[: padded.numel()].view(padded.shape).copy_(padded)
+
+
+def pack(weight: LinearWeight, device: torch.device) -> TorchLinear:
+    matrix = weight.dequantize().half().t()
+    blocks = -(-matrix.shape[1] // 32)
+    shell = empty_linear("float", [(16, blocks)], matrix.shape[0], FIRST, None, None, weight.bias)
+    linear = TorchLinear(**{name: getattr(shell, name) for name in shell.__dataclass_fields__})
+    object.__setattr__(linear, "matrix", matrix)
+    return linear
+
+
+class TorchDecoder:
+    """What Decoder does, with the model's own prompt path for one device's layers. Takes at most 3 tokens at once."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        embedding: Tensor | None,
+        layers: Sequence[CudaLayer],
+        final_norm: Tensor | None,
+        head: CudaLinear | None,
+        cache: Any,
+        first: int = 0,
+    ) -> None:
+        self.config, self.embedding, self.layers, self.cache, self.first = config, embedding, layers, cache, first
+        self.head = head
+        self.residual = torch.full((8, config.hidden_size), torch.nan)
+        self.logits = torch.full((8, config.vocab_size), torch.nan)
+        self.owner: CudaModel
+
+    def advance(self, tokens: Tensor, position: int, hidden: Tensor | None) -> int:
+        if len(tokens) > 3:
+            return 3
+        assert (hidden is None) == (self.embedding is not None) == (self.first == 0)
+        x = torch.nn.functional.embedding(tokens, self.embedding).float() if hidden is None else hidden.clone()  # type: ignore[arg-type]
+        config, length = self.config, self.cache.length
+        self.cache.length = position
+        rope = rope_table(config, self.cache.capacity, position, len(tokens), FIRST)
+        for index, layer in enumerate(self.layers, self.first):
+            attended = self.owner._attention(
+                index, layer, self.owner._normalize(x, layer.attention_norm), rope, self.cache
+            )
+            x = x + self.owner._linears(attended, layer.o)[0]
+            gate, up = self.owner._linears(self.owner._normalize(x, layer.mlp_norm), layer.gate, layer.up)
+            x = x + self.owner._linears(torch.nn.functional.silu(gate) * up, layer.down)[0]
+        self.cache.length = length
+        self.residual[: len(tokens)] = x
+        if self.head is not None:
+            self.logits[: len(tokens)] = self.owner._logits(x)
+        return len(tokens)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_model, "require", lambda _: None)
+    monkeypatch.setattr(cuda_model, "pack_linear", pack)
+    monkeypatch.setattr(cuda_model, "Decoder", TorchDecoder)
+
+
+@pytest.mark.parametrize("writer", [write_random_model, write_random_exl2_model])
+def test_a_split_model_agrees_with_the_reference(on_cpu: None, writer: Any, tmp_path: Path) -> None:
+    folder = writer(tmp_path, num_hidden_layers=4)
+    config = ModelConfig.from_dir(folder)
+    places = [FIRST, FIRST, FIRST, SECOND]
+    with Checkpoint.open(folder) as checkpoint:
+        reference = CausalLM.load(checkpoint, config)
+        model = CudaModel.load(checkpoint, config, places)
+    model.devices = places  # tensors forget the number
+    caches = reference.new_cache(128), model.new_cache(128)
+    decoder = model._new_decoder(caches[1])
+    assert isinstance(decoder, DecoderChain)
+    for part in decoder.decoders:
+        part.owner = model  # type: ignore[attr-defined]
+    assert [(part.first, len(part.layers)) for part in decoder.decoders] == [(0, 3), (3, 1)]  # type: ignore[attr-defined]
+    assert [part.head is None for part in decoder.decoders] == [True, False]  # type: ignore[attr-defined]
+    model._decoder = decoder
+    generator = torch.Generator().manual_seed(0)
+    for count in (20, 1, 8, 3, 1):  # a prompt, then steps; 8 go in parts of 3
+        ids = torch.randint(0, config.vocab_size, (count,), generator=generator)
+        wanted = reference.forward(ids, caches[0], all_logits=True)
+        found = model.forward(ids, caches[1], all_logits=True)
+        assert found.shape == wanted.shape
+        assert ((found - wanted).norm() / wanted.norm()).item() < TOLERANCE
+    top = model.forward_top([5], caches[1], 4, config.vocab_size)
+    wanted = reference.forward([5], caches[0])
+    assert int(top.ids[0]) == int(wanted.argmax()) and caches[1].length == caches[0].length
