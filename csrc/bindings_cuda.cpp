@@ -122,6 +122,43 @@ void quant_search(const Tensor& group, const Tensor& weights, const Tensor& unit
   exl2::cuda::quant_search(task, found, device.stream());
 }
 
+// q (T, H, D) is rotated in place, k and v (T, G, D) go to keys and values (G, capacity, D) behind `start` tokens.
+void prompt_rope(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cosines, const Tensor& sines, Tensor keys,
+                 Tensor values, int64_t start) {
+  using exl2::data_of;
+  using exl2::ScalarType;
+  exl2::cuda::RopeTask task;
+  task.tokens = q.size(0);
+  task.heads = q.size(1);
+  task.kv_heads = k.size(1);
+  task.head_dim = q.size(2);
+  task.rope_dim = 2 * cosines.size(1);
+  task.capacity = keys.size(1);
+  task.start = start;
+  const int64_t kv = task.tokens * task.kv_heads * task.head_dim;
+  const int64_t cached = task.kv_heads * task.capacity * task.head_dim;
+  STD_TORCH_CHECK(start >= 0 && start + task.tokens <= task.capacity, "the cache is too small");
+  STD_TORCH_CHECK(task.head_dim % 2 == 0 && task.rope_dim <= task.head_dim, "heads have an odd size");
+  task.q = data_of<uint16_t>(q, ScalarType::Half, task.tokens * task.heads * task.head_dim, "q");
+  task.k = data_of<const uint16_t>(k, ScalarType::Half, kv, "k");
+  task.v = data_of<const uint16_t>(v, ScalarType::Half, kv, "v");
+  task.cosines = data_of<const float>(cosines, ScalarType::Float, task.tokens * task.rope_dim / 2, "cosines");
+  task.sines = data_of<const float>(sines, ScalarType::Float, task.tokens * task.rope_dim / 2, "sines");
+  task.keys = data_of<uint16_t>(keys, ScalarType::Half, cached, "keys");
+  task.values = data_of<uint16_t>(values, ScalarType::Half, cached, "values");
+  const OnDevice device(q);
+  exl2::cuda::prompt_rope(task, device.stream());
+}
+
+void prompt_silu(Tensor gate, const Tensor& up) {
+  using exl2::data_of;
+  using exl2::ScalarType;
+  auto* to = data_of<uint16_t>(gate, ScalarType::Half, up.numel(), "gate");
+  const auto* from = data_of<const uint16_t>(up, ScalarType::Half, gate.numel(), "up");
+  const OnDevice device(gate);
+  exl2::cuda::prompt_silu(to, from, gate.numel(), device.stream());
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(exl2_cuda, m) {
@@ -136,6 +173,10 @@ STABLE_TORCH_LIBRARY(exl2_cuda, m) {
   m.def(
       "quant_search(Tensor group, Tensor weights, Tensor units, Tensor middles, int bits, int first_offset, "
       "int last_offset, Tensor(a!) codes, Tensor(b!) costs) -> ()");
+  m.def(
+      "prompt_rope(Tensor(a!) q, Tensor k, Tensor v, Tensor cosines, Tensor sines, Tensor(b!) keys, Tensor(c!) values, "
+      "int start) -> ()");
+  m.def("prompt_silu(Tensor(a!) gate, Tensor up) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(exl2_cuda, CUDA, m) {
@@ -144,4 +185,6 @@ STABLE_TORCH_LIBRARY_IMPL(exl2_cuda, CUDA, m) {
   m.impl("decode_step", TORCH_BOX(&decode_step));
   m.impl("quant_round", TORCH_BOX(&quant_round));
   m.impl("quant_search", TORCH_BOX(&quant_search));
+  m.impl("prompt_rope", TORCH_BOX(&prompt_rope));
+  m.impl("prompt_silu", TORCH_BOX(&prompt_silu));
 }

@@ -5,6 +5,7 @@
 
 #include "cpu/quant_tasks.h"
 #include "plan.h"
+#include "prompt_element.h"
 
 namespace exl2::cuda {
 
@@ -30,5 +31,10 @@ int decode_step(const Model& model, int64_t gate_strips, int tokens, cudaStream_
 // The quantizer's tasks over all their columns, pointers on the GPU. costs (maxima, columns): of the codes chosen.
 void quant_round(const RoundTask& task, cudaStream_t stream);
 void quant_search(const SearchTask& task, float* costs, cudaStream_t stream);
+
+// Rope, and keys and values into the cache.
+void prompt_rope(const RopeTask& task, cudaStream_t stream);
+// gate = silu(gate) * up, both half (count).
+void prompt_silu(uint16_t* gate, const uint16_t* up, int64_t count, cudaStream_t stream);
 
 }  // namespace exl2::cuda

@@ -5,35 +5,11 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
-#include "codes.h"
 #include "cpu/quant_tasks.h"
-
-#ifdef __CUDA_ARCH__
-#include <cuda_fp16.h>
-#endif
+#include "half.h"
 
 namespace exl2::cuda {
-
-// Rounded to fp16, to nearest even, and back.
-EXL2_HD float through_half(float value) {
-#ifdef __CUDA_ARCH__
-  return __half2float(__float2half_rn(value));
-#else
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude >= 0x477ff000u) return magnitude > 0x7f800000u ? value : std::copysign(INFINITY, value);
-  // Adding a power of two whose last bit is worth the last bit of the half rounds there, also among subnormals.
-  const uint32_t exponent = magnitude < 0x38800000u ? 113u << 23 : magnitude & 0x7f800000u;
-  const uint32_t anchor_bits = exponent + (13u << 23);
-  float anchor;
-  std::memcpy(&anchor, &anchor_bits, 4);
-  volatile float shifted = std::fabs(value) + anchor;  // volatile: the compiler must not cancel the two
-  return std::copysign(shifted - anchor, value);
-#endif
-}
 
 EXL2_HD float lowest_code(int bits) { return -static_cast<float>(1 << (bits - 1)); }
 EXL2_HD float highest_code(int bits) { return static_cast<float>((1 << (bits - 1)) - 1); }

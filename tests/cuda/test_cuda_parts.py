@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.models import write_random_exl2_model
+from support.models import random_config, write_random_exl2_model
 
 from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.generation.sampler import Sampler
+from exl2_tui.core.model.cache import KVCache
 from exl2_tui.core.model.causal_lm import CausalLM
 from exl2_tui.core.model.cuda import library
 from exl2_tui.core.model.cuda.decoder import Decoder, DecoderChain
 from exl2_tui.core.model.cuda.model import CudaModel
+from exl2_tui.core.model.cuda.prompt import rope_and_append, silu_times
+from exl2_tui.core.model.rope import RopeTable
 from exl2_tui.core.quant import kernels
 from exl2_tui.core.requests import SamplerSettings
 
@@ -75,6 +78,28 @@ def test_preselected_logits_give_the_same_tokens(settings: SamplerSettings, tmp_
             history.append(tokens[-1])
         texts.append(tokens)
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim", "rope_dim"), [(32, 8, 128, 128), (4, 4, 64, 32), (3, 1, 16, 16)])
+def test_prompt_kernels_give_what_torch_gives(heads: int, kv_heads: int, dim: int, rope_dim: int) -> None:
+    config = ModelConfig.from_dict(
+        random_config(num_hidden_layers=1, num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=dim)
+    )
+    q, k, v = (torch.randn(300, count, dim).half() for count in (heads, kv_heads, kv_heads))
+    angles = torch.randn(300, rope_dim // 2) * 100
+    rope = RopeTable(angles.cos(), angles.sin())
+    caches = KVCache(config, 512), KVCache(config, 512, "fp16", GPU)
+    for cache in caches:
+        cache.length = 100
+        for tensor in (*cache.keys, *cache.values):
+            tensor.fill_(77)
+    gate, up = (torch.randn(2, 777, 11) * 4).half()
+    found = rope_and_append(0, q.to(GPU), k.to(GPU), v.to(GPU), rope.to(GPU), caches[1])
+    for ours, wanted in zip(found, rope_and_append(0, q, k, v, rope, caches[0]), strict=True):
+        assert torch.equal(ours.cpu(), wanted)
+    assert torch.equal(caches[1].keys[0].cpu(), caches[0].keys[0])
+    activated = silu_times(gate.to(GPU), up.to(GPU)).cpu()
+    assert torch.allclose(activated.float(), silu_times(gate, up).float(), rtol=2e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(("rows", "columns", "bits"), [(32, 64, 2), (128, 4099, 4), (128, 1, 8)])

@@ -24,10 +24,11 @@ from exl2_tui.core.model.causal_lm import check_ids
 from exl2_tui.core.model.cuda.decoder import MAX_STEP, CudaLayer, Decoder, DecoderChain
 from exl2_tui.core.model.cuda.library import require
 from exl2_tui.core.model.cuda.linear import CudaLinear, pack_linear
+from exl2_tui.core.model.cuda.prompt import rope_and_append, silu_times
 from exl2_tui.core.model.layout import EMBEDDING, FINAL_NORM, LinearSpec, head_linear, layer_linears, layer_norms
 from exl2_tui.core.model.norm import RMSNorm
 from exl2_tui.core.model.protocol import Cache
-from exl2_tui.core.model.rope import RopeTable, rope_table, rotate
+from exl2_tui.core.model.rope import RopeTable, rope_table
 from exl2_tui.core.model.top import TopLogits, top_logits
 from exl2_tui.core.model.weights import TensorSource, read_linear, read_matrix, read_norm, release_linear
 
@@ -218,7 +219,7 @@ class CudaModel:
             attended = self._attention(index, layer, self._normalize(x, layer.attention_norm), rope, cache)
             x += self._linears(attended, layer.o)[0]
             gate, up = self._linears(self._normalize(x, layer.mlp_norm), layer.gate, layer.up)
-            x += self._linears(functional.silu(gate, inplace=True).mul_(up), layer.down)[0]
+            x += self._linears(silu_times(gate, up), layer.down)[0]
         return x
 
     def _normalize(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -231,9 +232,8 @@ class CudaModel:
         if layer.q_norm is not None and layer.k_norm is not None:
             q = RMSNorm(layer.q_norm, config.rms_norm_eps).forward(q)
             k = RMSNorm(layer.k_norm, config.rms_norm_eps).forward(k)
-        q, k = rotate(q.float(), rope).half(), rotate(k.float(), rope).half()
         start = cache.length
-        keys, values = cache.append(index, k.transpose(0, 1), v.transpose(0, 1))
+        q, keys, values = rope_and_append(index, q, k, v, rope, cache)
         window = config.window(index)
         plain = start == 0 and (window is None or count <= window)
         mixed = functional.scaled_dot_product_attention(

@@ -1,0 +1,73 @@
+// The prompt path's elementwise work, one call per pair of elements or per element; the kernels in prompt.cu only count.
+// Same operations in the same order as torch's, none of them fused, so rope gives the same bits as rope.rotate: a test
+// compiles this file for the CPU and compares.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "half.h"
+
+namespace exl2::cuda {
+
+// A chunk of a prompt: T tokens behind `start` cached ones. R: rotated elements of a head, in pairs (i, i + R / 2).
+struct RopeTask {
+  uint16_t* q;            // half (T, H, D), rotated in place
+  const uint16_t* k;      // half (T, G, D)
+  const uint16_t* v;      // half (T, G, D)
+  const float* cosines;   // (T, R / 2)
+  const float* sines;
+  uint16_t* keys;         // half (G, capacity, D)
+  uint16_t* values;
+  int64_t tokens, heads, kv_heads, head_dim, rope_dim, capacity, start;
+
+  // Of rope_pair: D / 2 pairs for every head of q, k and v.
+  EXL2_HD int64_t pairs() const { return tokens * (heads + 2 * kv_heads) * (head_dim / 2); }
+};
+
+EXL2_HD void rope_pair(const RopeTask& task, int64_t index) {
+  const int64_t D = task.head_dim;
+  const int64_t half_rope = task.rope_dim / 2;
+  const int64_t i = index % (D / 2);
+  const int64_t all_heads = task.heads + 2 * task.kv_heads;
+  const int64_t head = index / (D / 2) % all_heads;
+  const int64_t t = index / (D / 2) / all_heads;
+  // Elements that are not rotated are neighbours.
+  const int64_t first = i < half_rope ? i : 2 * i;
+  const int64_t second = i < half_rope ? i + half_rope : 2 * i + 1;
+
+  const int64_t kv = (head - task.heads) % task.kv_heads;
+  const bool is_query = head < task.heads;
+  const bool is_value = head >= task.heads + task.kv_heads;
+  const uint16_t* from = is_query   ? task.q + (t * task.heads + head) * D
+                         : is_value ? task.v + (t * task.kv_heads + kv) * D
+                                    : task.k + (t * task.kv_heads + kv) * D;
+  const int64_t row = (kv * task.capacity + task.start + t) * D;
+  uint16_t* to = is_query ? task.q + (t * task.heads + head) * D : (is_value ? task.values : task.keys) + row;
+  if (is_value || i >= half_rope) {
+    const uint16_t a = from[first];
+    const uint16_t b = from[second];
+    to[first] = a;
+    to[second] = b;
+    return;
+  }
+  const float cosine = task.cosines[t * half_rope + i];
+  const float sine = task.sines[t * half_rope + i];
+  const float a = half_value(from[first]);
+  const float b = half_value(from[second]);
+  to[first] = half_code(product(a, cosine) - product(b, sine));
+  to[second] = half_code(product(b, cosine) + product(a, sine));
+}
+
+// silu(gate) * up, each rounded to half as torch does.
+EXL2_HD uint16_t silu_times(uint16_t gate, uint16_t up) {
+  const float x = half_value(gate);
+#ifdef __CUDA_ARCH__
+  const float silu = x / (1.f + __expf(-x));
+#else
+  const float silu = x / (1.f + std::exp(-x));
+#endif
+  return half_code(product(through_half(silu), half_value(up)));
+}
+
+}  // namespace exl2::cuda
