@@ -162,7 +162,8 @@ class Decoder:
     def _capture(self, count: int) -> torch.cuda.CUDAGraph:
         graph, device = torch.cuda.CUDAGraph(), self.state.device
         # A stream of its own, since torch's default for captures belongs to the first device that captured.
-        with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream):
             self._run(count)
         return graph
 
