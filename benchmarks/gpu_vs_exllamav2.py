@@ -29,6 +29,8 @@ import torch
 from gpu_models import CONTEXT, SHAPES, Case, write_model
 from torch import Tensor
 
+from exl2_tui.core.model.top import Preselecting
+
 DEPTH = 2048
 TOKENS = 48  # per repetition of a decode
 PROFILED = 8
@@ -76,6 +78,8 @@ class Ours:
         return self.model.forward(ids, self.cache)
 
     def next_token(self, token: int) -> int:
+        if isinstance(self.model, Preselecting):  # chosen on the GPU, as for exllamav2
+            return int(self.model.forward_top([token], self.cache, 1, self.model.config.vocab_size).ids[0])
         return int(self.model.forward([token], self.cache).argmax())
 
     def truncate(self, length: int) -> None:

@@ -97,3 +97,12 @@ def test_all_cases_by_default(benchmark: ModuleType) -> None:
     assert [str(case) for case in benchmark.parse([]).cases] == list(benchmark.DEFAULT)
     options = benchmark.parse(["7B:gptq", "--seconds", "60"])
     assert [str(case) for case in options.cases] == ["7B:gptq"] and options.seconds == 60
+
+
+def test_the_quantizers_kernels_are_timed_against_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_quant
+
+    found = gpu_quant.compare(128, 64, CPU, passes=1, repeats=1)
+    assert found["kernels"] > 0 and found["torch"] > 0 and found["equal"] > 0.98
+    assert gpu_quant.kernels.is_native.__name__ == "is_native"  # put back
