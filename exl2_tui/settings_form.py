@@ -79,6 +79,7 @@ GROUPS = (
             Field("load", "context", "Context", "tokens; empty takes what the model and memory allow"),
             Field("load", "cache", "Cache", "q8 needs half the memory of fp16", ("fp16", "q8")),
             Field("load", "device", "Device", "auto, cpu, cuda or cuda:1"),
+            Field("load", "gpu_split", "Several GPUs", "auto, or GB for each, as 8,8"),
             Field("load", "threads", "Threads", "0 uses all cores"),
             Field(
                 "load", "exact", "Exact kernels", "float32 activations everywhere: slower, a little closer", (ON, OFF)
