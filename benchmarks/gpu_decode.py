@@ -1,7 +1,7 @@
 """Decode and prompt speed of the CUDA backend on this GPU, with random weights made on the device.
 
-Prints, per shape and width: decode at depth 0 and 2048 (CUDA graph alone, and with the host), the fraction of the read
-bandwidth measured in the same run, and a prompt of 2048 tokens.
+Prints, per shape and width: decode at depth 0 and 2048 (CUDA graph alone, with the host, and with the host if the best
+logits are chosen on the GPU), the fraction of the read bandwidth measured in the same run, and a prompt of 2048 tokens.
 
     python benchmarks/gpu_decode.py            # all shapes
     python benchmarks/gpu_decode.py 7B:4 8B:4  # some: shape and bits per weight
@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch import Tensor
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.model.cache import KVCache
 from exl2_tui.core.model.cuda import library
-from exl2_tui.core.model.cuda.decoder import CudaLayer
+from exl2_tui.core.model.cuda.decoder import CudaLayer, Decoder
 from exl2_tui.core.model.cuda.linear import CudaLinear, cut_segments, empty_linear
 from exl2_tui.core.model.cuda.model import CudaModel
 
@@ -33,6 +34,7 @@ SHAPES = {  # hidden, ffn, layers, heads, kv heads, vocabulary, head_dim
 DEFAULT = ["1.1B:4", "7B:4", "7B:2", "7B:3", "7B:5", "7B:16", "8B:4", "34B:4"]
 GROUP_ROWS = 128
 REPEATS = 50
+CHOSEN = 17  # logits that greedy choice fetches (sampler.SLACK)
 
 
 def random_linear(rows: int, columns: int, bits: int, order: tuple[Tensor, Tensor] | None) -> CudaLinear:
@@ -106,6 +108,15 @@ def milliseconds(work: torch.cuda.CUDAGraph) -> float:
     return float(start.elapsed_time(end)) / REPEATS
 
 
+def seconds(work: Callable[[], None]) -> float:
+    """Per call, what the host does included."""
+    work()
+    began = time.perf_counter()
+    for _ in range(REPEATS):
+        work()
+    return (time.perf_counter() - began) / REPEATS
+
+
 def read_bandwidth() -> float:
     """Bytes per second of adding up 4 GiB."""
     data = torch.ones(1 << 30, device=GPU)
@@ -132,16 +143,19 @@ def measure(shape: str, bits: int, bandwidth: float) -> None:
             model.forward([5], cache)
 
         step()
-        assert model._decoder is not None
+        assert isinstance(model._decoder, Decoder)
         graph = milliseconds(model._decoder.graphs[1])
-        began = time.perf_counter()
-        for _ in range(REPEATS):
-            step()
-        whole = (time.perf_counter() - began) / REPEATS
+
+        def choose(depth: int = depth) -> None:
+            cache.length = depth
+            model.forward_top([5], cache, CHOSEN, model.config.vocab_size)
+
+        whole, chosen = seconds(step), seconds(choose)
         moved = weights + depth * 4 * model.config.kv_size * model.config.num_hidden_layers
         print(
             f"{shape:>5} {bits:2d} bits, depth {depth:4d}: {graph:.3f} ms = {1e3 / graph:5.0f} t/s "
-            f"({1 / whole:5.0f} with the host), {moved / graph * 1e3 / bandwidth:4.0%} of the bandwidth"
+            f"({1 / whole:5.0f} with the host, {1 / chosen:5.0f} with the best {CHOSEN} logits), "
+            f"{moved / graph * 1e3 / bandwidth:4.0%} of the bandwidth"
         )
     ids = torch.randint(5, 30000, (2048,))
     for repeat in range(4):
