@@ -32,7 +32,7 @@ from exl2_tui.eta import Eta, StepKind, exact
 
 Status = Literal["waiting", "running", "pausing", "stopped", "failed", "finished", "elsewhere", "damaged"]
 LogLevel = Literal["info", "warning", "error", "done"]
-STAGES = ("calibrate", "measure", "allocate", "quantize", "compile", "evaluate")
+STAGES = ("calibrate", "measure", "allocate", "quantize", "tune", "compile", "evaluate")
 OUTLIER = 5.0  # times the median of its kind: this layer lost far more than its like
 KINDS_NEEDED = 4  # layers of a kind before one of them can be called an outlier
 LOG_LINES = 1000

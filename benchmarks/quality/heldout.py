@@ -1,9 +1,9 @@
-"""KL divergence, top-1 agreement and perplexity of models against the original on the held-out texts of val.jsonl.
+"""KL divergence, top-1 agreement and perplexity of models against the original on the held-out items of val.jsonl.
 
-    python benchmarks/quality/heldout.py ORIGINAL VAL.jsonl MODEL [MODEL ...]
+    python benchmarks/quality/heldout.py ORIGINAL VAL.jsonl MODEL [MODEL ...] [--half judge]
 
-Independent of the quantizer: whole models in plain torch float32, read by the loader. Texts (kind "text") are cut to
-511 tokens after <s>; the average is over predicted tokens.
+Independent of the quantizer: whole models in plain torch float32, read by the loader; averages are over predicted
+tokens. Which items there are: `texts.py`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,45 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import texts
 import torch
+from texts import Item
 from torch import Tensor
 from torch.nn import functional
 
 from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.model.causal_lm import CausalLM
+from exl2_tui.core.model.linear import Linear
+from exl2_tui.core.model.norm import RMSNorm
 from exl2_tui.core.model.rope import rope_table
-from exl2_tui.core.tokenizer import Tokenizer
 
-LENGTH = 511
+TOKENS_AT_ONCE = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a model makes of all items: the states (T, C) float32 before its final norm, and its tail."""
+
+    states: list[Tensor]
+    norm: RMSNorm
+    head: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Sums over the predicted tokens of one item."""
+
+    kind: str
+    tokens: int
+    kl: float
+    same: int
+    loss: float
+    original_loss: float
 
 
 def load(path: Path) -> CausalLM:
@@ -31,46 +57,55 @@ def load(path: Path) -> CausalLM:
         return CausalLM.load(checkpoint, ModelConfig.from_dir(path))
 
 
-def texts(model_dir: Path, val: Path, limit: int | None = None) -> list[Tensor]:
-    """Token ids (T,) of every held-out text."""
-    tokenizer = Tokenizer.load(model_dir)
-    items = [json.loads(line) for line in val.read_text().splitlines()]
-    chosen = [item["text"] for item in items if item["kind"] == "text"][:limit]
-    return [torch.tensor([1, *tokenizer.encode(text)[:LENGTH]]) for text in chosen]
+@torch.no_grad()
+def run(model: CausalLM, items: Sequence[Item]) -> Run:
+    """Items of about equal length run together, padded at the end, which a causal model does not see."""
+    states: list[Tensor] = [torch.empty(0)] * len(items)
+    order = sorted(range(len(items)), key=lambda index: -len(items[index].ids))
+    while order:
+        longest = len(items[order[0]].ids)
+        batch, order = order[: TOKENS_AT_ONCE // longest], order[TOKENS_AT_ONCE // longest :]
+        rows = [items[index].ids for index in batch]
+        x = model.embedding.forward(torch.stack([functional.pad(row, (0, longest - len(row))) for row in rows]))
+        rope = rope_table(model.config, longest, 0, longest)
+        for block in model.blocks:
+            x = block.forward(x, rope)
+        for index, row, kept in zip(batch, rows, x, strict=True):
+            states[index] = kept[: len(row) - 1].clone()
+    return Run(states, model.norm, model.head)
 
 
 @torch.no_grad()
-def logits(model: CausalLM, ids: list[Tensor]) -> list[Tensor]:
-    """log-probabilities (T-1, V) per text. Rows are padded at the end, which a causal model does not see."""
-    found: list[Tensor] = []
-    for start in range(0, len(ids), 4):
-        batch = ids[start : start + 4]
-        longest = max(map(len, batch))
-        padded = torch.stack([functional.pad(row, (0, longest - len(row))) for row in batch])
-        rope = rope_table(model.config, longest, 0, longest)
-        x = model.embedding.forward(padded)
-        for block in model.blocks:
-            x = block.forward(x, rope)
-        out = functional.log_softmax(model.head.forward(model.norm.forward(x)), dim=-1)
-        found += [out[row, : len(tokens) - 1].clone() for row, tokens in enumerate(batch)]
-    return found
+def judge(original: Run, candidate: Run, items: Sequence[Item]) -> list[Score]:
+    scores: list[Score] = []
+    for item, ours, theirs in zip(items, original.states, candidate.states, strict=True):
+        p = functional.log_softmax(original.head.forward(original.norm.forward(ours)), dim=-1)
+        q = functional.log_softmax(candidate.head.forward(candidate.norm.forward(theirs)), dim=-1)
+        targets = item.ids[1:, None]
+        scores.append(
+            Score(
+                item.kind,
+                len(targets),
+                float((p.exp() * (p - q)).sum(dtype=torch.float64)),
+                int((p.argmax(1) == q.argmax(1)).sum()),
+                -float(q.gather(1, targets).sum(dtype=torch.float64)),
+                -float(p.gather(1, targets).sum(dtype=torch.float64)),
+            )
+        )
+    return scores
 
 
-def judge(reference: list[Tensor], candidate: list[Tensor], ids: list[Tensor]) -> dict[str, float]:
-    divergence = loss = original = 0.0
-    same = count = 0
-    for p, q, tokens in zip(reference, candidate, ids, strict=True):
-        divergence += float((p.exp() * (p - q)).sum(dtype=torch.float64))
-        loss -= float(q.gather(1, tokens[1:, None]).sum(dtype=torch.float64))
-        original -= float(p.gather(1, tokens[1:, None]).sum(dtype=torch.float64))
-        same += int((p.argmax(1) == q.argmax(1)).sum())
-        count += len(tokens) - 1
+def summary(scores: Sequence[Score], kind: str) -> dict[str, float]:
+    """Means over the tokens of all items of a kind."""
+    chosen = [score for score in scores if score.kind == kind]
+    count = sum(score.tokens for score in chosen)
     return {
-        "kl": divergence / count,
-        "top1": same / count,
-        "ppl": math.exp(loss / count),
-        "original_ppl": math.exp(original / count),
+        "kl": sum(score.kl for score in chosen) / count,
+        "top1": sum(score.same for score in chosen) / count,
+        "ppl": math.exp(sum(score.loss for score in chosen) / count),
+        "original_ppl": math.exp(sum(score.original_loss for score in chosen) / count),
         "tokens": count,
+        "items": len(chosen),
     }
 
 
@@ -83,13 +118,14 @@ def main() -> None:
     parser.add_argument("original", type=Path)
     parser.add_argument("val", type=Path)
     parser.add_argument("models", type=Path, nargs="+")
-    parser.add_argument("--limit", type=int, help="use only the first texts")
+    parser.add_argument("--half", choices=("choice", "judge"), default="judge")
     options = parser.parse_args()
-    ids = texts(options.original, options.val, options.limit)
-    reference = logits(load(options.original), ids)
+    items = texts.items(options.original, options.val, options.half)
+    original = run(load(options.original), items)
     for path in options.models:
-        result = judge(reference, logits(load(path), ids), ids)
-        print(json.dumps({"model": "/".join(path.parts[-2:]), "bytes": stored_bytes(path), **result}), flush=True)
+        scores = judge(original, run(load(path), items), items)
+        found = {kind: summary(scores, kind) for kind in ("text", "chat")}
+        print(json.dumps({"model": "/".join(path.parts[-2:]), "bytes": stored_bytes(path), **found}), flush=True)
 
 
 if __name__ == "__main__":

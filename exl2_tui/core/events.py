@@ -233,7 +233,7 @@ class ModelsListed(Event):
 
 # Converting a model. `job` is the work directory; sizes are stored bytes; bpw counts scales, groups and permutation.
 
-ConvertStage = Literal["calibrate", "measure", "allocate", "quantize", "compile", "evaluate"]
+ConvertStage = Literal["calibrate", "measure", "allocate", "quantize", "tune", "compile", "evaluate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +315,17 @@ class LayerQuantized(Event):
     bpw: float
     error: float
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned(Event):
+    """Norms and scales were tuned against the original: KL per token (nats) on calibration rows that tuning did not
+    see, before and after. Where it became worse, the model keeps what it had: `kept` is False."""
+
+    job: str
+    kl_before: float
+    kl_after: float
+    kept: bool
 
 
 @dataclass(frozen=True, slots=True)

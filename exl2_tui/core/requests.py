@@ -139,7 +139,8 @@ Allocation = Literal["sum", "largest"]
 class ConvertRequest:
     """Make EXL2 models of `source`, an unquantized model directory, with `work` as the job's directory.
 
-    bits: one model per average bpw of the decoder's linears, all overhead counted. head_bits: recipe of the head.
+    bits: one model per average bpw of the decoder's linears, all overhead counted. head_bits: recipe of the
+    head; None: chosen with the rest, for a file as large as with 6.
     output None: a directory per model inside `work`. calibration None: the built-in set; column: of JSONL or parquet.
     rows, length (tokens per row) and their measuring counterparts None: chosen for the recipe and the model's context.
     measurement: a file to reuse instead of measuring; measure_to: stop after measuring and write it there.
@@ -149,7 +150,7 @@ class ConvertRequest:
     source: str
     work: str
     bits: tuple[float, ...] = (4.0,)
-    head_bits: int = 6
+    head_bits: int | None = 6
     recipe: RecipeName = "refined"
     allocation: Allocation = "sum"
     output: str | None = None
@@ -170,8 +171,10 @@ class ConvertRequest:
             raise ConfigError(f"bits per weight are {self.bits}, but must lie between 2 and 8")
         if len(set(self.bits)) != len(self.bits):
             raise ConfigError(f"bits per weight {self.bits} name the same target twice")
-        if self.head_bits not in (2, 3, 4, 5, 6, 8):
-            raise ConfigError(f"head_bits is {self.head_bits}, but must be one of 2, 3, 4, 5, 6, 8")
+        if self.head_bits not in (None, 2, 3, 4, 5, 6, 8):
+            raise ConfigError(f"head_bits is {self.head_bits}, but must be one of 2, 3, 4, 5, 6, 8, or auto")
+        if self.head_bits is None and self.recipe != "refined":
+            raise ConfigError("only the refined recipe can choose the bits of the head: give a number")
         if self.recipe not in get_args(RecipeName) or self.allocation not in get_args(Allocation):
             raise ConfigError(f"unknown recipe {self.recipe!r} or allocation {self.allocation!r}")
         if self.measure_to is not None and (self.output is not None or self.measurement is not None):

@@ -7,7 +7,8 @@ import torch
 from test_gptq import problem
 
 from exl2_tui.core.quant import kernels
-from exl2_tui.core.quant.gptq import Factor, factorize, solve
+from exl2_tui.core.quant.drift import Moments
+from exl2_tui.core.quant.gptq import Factor, factorize, round_to_nearest, solve
 from exl2_tui.core.quant.grid import classic_search, steps_of
 from exl2_tui.core.quant.recipe import QParams, mix
 from exl2_tui.core.quant.refine import refine, weighted_search
@@ -90,3 +91,49 @@ def test_hard_inputs_refined() -> None:
         solution = refine(weight, factor, mix(32, 3), passes=2)
         assert torch.isfinite(solution.weight).all() and (solution.weight[:, :5] == 0).all()
         assert torch.isfinite(refine(weight * 1e-8, factor, mix(32, 3), passes=2).weight).all()
+
+
+def hard(kind: str, rows: int) -> torch.Tensor:
+    """Hessians that real models bring: (rows, rows) float32."""
+    _, hessian = problem(rows, 1)
+    if kind == "rank deficient":
+        few = torch.randn(5, rows, generator=torch.Generator().manual_seed(3))
+        return few.T @ few
+    if kind == "dead columns":
+        hessian[: rows // 3] = 0
+        hessian[:, : rows // 3] = 0
+    if kind == "one huge input":
+        hessian[4] *= 1e4
+        hessian[:, 4] *= 1e4
+    return hessian
+
+
+@pytest.mark.parametrize("kind", ["usual", "rank deficient", "dead columns", "one huge input"])
+@pytest.mark.parametrize(("rows", "params"), [(96, mix(64, 2)), (160, mix(128, 4, 3, high=(0.3,))), (32, mix(32, 8))])
+def test_never_worse_than_rounding_to_nearest(kind: str, rows: int, params: QParams) -> None:
+    weight, _ = problem(rows, 33, seed=5)
+    weight[7, 9] = 1e4  # one outlier
+    factor = factorize(hard(kind, rows), 0.02)
+    nearest = round_to_nearest(weight, factor.perm, params).weight
+    solution = refine(weight, factor, params, passes=2)
+    damped = torch.empty_like(factor.hessian)
+    damped[factor.perm[:, None], factor.perm] = factor.hessian
+    ours = loss(solution.weight, weight, damped)
+    assert ours <= loss(nearest, weight, damped)
+    assert solution.loss == pytest.approx(ours, rel=0.02)
+
+
+def test_the_target_that_cancels_drift_is_the_least_squares_solution() -> None:
+    """With share 1 and little damping, quantized inputs times the target come closest to what the original adds."""
+    generator = torch.Generator().manual_seed(2)
+    fresh = torch.randn(400, 24, generator=generator, dtype=torch.float64)
+    seen = fresh + 0.2 * torch.randn(400, 24, generator=generator, dtype=torch.float64)
+    residual = 0.1 * torch.randn(400, 6, generator=generator, dtype=torch.float64)
+    weight = torch.randn(24, 6, generator=generator, dtype=torch.float64)
+    moments = Moments((seen.T @ seen).float(), (seen.T @ (fresh - seen)).float(), (seen.T @ residual).float())
+    expected = torch.linalg.lstsq(seen, fresh @ weight + residual).solution
+    found = moments.target(weight.float(), 1.0, 1e-6)
+    assert torch.allclose(found.double(), expected, atol=1e-3)
+    halfway = moments.target(weight.float(), 0.5, 1e-6)
+    assert torch.allclose(halfway.double(), (weight + expected) / 2, atol=1e-3)
+    assert torch.equal(moments.target(weight.float(), 0.0, 0.02), weight.float())

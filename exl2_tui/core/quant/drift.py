@@ -7,13 +7,15 @@ W + (X̂ᵀX̂)^-1 X̂ᵀ[(X - X̂) W + (R - R̂)]. Source: spec/quantizer.md se
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from exl2_tui.core.cancel import CancelToken
-from exl2_tui.core.quant.halves import Half, batches
+from exl2_tui.core.model.norm import RMSNorm
+from exl2_tui.core.quant.halves import Half, batches, to_half
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +42,21 @@ class Moments:
         return weight + share * torch.cholesky_solve(wanted, lower)
 
 
-class _Recorder:
-    """Keeps the last input of a linear, flattened to (tokens, K)."""
+class _Seen(Exception):  # noqa: N818 - no error: it ends a forward pass of which nothing more is needed
+    pass
 
-    def __init__(self) -> None:
+
+class _Recorder:
+    """Keeps the last input of a linear, flattened to (tokens, K); with `stop` the pass ends there."""
+
+    def __init__(self, *, stop: bool) -> None:
         self.seen: Tensor | None = None
+        self.stop = stop
 
     def __call__(self, x: Tensor) -> None:
         self.seen = x.detach().flatten(0, -2)
+        if self.stop:
+            raise _Seen
 
     def take(self) -> Tensor:
         assert self.seen is not None
@@ -56,34 +65,45 @@ class _Recorder:
 
 
 def moments(
-    original: Half,
-    working: Half,
-    short: str,
-    reference: Tensor,
-    drifted: Tensor,
-    *,
-    writes: bool,
-    cancel: CancelToken | None,
-) -> Moments:
-    """Runs reference (R, T, C) through `original` and drifted (R, T, C) through `working`, watching linear `short`."""
+    original: Half, working: Half, stage: int, reference: Tensor, drifted: Tensor, cancel: CancelToken | None
+) -> tuple[Moments, Tensor]:
+    """Runs reference (R, T, C) through `original` and drifted (R, T, C) through `working` as far as the inputs of a
+    stage. Also returns the states after `original`, (R, T, C) float16, for the last stage; before it, they are empty.
+    """
+    short = original.stages[stage][0]
+    writes = stage == len(original.stages) - 1
     features = original.linears[short].weight.shape[1]
     device = reference.device
     hessian = torch.zeros(features, features, device=device)
     cross = torch.zeros(features, features, device=device)
     residual = torch.zeros(features, reference.shape[2], device=device) if writes else None
-    ours, theirs = _Recorder(), _Recorder()
+    after = torch.empty_like(reference) if writes else reference[:0]
+    ours, theirs = _Recorder(stop=not writes), _Recorder(stop=True)
     original.linears[short].observer, working.linears[short].observer = ours, theirs
     try:
         for (part, x), (_, y) in zip(batches(reference, cancel), batches(drifted, cancel), strict=True):
-            original.forward(x)
-            working.forward(y)
+            with suppress(_Seen):
+                after[part] = to_half(original.forward(x), original.key)
+            with suppress(_Seen):
+                working.forward(y)
             fresh, seen = ours.take(), theirs.take()
             hessian.addmm_(seen.T, seen)
             cross.addmm_(seen.T, fresh - seen)
             if residual is not None:
                 residual.addmm_(seen.T, (x - y).flatten(0, -2))
-            del part
     finally:
         original.linears[short].observer = working.linears[short].observer = None
     rows = reference.shape[0]
-    return Moments(hessian / rows, cross / rows, None if residual is None else residual / rows)
+    return Moments(hessian / rows, cross / rows, None if residual is None else residual / rows), after
+
+
+def head_moments(norm: RMSNorm, reference: Tensor, drifted: Tensor, cancel: CancelToken | None) -> Moments:
+    """The same for the output head, from the states (R, T, C) of both streams before the final norm."""
+    features, rows = reference.shape[2], reference.shape[0]
+    hessian = torch.zeros(features, features, device=reference.device)
+    cross = torch.zeros_like(hessian)
+    for (_, x), (_, y) in zip(batches(reference, cancel), batches(drifted, cancel), strict=True):
+        fresh, seen = norm.forward(x).flatten(0, -2), norm.forward(y).flatten(0, -2)
+        hessian.addmm_(seen.T, seen)
+        cross.addmm_(seen.T, fresh - seen)
+    return Moments(hessian / rows, cross / rows, None)

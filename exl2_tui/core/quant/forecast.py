@@ -48,7 +48,7 @@ def forecast(request: ConvertRequest, model: SourceModel, spec: CalibrationSpec,
     memory = BASE_MEMORY + max(4 * copies * block_weights + solving + states, 4 * 4 * head + states, writing)
 
     stored = [int(bits * model.decoder_weights / 8) for bits in request.bits]
-    outer = head * 2 + head_recipe(request.head_bits).total_bits(hidden, config.vocab_size) // 8
+    outer = head * 2 + head_recipe(request.head_bits or 6).total_bits(hidden, config.vocab_size) // 8
     trace = measure_rows * length * hidden * 2 * (layers + 2) if refined and request.measurement is None else 0
     models = sum(stored) + outer * len(stored)
     disk = max(trace, 2 * states) + models + max(stored) + outer

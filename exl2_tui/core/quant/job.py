@@ -36,12 +36,11 @@ from exl2_tui.core.quant import output
 from exl2_tui.core.quant.calibration import Calibration, CalibrationSpec
 from exl2_tui.core.quant.forecast import forecast, require_room
 from exl2_tui.core.quant.measurement import Measurement
-from exl2_tui.core.quant.recipe import head_recipe
 from exl2_tui.core.quant.recipes import ClassicRecipe, QuantizedLayer, Recipe, States
 from exl2_tui.core.quant.refined import RefinedRecipe
 from exl2_tui.core.quant.report import report_data, report_text
 from exl2_tui.core.quant.rows import calibration_spec, make_rows
-from exl2_tui.core.quant.source import Comparison, SourceModel, compare
+from exl2_tui.core.quant.source import Comparison, SourceModel, compare, parts_of
 from exl2_tui.core.quant.strategy import Strategy
 from exl2_tui.core.quant.workdir import WorkDir, read_state, write_durably
 from exl2_tui.core.requests import ConvertRequest
@@ -63,7 +62,7 @@ class ConvertJob:
         device = request.device if request.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         self.model = SourceModel(Path(request.source), torch.device(device))
         make = ClassicRecipe if request.recipe == "classic" else RefinedRecipe
-        self.recipe: Recipe = make(self.model, self.name, request.allocation)
+        self.recipe: Recipe = make(self.model, self.name, request.allocation, request.head_bits)
         self.cancel: CancelToken | None = None
         self._began = time.perf_counter()
         self._saved: dict[str, tuple[Tensor, dict[str, str]]] = {}
@@ -126,6 +125,8 @@ class ConvertJob:
         while self.state["target"] < len(self.request.bits):
             if self.state["stage"] == "quantize":
                 yield from self._quantize(calibration)
+            if self.state["stage"] == "tune":
+                yield from self._tune(calibration)
             yield from self._complete(calibration)
         yield from self._finish()
 
@@ -138,7 +139,13 @@ class ConvertJob:
         made = yield from self._with_progress(steps, "calibrate", "token")
         tensors = {"rows": made.rows.int(), "measure": made.measure.int(), "held_out": made.held_out.int()}
         digest = self.work.write_tensors("calibration.safetensors", tensors)  # type: ignore[arg-type]
-        self.state["calibration"] = {"sha256": digest, "description": made.description}
+        count, length = made.rows.shape
+        self.state["calibration"] = {
+            "sha256": digest,
+            "description": made.description,
+            "rows": count,
+            "length": length,
+        }
         self.state["warnings"] = list(made.warnings)
         self._save("measure" if measured is None else "allocate", 0)
         yield CalibrationReady(
@@ -209,10 +216,29 @@ class ConvertJob:
             yield Checkpointed(self.name, "quantize", layer)
             yield self._progress("quantize", f"layer {layer}")
         began = time.perf_counter()
-        head = yield from self.recipe.quantize_head(states, head_recipe(self.request.head_bits), self.cancel)
+        head = yield from self.recipe.quantize_head(states, strategy.head, self.cancel)
         self._add_part("head", output.head_tensors(self.model, head), head)
-        self._save("compile", 0, {}, ("head", time.perf_counter() - began))
+        after, kept = ("tune", self.recipe.tune_start(states)) if self._tune_steps() else ("compile", {})
+        self._save(after, 0, kept, ("head", time.perf_counter() - began))
         yield Checkpointed(self.name, "quantize", layers)
+
+    def _tune(self, calibration: Calibration) -> Iterator[Event]:
+        """Fits what is continuous in the finished layers; what changes becomes one more part."""
+        yield self._started("tune", self.request.bits[self.state["target"]])
+        parts = parts_of(self.model, self._parts())
+        states = self._load_states()
+        for step in range(self.state["step"], self._tune_steps()):
+            began = time.perf_counter()
+            states = yield from self.recipe.tune_step(step, calibration, parts, states, self.cancel)
+            if step + 1 < self._tune_steps():
+                self._save("tune", step + 1, states, ("tune", time.perf_counter() - began))
+            else:
+                if states:
+                    file = f"quantized-{self.state['target']}/tuned.safetensors"
+                    self.state["parts"].append({"name": file, "sha256": self.work.write_tensors(file, dict(states))})
+                self._save("compile", 0, {}, ("tune", time.perf_counter() - began))
+            yield Checkpointed(self.name, "tune", step)
+            yield self._progress("tune", f"step {step + 1}")
 
     def _complete(self, calibration: Calibration) -> Iterator[Event]:
         """Writes one finished model, judges it and goes on to the next target."""
@@ -227,7 +253,7 @@ class ConvertJob:
             "quant_method": "exl2",
             "version": "0.3.2",  # of the reference converter whose format this is
             "bits": strategy.bits,
-            "head_bits": self.request.head_bits,
+            "head_bits": strategy.head.bits[-1],
             "calibration": used,
             "made_by": f"exl2-tui {exl2_tui.__version__}",
             "recipe": self.request.recipe,
@@ -242,7 +268,7 @@ class ConvertJob:
             recipe=self.request.recipe,
             target_bits=strategy.bits,
             reached_bpw=strategy.reached_bpw,
-            head_bits=self.request.head_bits,
+            head_bits=strategy.head.bits[-1],
             size=size,
             calibration=used,
             comparison=judged,
@@ -343,6 +369,11 @@ class ConvertJob:
             self._saved[name] = states[name], entry
         return states
 
+    def _tune_steps(self) -> int:
+        made = self.state.get("calibration")
+        shape = (self._spec().rows, self._spec().length) if made is None else (made["rows"], made["length"])
+        return self.recipe.tune_steps(*shape)
+
     def _add_part(self, name: str, tensors: dict[str, Tensor], done: QuantizedLayer) -> None:
         """A finished layer, on disk but not yet named by the state file."""
         file = f"quantized-{self.state['target']}/{name}.safetensors"
@@ -385,14 +416,22 @@ class ConvertJob:
         layers, targets = self.model.config.num_hidden_layers, len(self.request.bits)
         measuring = 0 if self.request.measurement else self.recipe.measure_steps()
         quantizing = 0 if self.request.measure_to else targets * layers
+        tuning = 0 if self.request.measure_to else targets * self._tune_steps()
         timing = self.state["timing"]
-        measured, quantized = len(timing.get("measure", [])), len(timing.get("quantize", []))
+        measured, quantized, tuned = (len(timing.get(name, [])) for name in ("measure", "quantize", "tune"))
         seconds: float | None = None
         measure_mean = sum(timing.get("measure", [])) / measured if measured else 0.0
         quantize_mean = sum(timing.get("quantize", [])) / quantized if quantized else measure_mean / 4
+        tune_mean = sum(timing.get("tune", [])) / tuned if tuned else quantize_mean
         if measured or quantized:
-            seconds = (measuring - measured) * measure_mean + (quantizing - quantized) * quantize_mean
-        return JobProgress(self.name, stage, measured + quantized, measuring + quantizing, detail, seconds)
+            left = (
+                (measuring - measured, measure_mean),
+                (quantizing - quantized, quantize_mean),
+                (tuning - tuned, tune_mean),
+            )
+            seconds = sum(steps * mean for steps, mean in left)
+        done, total = measured + quantized + tuned, measuring + quantizing + tuning
+        return JobProgress(self.name, stage, done, total, detail, seconds)
 
     def _account(self) -> None:
         now = time.perf_counter()

@@ -82,8 +82,9 @@ def _norm(model: SourceModel, name: str, heads: int, size: int, replaced: Mappin
 def write_model(target: Path, parts: list[Path], source: Path, shard_mib: int, quantization: Mapping[str, Any]) -> int:
     """Collects the tensors of `parts` into shards in `target`, with the source's side files.
 
-    quantization becomes quantization_config. Returns the bytes of the directory. Existing output files in `target` are
-    replaced; other tensor files there are refused, since a loader would read them too.
+    A tensor that a later part holds again replaces the earlier one. quantization becomes quantization_config. Returns
+    the bytes of the directory. Existing output files in `target` are replaced; other tensor files there are refused,
+    since a loader would read them too.
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -118,14 +119,18 @@ def write_config(target: Path, source: Path, quantization: Mapping[str, Any]) ->
 def _shards(parts: list[Path], shard_mib: int) -> Iterator[dict[str, Tensor | TensorSource]]:
     """Tensors in model order, cut where a shard would exceed the limit. Nothing is read before it is written."""
     limit = shard_mib * MIB
+    files = [open_file(part) for part in parts]
+    last = {name: file for file in files for name in file.tensors}
     shard: dict[str, Tensor | TensorSource] = {}
     size = 0
-    for part in parts:
-        file = open_file(part)
+    for file in files:
         for name, info in sorted(file.tensors.items(), key=lambda item: item[1].offset):
+            owner = last.pop(name, None)
+            if owner is None:
+                continue
             if limit and shard and size + info.nbytes > limit:
                 yield shard
                 shard, size = {}, 0
-            shard[name] = file.tensor(name)
+            shard[name] = owner.tensor(name)
             size += info.nbytes
     yield shard

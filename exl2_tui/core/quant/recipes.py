@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from exl2_tui.core.cancel import CancelToken
+from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.events import Event, LayerMeasured, LayerQuantized
 from exl2_tui.core.quant import classic
 from exl2_tui.core.quant.calibration import Calibration
 from exl2_tui.core.quant.gptq import Solution
 from exl2_tui.core.quant.measurement import Measurement
-from exl2_tui.core.quant.recipe import QParams
+from exl2_tui.core.quant.recipe import QParams, head_recipe
 from exl2_tui.core.quant.source import SourceModel
 from exl2_tui.core.quant.strategy import Strategy, by_halves
 from exl2_tui.core.requests import Allocation
@@ -72,12 +73,25 @@ class Recipe(Protocol):
     ) -> Generator[Event, None, QuantizedLayer]:
         """Quantizes the output head from the states after the last block."""
 
+    def tune_steps(self, rows: int, length: int) -> int:
+        """How many calls of tune_step follow the head for such calibration rows; 0 for a recipe that tunes nothing."""
+
+    def tune_start(self, states: States) -> States:
+        """What tuning needs of the states after the last block."""
+
+    def tune_step(
+        self, step: int, calibration: Calibration, parts: Checkpoint, states: States, cancel: CancelToken | None
+    ) -> Generator[Event, None, States]:
+        """One step on the finished layers in `parts`. states: of tune_start for step 0, else what the step before
+        returned. The last step returns float16 tensors by full name, which replace those of the parts."""
+
 
 class ClassicRecipe:
     """The reference converter's recipe, see classic.py."""
 
-    def __init__(self, model: SourceModel, job: str, allocation: Allocation) -> None:
+    def __init__(self, model: SourceModel, job: str, allocation: Allocation, head_bits: int | None = 6) -> None:
         self.model = model
+        self.head = head_recipe(6 if head_bits is None else head_bits)
         self.job = job
         self.allocation = allocation
 
@@ -105,7 +119,7 @@ class ClassicRecipe:
 
     def allocate(self, found: Measurement, bits: float) -> Strategy:
         found.require_halves(self.model.config.num_hidden_layers)
-        return by_halves(found, self.model.decoder_linears(), bits, self.allocation)
+        return by_halves(found, self.model.decoder_linears(), bits, self.allocation, self.head)
 
     @torch.no_grad()
     def quantize_layer(
@@ -136,6 +150,17 @@ class ClassicRecipe:
         linear = quantize_head(self.model, states["states"], params, cancel)
         yield quantized_event(self.job, linear)
         return QuantizedLayer((linear,), {})
+
+    def tune_steps(self, rows: int, length: int) -> int:
+        return 0
+
+    def tune_start(self, states: States) -> States:
+        return {}
+
+    def tune_step(
+        self, step: int, calibration: Calibration, parts: Checkpoint, states: States, cancel: CancelToken | None
+    ) -> Generator[Event, None, States]:
+        raise NotImplementedError("the classic recipe tunes nothing")
 
 
 def quantize_head(model: SourceModel, states: Tensor, params: QParams, cancel: CancelToken | None) -> QuantizedLinear:

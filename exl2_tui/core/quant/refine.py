@@ -25,9 +25,16 @@ from exl2_tui.core.quant.kernels import search_codes, sequential_round
 from exl2_tui.core.quant.recipe import QParams
 
 MAXIMA = tuple(0.60 + 0.05 * step for step in range(12))
-"""Factors on the group's largest step that are tried: 0.60 to 1.15."""
+"""Factors on the group's largest step that are tried: 0.60 to 1.15, and `fitting_factors`."""
 NEIGHBOURS = (-3, -2, -1, 0, 1)
 """Scale codes tried around the one where the largest magnitude just fits."""
+
+
+def fitting_factors(bits: int) -> tuple[float, float]:
+    """Factors at which the largest magnitude falls on the lowest and on the highest code, which an outlier needs."""
+    zero = zero_point(bits)
+    half = ((1 << bits) - 1) / 2
+    return half / zero, half / (zero - 1)
 
 
 def weighted_search(group: Tensor, bits: int, weights: Tensor) -> GroupScales:
@@ -37,7 +44,7 @@ def weighted_search(group: Tensor, bits: int, weights: Tensor) -> GroupScales:
     """
     needed = needed_steps(group, bits)
     base = needed.amax().clamp_min(SMALLEST_MAX)
-    factors = torch.tensor(MAXIMA, device=group.device)
+    factors = torch.tensor((*MAXIMA, *fitting_factors(bits)), device=group.device)
     maxima = (base * factors).clamp(SMALLEST_MAX, 65504.0).half()
     middles = torch.stack([column_codes(needed, largest) for largest in maxima.float()])
     codes, totals = search_codes(group, weights, maxima, middles, bits, NEIGHBOURS)
@@ -130,8 +137,12 @@ def _refit(work: Working, hessian: Tensor) -> None:
         curvature = (q * (hessian[rows, rows] @ q)).sum(dim=0)
         wanted = scale.steps - slope / curvature.clamp_min(1e-20)
         gains: list[tuple[Tensor, Tensor, Tensor]] = []
-        for factor in (1.0, 0.97, 1.03):
-            scale_max = (scale.scale_max.float() * factor).clamp(SMALLEST_MAX, 65504.0).half()
+        # With the columns' codes fixed as well, the loss is quadratic in the maximum.
+        share = scale.steps / scale.scale_max.float()
+        exact = -(share * slope).sum() / (share.square() * curvature).sum().clamp_min(1e-20)
+        largest = scale.scale_max.float()
+        for tried in (largest, largest * 0.97, largest * 1.03, largest + exact):
+            scale_max = tried.clamp(SMALLEST_MAX, 65504.0).half()
             middle = column_codes(wanted.clamp_min(1e-12), scale_max.float()).to(torch.int16)
             lowest: Tensor | None = None
             chosen = scale.codes

@@ -11,22 +11,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from exl2_tui.core.cancel import CancelToken
+from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.errors import QuantizationError
-from exl2_tui.core.events import Event, LayerMeasured
+from exl2_tui.core.events import Event, LayerMeasured, Tuned
+from exl2_tui.core.model.layout import HEAD, head_linear
+from exl2_tui.core.model.linear import Linear
+from exl2_tui.core.model.norm import RMSNorm
 from exl2_tui.core.quant import fisher
 from exl2_tui.core.quant.allocate import Option, minimize_largest, minimize_sum
 from exl2_tui.core.quant.calibration import Calibration
-from exl2_tui.core.quant.drift import moments
+from exl2_tui.core.quant.drift import head_moments, moments
 from exl2_tui.core.quant.gptq import Factor, Solution, factorize
-from exl2_tui.core.quant.halves import Half, relative_error, run
+from exl2_tui.core.quant.halves import Half, batches, relative_error, run
 from exl2_tui.core.quant.measurement import MeasuredLinear, MeasuredOption, Measurement
-from exl2_tui.core.quant.recipe import QParams, mix
+from exl2_tui.core.quant.recipe import QParams, head_recipe, mix
 from exl2_tui.core.quant.recipes import (
     QuantizedLayer,
     QuantizedLinear,
@@ -37,6 +41,7 @@ from exl2_tui.core.quant.recipes import (
 from exl2_tui.core.quant.refine import refine
 from exl2_tui.core.quant.source import SourceModel
 from exl2_tui.core.quant.strategy import Strategy, budget_of, by_halves, check_reachable, reached
+from exl2_tui.core.quant.tune import Schedule, Tuner
 from exl2_tui.core.requests import Allocation
 
 
@@ -52,6 +57,8 @@ class Tuning:
     damping: float = 0.02
     drift: float = 0.5
     passes: int = 2
+    head: bool = True
+    schedule: Schedule = field(default_factory=Schedule)
 
 
 CANDIDATES: tuple[QParams, ...] = (
@@ -82,6 +89,25 @@ CANDIDATES: tuple[QParams, ...] = (
     mix(128, 8),
 )
 
+HEAD_CANDIDATES: tuple[QParams, ...] = (
+    mix(32, 4, 2, high=(0.3,)),
+    mix(64, 3),
+    mix(32, 4, 3, high=(0.15,)),
+    mix(64, 4, 3, high=(0.5,)),
+    mix(64, 4),
+    mix(64, 5, 4, high=(0.3,)),
+    mix(64, 5, 4, high=(0.6,)),
+    mix(128, 5),
+    mix(128, 6, 5, high=(0.5,)),
+    mix(128, 6),
+    mix(128, 8, 6, high=(0.15,)),
+    mix(128, 8, 6, high=(0.5,)),
+    mix(128, 8),
+)
+"""What the output head may get where its bits are part of the budget."""
+
+HEAD_TOKENS = 2048
+"""Tokens on which candidates of the head are judged: their logits are the largest thing there is."""
 _STAGE_OF = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate_up", "up_proj": "gate_up"}
 """Linears that see the same input, and so share a factorisation."""
 
@@ -89,10 +115,19 @@ _STAGE_OF = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "ga
 class RefinedRecipe:
     """See the module's docstring."""
 
-    def __init__(self, model: SourceModel, job: str, allocation: Allocation, tuning: Tuning | None = None) -> None:
+    def __init__(
+        self,
+        model: SourceModel,
+        job: str,
+        allocation: Allocation,
+        head_bits: int | None = 6,
+        tuning: Tuning | None = None,
+    ) -> None:
         self.model = model
+        self.head_bits = head_bits
         self.tuning = tuning or Tuning()
         self.job = job
+        self._tuner: Tuner | None = None
         self.allocation = allocation
 
     def measure_steps(self) -> int:
@@ -113,7 +148,9 @@ class RefinedRecipe:
             return {**known, _input(step + 1): current}
         if step == layers:
             last = states[_input(layers)]
-            gradient = fisher.head_gradient(self.model.final_norm(), self.model.head(), last, 0, cancel)
+            norm, head = self.model.final_norm(), self.model.head()
+            gradient = fisher.head_gradient(norm, head, last, 0, cancel)
+            yield self._measure_head(norm, head, last, found, cancel)
             return {**{name: kept for name, kept in states.items() if name != _input(layers)}, "gradient": gradient}
         layer = 2 * layers - step
         block, rope = self.model.block(layer), self.model.rope(states["gradient"].shape[1])
@@ -159,14 +196,39 @@ class RefinedRecipe:
             time.perf_counter() - started,
         )
 
+    @torch.no_grad()
+    def _measure_head(
+        self, norm: RMSNorm, head: Linear, states: Tensor, found: Measurement, cancel: CancelToken | None
+    ) -> LayerMeasured:
+        """Each candidate of the head by the KL divergence that it causes, on states (R, T, C) after the last block."""
+        started = time.perf_counter()
+        weight = head.weight.float().T.contiguous()
+        inputs = torch.cat([norm.forward(x).flatten(0, -2) for _, x in batches(states, cancel)])
+        judged = inputs[:: max(1, len(inputs) // HEAD_TOKENS)]
+        options: list[MeasuredLinear] = []
+        try:
+            factor = factorize(inputs.T @ inputs / len(inputs), self.tuning.damping)
+            for params in HEAD_CANDIDATES:
+                solution = refine(weight, factor, params, passes=0, cancel=cancel)
+                kl = fisher.head_divergence(judged, weight, solution.weight, cancel)
+                options.append(MeasuredLinear(params, params.total_bits(*weight.shape), kl))
+        except QuantizationError as error:
+            raise QuantizationError(error.message, tensor="lm_head.weight", hint=error.hint) from None
+        found.linears[HEAD] = options
+        bpw = tuple(option.total_bits / weight.numel() for option in options)
+        return LayerMeasured(self.job, HEAD, bpw, tuple(option.kl for option in options), time.perf_counter() - started)
+
     def allocate(self, found: Measurement, bits: float) -> Strategy:
-        """Spends the bits on the least sum of predicted KL; a classic measurement is allocated by blocks."""
+        """Spends the bits on the least sum of predicted KL; a classic measurement is allocated by blocks.
+
+        Where the head's bits are part of the budget, that is as large as with a head of 6 bits.
+        """
         linears = self.model.decoder_linears()
         if not found.linears:
             found.require_halves(self.model.config.num_hidden_layers)
-            return by_halves(found, linears, bits, self.allocation)
+            return by_halves(found, linears, bits, self.allocation, self._fixed_head())
         missing = [spec.prefix for spec in linears if spec.prefix not in found.linears]
-        if missing or len(found.linears) != len(linears):
+        if missing or len(found.linears.keys() - {HEAD}) != len(linears):
             raise QuantizationError(
                 f"the measurement belongs to another model: {(missing or ['it has other layers'])[0]}",
                 hint="Measure this model again.",
@@ -177,11 +239,26 @@ class RefinedRecipe:
             for spec, table in zip(linears, tables, strict=True)
         ]
         check_reachable(slots, linears, bits)
+        budget = budget_of(linears, bits)
+        has_head = self.head_bits is None and HEAD in found.linears
+        if has_head:
+            head = head_linear(self.model.config)
+            tables.append(found.linears[HEAD])
+            slots.append([Option(option.total_bits, option.kl) for option in found.linears[HEAD]])
+            budget += head_recipe(6).total_bits(head.in_features, head.out_features)
         choose = minimize_largest if self.allocation == "largest" else minimize_sum
-        chosen = choose(slots, budget_of(linears, bits))
-        picked = [table[choice] for table, choice in zip(tables, chosen, strict=True)]
-        recipes = {spec.prefix: option.params for spec, option in zip(linears, picked, strict=True)}
-        return Strategy(bits, reached(linears, recipes), sum(option.kl for option in picked), recipes)
+        picked = [table[choice] for table, choice in zip(tables, choose(slots, budget), strict=True)]
+        recipes = {spec.prefix: option.params for spec, option in zip(linears, picked, strict=False)}
+        chosen = picked[-1].params if has_head else self._fixed_head()
+        return Strategy(bits, reached(linears, recipes), sum(option.kl for option in picked), recipes, chosen)
+
+    def _fixed_head(self) -> QParams:
+        if self.head_bits is None:
+            raise QuantizationError(
+                "this measurement does not say what the bits of the output head are worth",
+                hint="Measure this model again, or give the head's bits (-hb 6).",
+            )
+        return head_recipe(self.head_bits)
 
     @torch.no_grad()
     def quantize_layer(
@@ -194,8 +271,8 @@ class RefinedRecipe:
         tokens = reference.shape[1]
         pairs = zip(self.model.halves(layer, tokens), self.model.halves(layer, tokens), strict=True)
         for original, working in pairs:
-            solved = self._quantize_half(original, working, reference, drifted, strategy, cancel)
-            reference, drifted = run(original, reference, cancel), run(working, drifted, cancel)
+            solved, reference = self._quantize_half(original, working, reference, drifted, strategy, cancel)
+            drifted = run(working, drifted, cancel)
             error = relative_error(drifted, reference)
             for short, (solution, seconds) in solved.items():
                 bias = original.linears[short].bias
@@ -212,12 +289,13 @@ class RefinedRecipe:
         drifted: Tensor,
         strategy: Strategy,
         cancel: CancelToken | None,
-    ) -> dict[str, tuple[Solution, float]]:
-        """Quantizes the stages of a half in turn and installs them in `working`; solution and seconds by short name."""
+    ) -> tuple[dict[str, tuple[Solution, float]], Tensor]:
+        """Quantizes the stages of a half in turn and installs them in `working`; solution and seconds by short name,
+        and what the original makes of `reference`."""
         solved: dict[str, tuple[Solution, float]] = {}
-        for stage in original.stages:
-            writes = stage == original.stages[-1]
-            seen = moments(original, working, stage[0], reference, drifted, writes=writes, cancel=cancel)
+        after = reference
+        for number, stage in enumerate(original.stages):
+            seen, after = moments(original, working, number, reference, drifted, cancel)
             try:
                 factor = factorize(seen.hessian, self.tuning.damping)
             except QuantizationError as error:
@@ -235,15 +313,59 @@ class RefinedRecipe:
                     raise QuantizationError(error.message, tensor=name, hint=error.hint) from None
                 linear.weight = solution.weight.T.to(linear.weight.dtype).contiguous()
                 solved[short] = solution, time.perf_counter() - started
-        return solved
+        return solved, after
 
     @torch.no_grad()
     def quantize_head(
         self, states: States, params: QParams, cancel: CancelToken | None
     ) -> Generator[Event, None, QuantizedLayer]:
-        linear = quantize_head(self.model, states["drifted"], params, cancel)
+        if not self.tuning.head:
+            linear = quantize_head(self.model, states["drifted"], params, cancel)
+            yield quantized_event(self.job, linear)
+            return QuantizedLayer((linear,), {})
+        started = time.perf_counter()
+        seen = head_moments(self.model.final_norm(), states["reference"], states["drifted"], cancel)
+        weight = self.model.head().weight.float().T.contiguous()
+        try:
+            factor = factorize(seen.hessian, self.tuning.damping)
+            target = seen.target(weight, self.tuning.drift, self.tuning.damping)
+            solution = refine(target, factor, params, passes=self.tuning.passes, cancel=cancel)
+        except QuantizationError as error:
+            raise QuantizationError(error.message, tensor="lm_head.weight", hint=error.hint) from None
+        change = solution.weight - weight
+        lost = float((change * (seen.hessian @ change)).sum()) / max(
+            float((weight * (seen.hessian @ weight)).sum()), 1e-12
+        )
+        linear = QuantizedLinear(
+            "lm_head", params, solution, None, time.perf_counter() - started, max(lost, 0.0) ** 0.5
+        )
         yield quantized_event(self.job, linear)
         return QuantizedLayer((linear,), {})
+
+    def tune_steps(self, rows: int, length: int) -> int:
+        """The steps of the schedule and one that judges them."""
+        steps = len(self.tuning.schedule.batches(rows, length))
+        return steps + 1 if steps else 0
+
+    def tune_start(self, states: States) -> States:
+        return {"reference": states["reference"]}
+
+    def tune_step(
+        self, step: int, calibration: Calibration, parts: Checkpoint, states: States, cancel: CancelToken | None
+    ) -> Generator[Event, None, States]:
+        """States: "reference", the original's after its last block, and what Tuner.step goes on from."""
+        ids, reference = calibration.rows, states["reference"]
+        if self._tuner is None or self._tuner.parts is not parts:
+            self._tuner = Tuner(self.model, parts, (ids.shape[0], ids.shape[1]), self.tuning.schedule)
+        state = {name: tensor for name, tensor in states.items() if name != "reference"} or self._tuner.start()
+        if step < len(self._tuner.batches):
+            return {"reference": reference, **self._tuner.step(step, ids, reference, state, cancel)}
+        logs = state["logs"]
+        before = self._tuner.divergence(ids, reference, torch.zeros_like(logs), cancel)
+        after = self._tuner.divergence(ids, reference, logs, cancel)
+        yield Tuned(self.job, before, after, after < before)
+        tuned, self._tuner = self._tuner.tuned(logs), None
+        return tuned if after < before else {}
 
 
 def tied_options(linears: Mapping[str, list[MeasuredLinear]], count: int = 18) -> list[MeasuredOption]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from exl2_tui.core.cancel import CancelToken
-from exl2_tui.core.checkpoint import Checkpoint
+from exl2_tui.core.checkpoint import Checkpoint, open_file
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import QuantizationError, UnsupportedError
 from exl2_tui.core.model.block import Block
@@ -89,6 +89,12 @@ class SourceModel:
 
     def close(self) -> None:
         self.checkpoint.close()
+
+
+def parts_of(model: SourceModel, files: Sequence[Path]) -> Checkpoint:
+    """A finished model as the files of its layers hold it, before they are collected into one directory."""
+    owners = {name: file for file in map(open_file, files) for name in file.tensors}
+    return Checkpoint(model.path, model.checkpoint.config, owners)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,14 @@ from exl2_tui.core.requests import Allocation
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """recipes by full name of the linear, in model order. bits: the target; reached_bpw: what they really cost."""
+    """recipes by full name of the decoder's linears, in model order; head: that of the output head. bits: the target;
+    reached_bpw: what the decoder's linears really cost."""
 
     bits: float
     reached_bpw: float
     predicted_error: float
     recipes: Mapping[str, QParams]
+    head: QParams
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -29,12 +31,14 @@ class Strategy:
             "reached_bpw": self.reached_bpw,
             "predicted_error": self.predicted_error,
             "recipes": {name: recipe.to_json() for name, recipe in self.recipes.items()},
+            "head": self.head.to_json(),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Strategy:
         recipes = {name: QParams.from_json(recipe) for name, recipe in data["recipes"].items()}
-        return cls(data["bits"], data["reached_bpw"], data["predicted_error"], recipes)
+        head = QParams.from_json(data["head"])
+        return cls(data["bits"], data["reached_bpw"], data["predicted_error"], recipes, head)
 
     def layer(self, prefix: str) -> dict[str, QParams]:
         """Recipes by short name of the linears under `prefix`."""
@@ -53,7 +57,9 @@ def reached(linears: list[LinearSpec], recipes: Mapping[str, QParams]) -> float:
     return total / sum(spec.in_features * spec.out_features for spec in linears)
 
 
-def by_halves(measurement: Measurement, linears: list[LinearSpec], bits: float, allocation: Allocation) -> Strategy:
+def by_halves(
+    measurement: Measurement, linears: list[LinearSpec], bits: float, allocation: Allocation, head: QParams
+) -> Strategy:
     """One measured option per half, as the classic recipe allocates. Raises QuantizationError if bits are too few."""
     shapes = {spec.prefix: (spec.in_features, spec.out_features) for spec in linears}
     slots = []
@@ -74,7 +80,7 @@ def by_halves(measurement: Measurement, linears: list[LinearSpec], bits: float, 
     for (key, options), choice in zip(measurement.halves.items(), chosen, strict=True):
         recipes.update({f"{key}.{short}": recipe for short, recipe in options[choice].recipes.items()})
         error += options[choice].error
-    return Strategy(bits, reached(linears, recipes), error, recipes)
+    return Strategy(bits, reached(linears, recipes), error, recipes, head)
 
 
 def check_reachable(slots: list[list[Option]], linears: list[LinearSpec], bits: float) -> None:
