@@ -116,7 +116,7 @@ def command(request: ConvertRequest) -> str:
     if request.output is not None:
         parts.append(f"-cf {shlex.quote(request.output)}")
     for option, value, default in (
-        ("-hb", request.head_bits, 6),
+        ("-hb", "auto" if request.head_bits is None else request.head_bits, 6),
         ("--recipe", request.recipe, "refined"),
         ("-c", request.calibration, None),
         ("-r", request.rows, None),

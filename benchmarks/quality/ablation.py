@@ -1,36 +1,75 @@
-"""What each idea of the refined recipe is worth: KL divergence on held-out text at equal stored bytes, and time.
+"""What each idea of the refined recipe is worth: KL divergence on the choice half at equal stored bytes, and time.
 
-    python benchmarks/quality/ablation.py MODEL VAL.jsonl REFINED_JOB CLASSIC_JOB --bits 3.0 [--limit 20]
+    python benchmarks/quality/ablation.py MODEL VAL.jsonl REFINED_JOB CLASSIC_JOB RESULTS.jsonl --bits 2.5,3,4,6
 
-The jobs are work directories of `exl2-tui convert` runs of MODEL with the same calibration options, one per recipe;
-they supply the calibration rows and both measurements, so that only the quantizing differs. Prints one JSON line per
-variant.
+The jobs are work directories of `exl2-tui convert -om` runs of MODEL with the same calibration options, one per recipe;
+they supply the calibration rows and both measurements, so that only the quantizing differs. Adds one JSON line per
+variant and bitrate to RESULTS.jsonl, leaving out those that are there; --only NAME runs variants with NAME in theirs.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import heldout
+import texts
 import torch
 from torch import Tensor
 
-from exl2_tui.core.checkpoint import open_file
+from exl2_tui.core.checkpoint import Checkpoint, open_file, write_file
 from exl2_tui.core.model.causal_lm import CausalLM
+from exl2_tui.core.quant import output
 from exl2_tui.core.quant.calibration import Calibration
 from exl2_tui.core.quant.measurement import Measurement
-from exl2_tui.core.quant.recipe import head_recipe
 from exl2_tui.core.quant.recipes import ClassicRecipe, QuantizedLayer, Recipe, States
 from exl2_tui.core.quant.refined import RefinedRecipe, Tuning
-from exl2_tui.core.quant.source import SourceModel
+from exl2_tui.core.quant.source import SourceModel, parts_of
 from exl2_tui.core.quant.strategy import Strategy
+from exl2_tui.core.quant.tune import Schedule
 
 _Result = TypeVar("_Result")
+UNTUNED = Schedule(steps=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One line of the table: whose measurement allocates, and what quantizes."""
+
+    name: str
+    measured: str
+    recipe: Recipe
+
+
+def variants(model: SourceModel) -> Iterator[Variant]:
+    """Each idea added to those before it, then the default with one thing changed."""
+    classic = ClassicRecipe(model, "ablation", "sum")
+    plain = Tuning(drift=0.0, passes=0, head=False, schedule=UNTUNED)
+    yield Variant("classic", "classic", classic)
+    yield Variant("output-KL allocation", "refined", classic)
+    for name, tuning in (
+        ("+ running order, damping 0.02, weighted scales", plain),
+        ("+ refit and descent, 2 passes", dataclasses.replace(plain, passes=2)),
+        ("+ half of the drift cancelled", dataclasses.replace(plain, passes=2, drift=0.5)),
+        ("+ head refined as well", Tuning(schedule=UNTUNED)),
+        ("+ norms and scales tuned (default)", Tuning()),
+        ("damping 0.005", Tuning(damping=0.005, schedule=UNTUNED)),
+        ("damping 0.06", Tuning(damping=0.06, schedule=UNTUNED)),
+        ("a quarter of the drift", Tuning(drift=0.25, schedule=UNTUNED)),
+        ("three quarters of the drift", Tuning(drift=0.75, schedule=UNTUNED)),
+        ("all of the drift", Tuning(drift=1.0, schedule=UNTUNED)),
+        ("1 pass", Tuning(passes=1, schedule=UNTUNED)),
+        ("4 passes", Tuning(passes=4, schedule=UNTUNED)),
+    ):
+        yield Variant(name, "refined", RefinedRecipe(model, "ablation", "sum", 6, tuning))
+    yield Variant("default, head bits auto", "refined", RefinedRecipe(model, "ablation", "sum", None))
 
 
 def calibration(job: Path) -> Calibration:
@@ -39,17 +78,30 @@ def calibration(job: Path) -> Calibration:
     return Calibration(rows, measure, held_out, "")
 
 
-def quantized(model: SourceModel, recipe: Recipe, strategy: Strategy, rows: Calibration, head_bits: int) -> CausalLM:
-    """The whole model with its quantized weights, in memory."""
-    whole = CausalLM.load(model.checkpoint, model.config)
+def quantized(model: SourceModel, recipe: Recipe, strategy: Strategy, rows: Calibration, folder: Path) -> Checkpoint:
+    """The finished model as files in `folder`, made as a job makes them."""
+    files: list[Path] = []
+
+    def keep(name: str, tensors: Mapping[str, Tensor]) -> None:
+        files.append(folder / f"{name}.safetensors")
+        write_file(files[-1], dict(tensors))
+
+    keep("embedding", output.embedding_tensors(model))
     states: States = {}
-    for layer, block in enumerate(whole.blocks):
+    for layer in range(model.config.num_hidden_layers):
         done, states = drain(recipe.quantize_layer(layer, rows, states, strategy, None))
-        for linear in done.linears:
-            block.linears[linear.prefix].weight = linear.solution.weight.T.contiguous()
-    head: QuantizedLayer = drain(recipe.quantize_head(states, head_recipe(head_bits), None))
-    whole.head.weight = head.linears[0].solution.weight.T.contiguous()
-    return whole
+        keep(f"layer-{layer}", output.layer_tensors(model, layer, done))
+    head: QuantizedLayer = drain(recipe.quantize_head(states, strategy.head, None))
+    keep("head", output.head_tensors(model, head))
+    parts = parts_of(model, files)
+    steps = recipe.tune_steps(rows.rows.shape[0], rows.rows.shape[1])
+    if steps:
+        states = recipe.tune_start(states)
+        for step in range(steps):
+            states = drain(recipe.tune_step(step, rows, parts, states, None))
+        if states:
+            keep("tuned", states)
+    return parts_of(model, files)
 
 
 def drain(steps: Generator[object, None, _Result]) -> _Result:
@@ -64,30 +116,14 @@ def drain(steps: Generator[object, None, _Result]) -> _Result:
     return results[0]
 
 
-def variants(model: SourceModel) -> Iterator[tuple[str, str, Recipe]]:
-    """(name, whose measurement allocates, recipe)."""
-    classic = ClassicRecipe(model, "ablation", "sum")
-    yield "classic", "classic", classic
-    yield "output-KL allocation", "refined", classic
-    yield "+ running order, damping 0.02, weighted scales", "refined", refined(model, Tuning(drift=0.0, passes=0))
-    yield "+ refit and descent, 2 passes", "refined", refined(model, Tuning(drift=0.0))
-    yield "+ half of the drift cancelled (default)", "refined", refined(model, Tuning())
-    yield "all of the drift cancelled", "refined", refined(model, Tuning(drift=1.0))
-
-
-def refined(model: SourceModel, tuning: Tuning) -> RefinedRecipe:
-    return RefinedRecipe(model, "ablation", "sum", tuning)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("val", type=Path)
     parser.add_argument("refined_job", type=Path)
     parser.add_argument("classic_job", type=Path)
-    parser.add_argument("--bits", type=float, action="append")
-    parser.add_argument("--head-bits", type=int, default=6)
-    parser.add_argument("--limit", type=int)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--bits", default="2.5,3,4,6")
     parser.add_argument("--only", action="append", help="variants whose name contains this")
     options = parser.parse_args()
     model = SourceModel(options.model, torch.device("cpu"))
@@ -96,25 +132,36 @@ def main() -> None:
         "refined": Measurement.read(options.refined_job / "measurement.json"),
         "classic": Measurement.read(options.classic_job / "measurement.json"),
     }
-    ids = heldout.texts(options.model, options.val, options.limit)
-    reference: list[Tensor] = heldout.logits(heldout.load(options.model), ids)
-    for bits in options.bits or [3.0]:
-        for name, measured, recipe in variants(model):
-            if options.only and not any(part in name for part in options.only):
+    lines = options.results.read_text().splitlines() if options.results.exists() else []
+    known = {(line["variant"], line["bits"]) for line in map(json.loads, lines)}
+    items = texts.items(options.model, options.val, "choice")
+    original = heldout.run(heldout.load(options.model), items)
+    for bits in map(float, options.bits.split(",")):
+        for variant in variants(model):
+            if (variant.name, bits) in known:
                 continue
-            allocator = recipe if measured == "classic" else refined(model, Tuning())
-            strategy = allocator.allocate(found[measured], bits)
-            started = time.process_time()
-            made = quantized(model, recipe, strategy, rows, options.head_bits)
-            seconds = time.process_time() - started
-            result = heldout.judge(reference, heldout.logits(made, ids), ids)
+            if options.only and not any(part in variant.name for part in options.only):
+                continue
+            allocator = variant.recipe if variant.name != "output-KL allocation" else RefinedRecipe(model, "", "sum")
+            strategy = allocator.allocate(found[variant.measured], bits)
+            with tempfile.TemporaryDirectory() as folder:
+                began = time.process_time()
+                made = quantized(model, variant.recipe, strategy, rows, Path(folder))
+                seconds = time.process_time() - began
+                run = heldout.run(CausalLM.load(made, model.config), items)
+            scores = heldout.judge(original, run, items)
+            text, chat = (heldout.summary(scores, kind) for kind in ("text", "chat"))
             facts = {
+                "variant": variant.name,
                 "bits": bits,
-                "variant": name,
                 "bpw": round(strategy.reached_bpw, 4),
                 "cpu_seconds": round(seconds),
+                **{name: round(text[name], 5) for name in ("kl", "top1", "ppl")},
+                "chat_kl": round(chat["kl"], 5),
             }
-            print(json.dumps({**facts, **{key: round(value, 5) for key, value in result.items()}}), flush=True)
+            print(json.dumps(facts), flush=True)
+            with options.results.open("a") as stream:
+                stream.write(json.dumps(facts) + "\n")
 
 
 if __name__ == "__main__":

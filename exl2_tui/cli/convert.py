@@ -26,6 +26,7 @@ from exl2_tui.core.events import (
     ModelWritten,
     QualityWarning,
     StageStarted,
+    Tuned,
 )
 from exl2_tui.core.requests import Allocation, ConvertRequest, RecipeName
 from exl2_tui.settings import data_dir
@@ -58,7 +59,9 @@ def convert(
     output: Annotated[
         Path | None, typer.Option("-cf", "--compile-full", help="Where the finished model goes; default: in -o.")
     ] = None,
-    head_bits: Annotated[int, typer.Option("-hb", "--head-bits", help="2, 3, 4, 5, 6 or 8.")] = 6,
+    head_bits: Annotated[
+        str, typer.Option("-hb", "--head-bits", help="2, 3, 4, 5, 6, 8, or auto: inside the budget of a 6-bit head.")
+    ] = "6",
     rows: Annotated[int | None, typer.Option("-r", "--dataset-rows", min=1, help="Calibration rows.")] = None,
     length: Annotated[int | None, typer.Option("-l", "--length", min=32, help="Tokens per row.")] = None,
     measure_rows: Annotated[int | None, typer.Option("-mr", "--measurement-rows", min=1)] = None,
@@ -79,7 +82,7 @@ def convert(
         source=str(source.expanduser().resolve()),
         work=str(work.expanduser().resolve()),
         bits=parse_bits(bits),
-        head_bits=head_bits,
+        head_bits=parse_head_bits(head_bits),
         recipe=cast("RecipeName", recipe),  # ConvertRequest refuses other names
         allocation=cast("Allocation", allocation),
         output=_absolute(output),
@@ -103,6 +106,15 @@ def parse_bits(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"bits are {text!r}, but must be numbers separated by commas") from None
+
+
+def parse_head_bits(text: str) -> int | None:
+    """ "6" -> 6, "auto" -> None. Raises ConfigError."""
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise ConfigError(f"head bits are {text!r}, but must be one of 2, 3, 4, 5, 6, 8, or auto")
+    return int(text)
 
 
 def _absolute(path: Path | None) -> str | None:
@@ -199,6 +211,9 @@ def describe(event: Event) -> str:
         return f"  {event.reached_bpw:.3f} bits per weight for a target of {event.bits:g}"
     if isinstance(event, LayerQuantized):
         return f"  {event.key}: {event.recipe}, {event.bpw:.2f} bpw, error {event.error:.4f}, {event.seconds:.1f} s"
+    if isinstance(event, Tuned):
+        verdict = "" if event.kept else ", so they stay as they were"
+        return f"  norms and scales: KL divergence {event.kl_before:.4f} before, {event.kl_after:.4f} after{verdict}"
     if isinstance(event, QualityWarning):
         return f"Warning: {event.message}" + (f" ({event.key})" if event.key else "")
     if isinstance(event, Evaluated):

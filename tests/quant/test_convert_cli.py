@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from exl2_tui.cli import app
-from exl2_tui.cli.convert import duration, parse_bits
+from exl2_tui.cli.convert import duration, parse_bits, parse_head_bits
 from exl2_tui.core.errors import ConfigError, JobError
 from exl2_tui.core.quant.job import ConvertJob
 from exl2_tui.core.requests import ConvertRequest
@@ -61,6 +61,11 @@ def test_small_things() -> None:
     assert parse_bits("3.0,4") == (3.0, 4.0)
     with pytest.raises(ConfigError):
         parse_bits("four")
+    assert parse_head_bits("6") == 6 and parse_head_bits("auto") is None
+    with pytest.raises(ConfigError, match="or auto"):
+        parse_head_bits("best")
+    with pytest.raises(ConfigError, match="only the refined recipe"):
+        ConvertRequest(source="a", work="b", head_bits=None, recipe="classic")
     with pytest.raises(ConfigError, match="between 2 and 8"):
         ConvertRequest(source="a", work="b", bits=(9.0,))
     assert [duration(value) for value in (12.4, 200, 3900)] == ["12 s", "3 min 20 s", "1 h 05 min"]

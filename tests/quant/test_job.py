@@ -84,7 +84,7 @@ def test_a_finished_model_follows_the_writer_checklist(tiny: Path, tmp_path: Pat
     assert "| lm_head |" in (model / "report.md").read_text()
     judged = next(event for event in events if isinstance(event, Evaluated))
     assert 0 < judged.kl < 1 and math.isclose(judged.perplexity, judged.original_perplexity, rel_tol=0.5)
-    assert sum(isinstance(event, LayerMeasured) for event in events) == (4 if recipe == "classic" else 14)
+    assert sum(isinstance(event, LayerMeasured) for event in events) == (4 if recipe == "classic" else 15)
     assert sum(isinstance(event, LayerQuantized) for event in events) == 15
 
 
@@ -130,6 +130,22 @@ def test_untied_head_and_the_early_allocation(tmp_path: Path) -> None:
     source = make_tiny(tmp_path / "model", tied=False)
     model = finished(convert(request(source, tmp_path / "work", recipe="classic", allocation="largest", head_bits=8)))
     assert set(open_file(model / "output.safetensors").tensor("lm_head.q_groups")[::2].tolist()) == {8}
+
+
+def test_head_bits_inside_the_budget(tiny: Path, tmp_path: Path) -> None:
+    """The file is no larger than with a head of 6 bits; a measurement without the head is refused."""
+    fixed = finished(convert(request(tiny, tmp_path / "fixed", bits=(3.0,))))
+    measured = tmp_path / "fixed" / "measurement.json"
+    chosen = finished(convert(request(tiny, tmp_path / "auto", bits=(3.0,), head_bits=None, measurement=str(measured))))
+    assert weights_hash(chosen) != weights_hash(fixed)
+    sizes = [open_file(model / "output.safetensors").path.stat().st_size for model in (fixed, chosen)]
+    assert 0.97 * sizes[0] < sizes[1] <= sizes[0] + 4096  # the header may name other shapes
+    found = Measurement.read(measured)
+    del found.linears["lm_head"]
+    (tmp_path / "old.json").write_text(json.dumps(found.to_json(2)))
+    with pytest.raises(QuantizationError, match="output head"):
+        old = str(tmp_path / "old.json")
+        convert(request(tiny, tmp_path / "old", bits=(3.0,), head_bits=None, measurement=old))
 
 
 @pytest.mark.parametrize("recipe", ["classic", "refined"])

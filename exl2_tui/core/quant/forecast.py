@@ -12,6 +12,7 @@ from exl2_tui.core.quant import selftext
 from exl2_tui.core.quant.calibration import CalibrationSpec
 from exl2_tui.core.quant.recipe import head_recipe
 from exl2_tui.core.quant.source import SourceModel
+from exl2_tui.core.quant.tune import Schedule
 from exl2_tui.core.requests import ConvertRequest
 
 BASE_MEMORY = 400 << 20
@@ -20,8 +21,11 @@ MATRICES_PER_SOLVE = 8
 """Copies of the Hessian (K, K) and of the weight (K, N) that exist at once while a linear is solved."""
 SPEED = {"cpu": 4e10, "cuda": 2e13}
 """Floating-point operations per second that a job sustains on two cores or a data-centre GPU: within a factor of 3."""
-PASSES = {"classic": (21, 2), "refined": (5, 9)}
-"""Forward passes of a block while measuring and while quantizing; a backward pass counts as two."""
+PASSES = {"classic": (21, 2), "refined": (5, 5)}
+"""Forward passes of a block while measuring and while quantizing; a backward pass counts as two, the sums of second
+moments as another two of the refined recipe's five."""
+TUNE_PASSES = 3
+"""The same for a step of tuning: twice forward, and back to the inputs only."""
 SOLVES = {"classic": 14, "refined": 25}
 """Candidates per linear while measuring."""
 
@@ -45,7 +49,12 @@ def forecast(request: ConvertRequest, model: SourceModel, spec: CalibrationSpec,
     writing = 0
     if request.calibration is None and model.decoder_weights <= selftext.LARGEST_MODEL:
         writing = 4 * (model.decoder_weights + 2 * head)
-    memory = BASE_MEMORY + max(4 * copies * block_weights + solving + states, 4 * 4 * head + states, writing)
+    heads = 4 * (6 if refined else 4) * head + states
+    batches = Schedule().batches(rows, length) if refined else []
+    at_once = len(batches[0]) * length if batches else 0
+    held = model.decoder_weights if model.decoder_weights <= selftext.LARGEST_MODEL else block_weights
+    tuning = 4 * (held + 3 * head + at_once * hidden * (layers + 16)) if refined else 0
+    memory = BASE_MEMORY + max(4 * copies * block_weights + solving + states, heads, writing, tuning)
 
     stored = [int(bits * model.decoder_weights / 8) for bits in request.bits]
     outer = head * 2 + head_recipe(request.head_bits or 6).total_bits(hidden, config.vocab_size) // 8
@@ -65,6 +74,7 @@ def forecast(request: ConvertRequest, model: SourceModel, spec: CalibrationSpec,
         tried = SOLVES[request.recipe]
     work = forward * length * (measuring * measure_rows + quantizing * rows * len(request.bits))
     work += solve * (tried + 4 * len(request.bits))
+    work += TUNE_PASSES * len(batches) * at_once * len(request.bits) * (forward + 4 * head)
     speed = SPEED["cuda" if model.device.type == "cuda" else "cpu"]
     return JobEstimate(job, memory, available_memory() or 0, disk, shutil.disk_usage(folder).free, work / speed)
 
