@@ -1,6 +1,6 @@
 """Both recipes at all bitrates, judged on the judge half of val.jsonl: what benchmarks/quality/README.md shows.
 
-    python benchmarks/quality/table.py MODELS VAL.jsonl WORK RESULTS.json [--models nano-chat,small-chat] [--rows 48]
+    python benchmarks/quality/table.py MODELS VAL.jsonl WORK RESULTS.json [--models nano-chat,small-chat] [--rows 32]
 
 MODELS holds the float16 directories. Every row is a plain conversion job in WORK: a job that was interrupted goes on
 with the same command, and a row that RESULTS.json already has is not judged again. At the end, and with --print at
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,28 @@ import texts
 import torch
 from heldout import Run, Score
 
-from exl2_tui.core.events import JobFinished, JobProgress, ModelWritten
+from exl2_tui.core.events import JobFinished, JobProgress, ModelWritten, Tuned
 from exl2_tui.core.quant.job import ConvertJob
 from exl2_tui.core.requests import ConvertRequest
 
 BITS = (2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 KINDS: dict[str, dict[str, Any]] = {
-    "classic": {"recipe": "classic"},
-    "refined": {"recipe": "refined"},
-    "auto": {"recipe": "refined", "head_bits": None},
+    "classic": {"recipe": "classic", "bits": BITS},
+    "refined": {"recipe": "refined", "bits": BITS},
+    "auto": {"recipe": "refined", "bits": BITS[:4], "head_bits": None},
 }
 """Columns of the table: the recipes, and the refined one with the bits of the head inside the budget."""
 SAMPLES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A finished model: CPU seconds since the one before; KL on rows that tuning did not see, before and after it."""
+
+    bits: float
+    path: Path
+    seconds: float
+    tuned: tuple[float, float] | None
 
 
 class Results:
@@ -42,10 +53,11 @@ class Results:
         self.file = file
         self.rows: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
 
-    def add(self, key: str, size: int, seconds: float, scores: list[Score]) -> None:
+    def add(self, key: str, made: Made, scores: list[Score]) -> None:
         self.rows[key] = {
-            "bytes": size,
-            "cpu_seconds": round(seconds),
+            "bytes": heldout.stored_bytes(made.path),
+            "cpu_seconds": round(made.seconds),
+            "tuned": made.tuned,
             **{kind: heldout.summary(scores, kind) for kind in ("text", "chat")},
             "items": [
                 [score.kind, score.tokens, round(score.kl, 5), score.same, round(score.loss, 4)] for score in scores
@@ -56,20 +68,23 @@ class Results:
         partial.replace(self.file)
 
 
-def convert(request: ConvertRequest) -> Iterator[tuple[float, Path, float]]:
-    """Every finished model of a job: bits, directory, CPU seconds since the one before."""
+def convert(request: ConvertRequest) -> Iterator[Made]:
+    """Every finished model of a job."""
     job = ConvertJob.open(request)
     began = cpu_seconds()
+    tuned: tuple[float, float] | None = None
     try:
         for event in job.run():
             if isinstance(event, JobProgress):
                 print(f"{request.work}: {event.stage} {event.detail}, {event.done} of {event.total}", flush=True)
+            elif isinstance(event, Tuned):
+                tuned = round(event.kl_before, 5), round(event.kl_after, 5)
             elif isinstance(event, ModelWritten):
-                yield event.bits, Path(event.path), cpu_seconds() - began
-                began = cpu_seconds()
-            elif isinstance(event, JobFinished):
+                yield Made(event.bits, Path(event.path), cpu_seconds() - began, tuned)
+                began, tuned = cpu_seconds(), None
+            elif isinstance(event, JobFinished):  # a model that was written just before the process was killed
                 for bits, path in zip(request.bits, event.paths, strict=True):
-                    yield bits, Path(path), 0.0
+                    yield Made(bits, Path(path), 0.0, None)
     finally:
         job.close()
 
@@ -87,19 +102,17 @@ def measure(models: Path, val: Path, work: Path, name: str, kind: str, rows: int
     request = ConvertRequest(
         source=str(source),
         work=str(work / f"{name}-{kind}"),
-        bits=BITS,
         rows=rows,
         length=512,
-        measure_rows=16,
+        measure_rows=10,
         **KINDS[kind],
     )
-    for bits, path, seconds in convert(request):
-        key = f"{name}/{kind}/{bits:g}"
+    for made in convert(request):
+        key = f"{name}/{kind}/{made.bits:g}"
         if key in results.rows:
             continue
         original = original or heldout.run(heldout.load(source), items)
-        scores = heldout.judge(original, heldout.run(heldout.load(path), items), items)
-        results.add(key, heldout.stored_bytes(path), seconds, scores)
+        results.add(key, made, heldout.judge(original, heldout.run(heldout.load(made.path), items), items))
 
 
 def interval(
@@ -163,14 +176,14 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--models", dest="names", default="nano-chat,small-chat")
     parser.add_argument("--kinds", default="classic,refined,auto")
-    parser.add_argument("--rows", type=int, default=48, help="calibration rows of 512 tokens; 16 of them measure")
+    parser.add_argument("--rows", type=int, default=32, help="calibration rows of 512 tokens; 10 of them measure")
     parser.add_argument("--print", action="store_true", help="only print the tables of RESULTS.json")
     options = parser.parse_args()
     results = Results(options.results)
     if not options.print:
         for name in options.names.split(","):
             for kind in options.kinds.split(","):
-                if any(f"{name}/{kind}/{bits:g}" not in results.rows for bits in BITS):
+                if any(f"{name}/{kind}/{bits:g}" not in results.rows for bits in KINDS[kind]["bits"]):
                     measure(options.models, options.val, options.work, name, kind, options.rows, results)
     for line in tables(results):
         print(line)

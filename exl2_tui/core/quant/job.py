@@ -82,6 +82,12 @@ class ConvertJob:
             state = work.read_state()
             if state is not None:
                 _require_same(state["request"], request, work.path)
+                if "rows" not in state.get("calibration", {"rows": None}):
+                    raise JobError(
+                        "the job in this directory was begun by an earlier version of this program",
+                        file=work.path,
+                        hint="Start it anew with -nr.",
+                    )
                 return cls(request, work, state, resumed=True)
             empty = {
                 "request": json.loads(json.dumps(dataclasses.asdict(request))),

@@ -51,10 +51,10 @@ class Schedule:
     rate: Adam's step on the logarithms, falling to 0 along a cosine.
     """
 
-    steps: int = 48
+    steps: int = 24
     tokens: int = 2048
     passes: int = 8
-    rate: float = 3e-3
+    rate: float = 5e-3
 
     def batches(self, count: int, length: int) -> list[list[int]]:
         """The rows of every step, out of `count` rows of `length` tokens: each comes once before any comes again."""
