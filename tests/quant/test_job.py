@@ -251,6 +251,9 @@ def test_refusals(tiny: Path, tmp_path: Path, nano_chat_exl2: Path) -> None:
     with pytest.raises(QuantizationError, match="another model"):
         reference = nano_chat_exl2 / "measurement-reference.json"
         convert(request(tiny, tmp_path / "c", measurement=str(reference)))
+    headless = make_tiny(tmp_path / "head", tied=False, spoil="lm_head.weight")
+    with pytest.raises(QuantizationError, match=r"lm_head\.weight"):
+        convert(request(headless, tmp_path / "h"))
     spoiled = make_tiny(tmp_path / "nan", spoil="model.layers.1.mlp.up_proj.weight")
     with pytest.raises(QuantizationError, match=r"model\.layers\.1\.mlp"):
         convert(request(spoiled, tmp_path / "d"))

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.model.block import Block
@@ -21,7 +20,6 @@ from exl2_tui.core.model.linear import Linear
 from exl2_tui.core.model.norm import RMSNorm
 from exl2_tui.core.model.rope import RopeTable
 from exl2_tui.core.quant.halves import batches
-from exl2_tui.core.quant.source import LOGITS_AT_ONCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +50,6 @@ def head_gradient(norm: RMSNorm, head: Linear, states: Tensor, seed: int, cancel
             upward = probabilities.scatter_add(1, labels, -torch.ones_like(labels, dtype=probabilities.dtype))
         (result[row],) = torch.autograd.grad(logits, x, upward)
     return result
-
-
-def head_divergence(inputs: Tensor, weight: Tensor, changed: Tensor, cancel: CancelToken | None) -> float:
-    """KL per token (nats) if the head's weight (C, V) becomes `changed`, for its inputs (P, C)."""
-    total = 0.0
-    for start in range(0, len(inputs), LOGITS_AT_ONCE):
-        part = inputs[start : start + LOGITS_AT_ONCE]
-        if cancel is not None:
-            cancel.check()
-        p, q = functional.log_softmax(part @ weight, dim=-1), functional.log_softmax(part @ changed, dim=-1)
-        total += float(functional.kl_div(q, p, reduction="sum", log_target=True).double())
-    return max(total, 0.0) / len(inputs)
 
 
 def backward_block(

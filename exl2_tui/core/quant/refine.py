@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from exl2_tui.core.cancel import CancelToken
+from exl2_tui.core.errors import QuantizationError
 from exl2_tui.core.quant.gptq import Factor, Solution, round_group
 from exl2_tui.core.quant.grid import (
     SMALLEST_MAX,
@@ -77,6 +78,10 @@ def refine(
     weight (K, N) float32 in the original row order. All of it minimizes the loss with the damped H: with less damping
     the passes would fit the calibration rows too well.
     """
+    if not bool(torch.isfinite(weight).all()):
+        raise QuantizationError(
+            "the weights hold NaN or infinite values", hint="The source model is damaged: download it again."
+        )
     target = weight.float()[factor.perm]
     work, loss = _solve(target, factor, params, cancel)
     for _ in range(passes):

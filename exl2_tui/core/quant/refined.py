@@ -26,9 +26,11 @@ from exl2_tui.core.model.norm import RMSNorm
 from exl2_tui.core.quant import fisher
 from exl2_tui.core.quant.allocate import Option, minimize_largest, minimize_sum
 from exl2_tui.core.quant.calibration import Calibration
+from exl2_tui.core.quant.classic import ROUNDED_HEAD
 from exl2_tui.core.quant.drift import head_moments, moments
 from exl2_tui.core.quant.gptq import Factor, Solution, factorize
-from exl2_tui.core.quant.halves import Half, batches, relative_error, run
+from exl2_tui.core.quant.halves import Half, relative_error, run
+from exl2_tui.core.quant.head import measure_head, refine_head
 from exl2_tui.core.quant.measurement import MeasuredLinear, MeasuredOption, Measurement
 from exl2_tui.core.quant.recipe import QParams, head_recipe, mix
 from exl2_tui.core.quant.recipes import (
@@ -51,7 +53,7 @@ class Tuning:
 
     damping: share of the mean diagonal added to a Hessian; held-out loss is flat from 0.003 to 0.03, 0.12 is clearly
     worse. drift: share of the drift that a stage tries to cancel. passes: rounds of scale refit and coordinate descent
-    after GPTQ; a third one changes the loss by under 0.5 %.
+    after GPTQ; a third one changes the loss by under 0.5 %. head: whether the output head is solved in the same way.
     """
 
     damping: float = 0.02
@@ -89,25 +91,6 @@ CANDIDATES: tuple[QParams, ...] = (
     mix(128, 8),
 )
 
-HEAD_CANDIDATES: tuple[QParams, ...] = (
-    mix(32, 4, 2, high=(0.3,)),
-    mix(64, 3),
-    mix(32, 4, 3, high=(0.15,)),
-    mix(64, 4, 3, high=(0.5,)),
-    mix(64, 4),
-    mix(64, 5, 4, high=(0.3,)),
-    mix(64, 5, 4, high=(0.6,)),
-    mix(128, 5),
-    mix(128, 6, 5, high=(0.5,)),
-    mix(128, 6),
-    mix(128, 8, 6, high=(0.15,)),
-    mix(128, 8, 6, high=(0.5,)),
-    mix(128, 8),
-)
-"""What the output head may get where its bits are part of the budget."""
-
-HEAD_TOKENS = 2048
-"""Tokens on which candidates of the head are judged: their logits are the largest thing there is."""
 _STAGE_OF = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate_up", "up_proj": "gate_up"}
 """Linears that see the same input, and so share a factorisation."""
 
@@ -149,8 +132,9 @@ class RefinedRecipe:
         if step == layers:
             last = states[_input(layers)]
             norm, head = self.model.final_norm(), self.model.head()
+            if head.weight.numel() <= ROUNDED_HEAD:
+                yield self._measure_head(norm, head, last, found, cancel)
             gradient = fisher.head_gradient(norm, head, last, 0, cancel)
-            yield self._measure_head(norm, head, last, found, cancel)
             return {**{name: kept for name, kept in states.items() if name != _input(layers)}, "gradient": gradient}
         layer = 2 * layers - step
         block, rope = self.model.block(layer), self.model.rope(states["gradient"].shape[1])
@@ -200,22 +184,10 @@ class RefinedRecipe:
     def _measure_head(
         self, norm: RMSNorm, head: Linear, states: Tensor, found: Measurement, cancel: CancelToken | None
     ) -> LayerMeasured:
-        """Each candidate of the head by the KL divergence that it causes, on states (R, T, C) after the last block."""
         started = time.perf_counter()
-        weight = head.weight.float().T.contiguous()
-        inputs = torch.cat([norm.forward(x).flatten(0, -2) for _, x in batches(states, cancel)])
-        judged = inputs[:: max(1, len(inputs) // HEAD_TOKENS)]
-        options: list[MeasuredLinear] = []
-        try:
-            factor = factorize(inputs.T @ inputs / len(inputs), self.tuning.damping)
-            for params in HEAD_CANDIDATES:
-                solution = refine(weight, factor, params, passes=0, cancel=cancel)
-                kl = fisher.head_divergence(judged, weight, solution.weight, cancel)
-                options.append(MeasuredLinear(params, params.total_bits(*weight.shape), kl))
-        except QuantizationError as error:
-            raise QuantizationError(error.message, tensor="lm_head.weight", hint=error.hint) from None
+        options = measure_head(norm, head, states, self.tuning.damping, cancel)
         found.linears[HEAD] = options
-        bpw = tuple(option.total_bits / weight.numel() for option in options)
+        bpw = tuple(option.total_bits / head.weight.numel() for option in options)
         return LayerMeasured(self.job, HEAD, bpw, tuple(option.kl for option in options), time.perf_counter() - started)
 
     def allocate(self, found: Measurement, bits: float) -> Strategy:
@@ -319,26 +291,15 @@ class RefinedRecipe:
     def quantize_head(
         self, states: States, params: QParams, cancel: CancelToken | None
     ) -> Generator[Event, None, QuantizedLayer]:
-        if not self.tuning.head:
+        head = self.model.head()
+        if head.weight.numel() > ROUNDED_HEAD or not self.tuning.head:
             linear = quantize_head(self.model, states["drifted"], params, cancel)
-            yield quantized_event(self.job, linear)
-            return QuantizedLayer((linear,), {})
-        started = time.perf_counter()
-        seen = head_moments(self.model.final_norm(), states["reference"], states["drifted"], cancel)
-        weight = self.model.head().weight.float().T.contiguous()
-        try:
-            factor = factorize(seen.hessian, self.tuning.damping)
-            target = seen.target(weight, self.tuning.drift, self.tuning.damping)
-            solution = refine(target, factor, params, passes=self.tuning.passes, cancel=cancel)
-        except QuantizationError as error:
-            raise QuantizationError(error.message, tensor="lm_head.weight", hint=error.hint) from None
-        change = solution.weight - weight
-        lost = float((change * (seen.hessian @ change)).sum()) / max(
-            float((weight * (seen.hessian @ weight)).sum()), 1e-12
-        )
-        linear = QuantizedLinear(
-            "lm_head", params, solution, None, time.perf_counter() - started, max(lost, 0.0) ** 0.5
-        )
+        else:
+            started = time.perf_counter()
+            seen = head_moments(self.model.final_norm(), states["reference"], states["drifted"], cancel)
+            tuning = self.tuning
+            solution, error = refine_head(head, seen, params, tuning.drift, tuning.damping, tuning.passes, cancel)
+            linear = QuantizedLinear(HEAD, params, solution, None, time.perf_counter() - started, error)
         yield quantized_event(self.job, linear)
         return QuantizedLayer((linear,), {})
 
