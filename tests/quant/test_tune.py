@@ -21,7 +21,7 @@ from exl2_tui.core.quant.job import ConvertJob
 from exl2_tui.core.quant.source import parts_of
 from exl2_tui.core.quant.tune import Schedule, Tuner
 
-SCHEDULE = Schedule(steps=12, tokens=256, rate=1e-2)
+SCHEDULE = Schedule(steps=12, tokens=256)
 
 
 @dataclass
@@ -68,14 +68,16 @@ def test_the_gradient_is_that_of_the_divergence(untuned: Untuned, monkeypatch: p
     assert all(bool(piece.abs().sum() > 0) for piece in tuner.layout.split(gradient).values())
 
 
-def test_tuning_helps_on_rows_it_did_not_see_and_the_file_holds_it(untuned: Untuned, tmp_path: Path) -> None:
+def test_tuning_lowers_the_divergence_of_its_rows_and_the_file_holds_it(untuned: Untuned, tmp_path: Path) -> None:
     tuner = untuned.tuner()
+    fitted = sorted({row for batch in tuner.batches for row in batch})
+    tuner.judging = fitted
     state = tuner.start()
     before = tuner.divergence(untuned.ids, untuned.reference, state["logs"], None)
     for number in range(len(tuner.batches)):
         state = tuner.step(number, untuned.ids, untuned.reference, state, None)
     after = tuner.divergence(untuned.ids, untuned.reference, state["logs"], None)
-    assert after < before  # by little: random weights hide no systematic error
+    assert after < 0.99 * before  # by little: random weights hide no systematic error
 
     tuned = tuner.tuned(state["logs"])
     assert all(tensor.dtype == torch.float16 and bool(torch.isfinite(tensor).all()) for tensor in tuned.values())
@@ -93,9 +95,11 @@ def test_blocks_read_again_for_every_step_give_the_same(untuned: Untuned, monkey
     held = untuned.tuner()
     monkeypatch.setattr(tune, "LARGEST_MODEL", 0)
     streamed = untuned.tuner()
+    ours, theirs = held.start(), streamed.start()
     for number in range(2):
-        states = [tuner.step(number, untuned.ids, untuned.reference, tuner.start(), None) for tuner in (held, streamed)]
-        assert torch.equal(states[0]["logs"], states[1]["logs"])
+        ours = held.step(number, untuned.ids, untuned.reference, ours, None)
+        theirs = streamed.step(number, untuned.ids, untuned.reference, theirs, None)
+        assert torch.equal(ours["logs"], theirs["logs"])
     assert not streamed._held and held._held
 
 
