@@ -10,32 +10,28 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
-StepKind = Literal["forward", "measure", "quantize", "tune"]
+StepKind = Literal["forward", "measure", "quantize"]
 WINDOW = 8
 FIRST = 3  # steps before anything is said
 SLOWER = 1.2  # growth of the time left that deserves a word
-PRIOR: dict[StepKind, float] = {"forward": 1.0, "measure": 30.0, "quantize": 12.0, "tune": 3.0}
+PRIOR: dict[StepKind, float] = {"forward": 1.0, "measure": 30.0, "quantize": 12.0}
 """Relative cost of a step of each kind, used only until one of its kind was seen."""
 
 
 @dataclass(slots=True)
 class Eta:
-    """measure_steps of which the last `layers` try candidates; then `layers` per target are quantized; tune_steps
-    follow them, all targets together."""
+    """measure_steps of which the last `layers` try candidates; then `layers` per target are quantized."""
 
     layers: int = 0
     measure_steps: int = 0
     targets: int = 1
-    tune_steps: int = 0
-    seconds: dict[StepKind, list[float]] = field(default_factory=lambda: {kind: [] for kind in PRIOR})
+    seconds: dict[StepKind, list[float]] = field(default_factory=lambda: {"forward": [], "measure": [], "quantize": []})
     slower: bool = False
 
     def kind(self, stage: str, step: int) -> StepKind:
         """What the step number `step` of a stage is."""
         if stage == "quantize":
             return "quantize"
-        if stage == "tune":
-            return "tune"
         return "forward" if step < self.measure_steps - self.layers else "measure"
 
     def seen(self, stage: str, step: int, seconds: float) -> None:
@@ -56,7 +52,6 @@ class Eta:
             "forward": max(0, self.measure_steps - self.layers),
             "measure": min(self.layers, self.measure_steps),
             "quantize": self.targets * self.layers,
-            "tune": self.tune_steps,
         }
         return sum(self.typical(kind) * max(0, count - len(self.seconds[kind])) for kind, count in planned.items())
 

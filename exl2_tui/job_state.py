@@ -27,13 +27,12 @@ from exl2_tui.core.events import (
     ModelWritten,
     QualityWarning,
     StageStarted,
-    Tuned,
 )
 from exl2_tui.eta import Eta, StepKind, exact
 
 Status = Literal["waiting", "running", "pausing", "stopped", "failed", "finished", "elsewhere", "damaged"]
 LogLevel = Literal["info", "warning", "error", "done"]
-STAGES = ("calibrate", "measure", "allocate", "quantize", "tune", "compile", "evaluate")
+STAGES = ("calibrate", "measure", "allocate", "quantize", "compile", "evaluate")
 OUTLIER = 5.0  # times the median of its kind: this layer lost far more than its like
 KINDS_NEEDED = 4  # layers of a kind before one of them can be called an outlier
 LOG_LINES = 1000
@@ -189,7 +188,7 @@ class JobState:
     @property
     def step_kind(self) -> StepKind | None:
         """What the running step is; None in stages that have none."""
-        if self.stage not in ("measure", "quantize", "tune"):
+        if self.stage not in ("measure", "quantize"):
             return None
         measured = len(self.eta.seconds["forward"]) + len(self.eta.seconds["measure"])
         return self.eta.kind(self.stage, measured)
@@ -203,7 +202,6 @@ class JobState:
         elif isinstance(event, JobProgress):
             self.stage, self.detail = event.stage, event.detail
             self.done, self.total = event.done, event.total
-            self.eta.tune_steps = max(0, event.total - self.eta.measure_steps - self.eta.targets * self.layers)
         elif isinstance(event, LayerMeasured):
             self._measured(event)
         elif isinstance(event, LayerQuantized):
@@ -309,8 +307,7 @@ class JobState:
 
     def _saved(self, event: Checkpointed, now: float) -> None:
         self.saved = now
-        counts = {"measure": self.eta.measure_steps, "quantize": self.layers, "tune": self.eta.tune_steps}
-        steps = counts.get(event.stage, 0)
+        steps = {"measure": self.eta.measure_steps, "quantize": self.layers}.get(event.stage, 0)
         if event.layer < steps:  # the head comes after the last layer
             self.eta.seen(event.stage, event.layer, max(0.0, now - self.step_began))
         self.step_began = now
@@ -394,9 +391,6 @@ def log_line(event: Event) -> tuple[LogLevel, str] | None:
     if isinstance(event, LayerQuantized):
         numbers = f"{event.bpw:.2f} bpw  error {number(event.error)}  {exact(event.seconds)}"
         return "info", f"{short_name(event.key):<20}  {numbers}"
-    if isinstance(event, Tuned):
-        became = f"KL {event.kl_before:.4f} before, {event.kl_after:.4f} after"
-        return "info", f"norms and scales: {became}" + ("" if event.kept else ", left as they were")
     if isinstance(event, QualityWarning):
         return "warning", event.message + (f" ({event.key})" if event.key else "")
     if isinstance(event, Evaluated):

@@ -122,7 +122,7 @@ def _past(state: Mapping[str, Any], job: str, info: JobInfo) -> Iterator[Event]:
         return
     current: ConvertStage = stage
     target = state["target"]
-    bits = info.bits[target] if stage in ("quantize", "tune", "compile") and target < len(info.bits) else 0.0
+    bits = info.bits[target] if stage in ("quantize", "compile") and target < len(info.bits) else 0.0
     yield StageStarted(job, current, bits, resumed=info.done > 0)
     yield from (_row(job, row) for row in state["rows"])
     yield JobProgress(job, current, info.done, info.total, f"step {state['step']}")

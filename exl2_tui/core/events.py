@@ -233,7 +233,7 @@ class ModelsListed(Event):
 
 # Converting a model. `job` is the work directory; sizes are stored bytes; bpw counts scales, groups and permutation.
 
-ConvertStage = Literal["calibrate", "measure", "allocate", "quantize", "tune", "compile", "evaluate"]
+ConvertStage = Literal["calibrate", "measure", "allocate", "quantize", "compile", "evaluate"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ class ProgressScreen(Screen[None]):
     def _shows_measuring(self, job: JobState) -> bool:
         if self._measuring is not None:
             return self._measuring
-        return not job.points and job.stage not in ("quantize", "tune", "compile", "evaluate", "done")
+        return not job.points and job.stage not in ("quantize", "compile", "evaluate", "done")
 
     def _put(self, query: str, content: Content) -> None:
         part = self.query_one(query, Static)

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from test_job import request
+from tiny import LAYERS
 from torch import Tensor
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.checkpoint import Checkpoint, write_file
 from exl2_tui.core.errors import CancelledError
-from exl2_tui.core.events import StageStarted
+from exl2_tui.core.events import Checkpointed
 from exl2_tui.core.quant import tune
 from exl2_tui.core.quant.job import ConvertJob
 from exl2_tui.core.quant.source import parts_of
@@ -44,7 +45,7 @@ def untuned(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Un
     asked = request(tiny, tmp_path_factory.mktemp("untuned"), bits=(3.0,), head_bits=3, rows=16)
     job = ConvertJob.open(asked)
     for event in job.run():
-        if isinstance(event, StageStarted) and event.stage == "tune":
+        if isinstance(event, Checkpointed) and event.layer == LAYERS and event.stage == "quantize":
             break
     states = job._load_states()
     files = job._parts()

@@ -131,8 +131,6 @@ class ConvertJob:
         while self.state["target"] < len(self.request.bits):
             if self.state["stage"] == "quantize":
                 yield from self._quantize(calibration)
-            if self.state["stage"] == "tune":
-                yield from self._tune(calibration)
             yield from self._complete(calibration)
         yield from self._finish()
 
@@ -221,30 +219,31 @@ class ConvertJob:
             self._save("quantize", layer + 1, states, ("quantize", time.perf_counter() - began))
             yield Checkpointed(self.name, "quantize", layer)
             yield self._progress("quantize", f"layer {layer}")
-        began = time.perf_counter()
-        head = yield from self.recipe.quantize_head(states, strategy.head, self.cancel)
-        self._add_part("head", output.head_tensors(self.model, head), head)
-        after, kept = ("tune", self.recipe.tune_start(states)) if self._tune_steps() else ("compile", {})
-        self._save(after, 0, kept, ("head", time.perf_counter() - began))
-        yield Checkpointed(self.name, "quantize", layers)
+        if self.state["step"] == layers:
+            began = time.perf_counter()
+            head = yield from self.recipe.quantize_head(states, strategy.head, self.cancel)
+            self._add_part("head", output.head_tensors(self.model, head), head)
+            states = self.recipe.tune_start(states)
+            self._save("quantize", layers + 1, states, ("head", time.perf_counter() - began))
+            yield Checkpointed(self.name, "quantize", layers)
+        if self._tune_steps():
+            yield from self._tune(calibration, states)
+        self._save("compile", 0, {})
 
-    def _tune(self, calibration: Calibration) -> Iterator[Event]:
-        """Fits what is continuous in the finished layers; what changes becomes one more part."""
-        yield self._started("tune", self.request.bits[self.state["target"]])
+    def _tune(self, calibration: Calibration, states: States) -> Iterator[Event]:
+        """Fits what is continuous in the finished layers, as further steps of quantizing; what changes becomes one more
+        part."""
+        layers, steps = self.model.config.num_hidden_layers, self._tune_steps()
         parts = parts_of(self.model, self._parts())
-        states = self._load_states()
-        for step in range(self.state["step"], self._tune_steps()):
+        for step in range(self.state["step"] - layers - 1, steps):
             began = time.perf_counter()
             states = yield from self.recipe.tune_step(step, calibration, parts, states, self.cancel)
-            if step + 1 < self._tune_steps():
-                self._save("tune", step + 1, states, ("tune", time.perf_counter() - began))
-            else:
-                if states:
-                    file = f"quantized-{self.state['target']}/tuned.safetensors"
-                    self.state["parts"].append({"name": file, "sha256": self.work.write_tensors(file, dict(states))})
-                self._save("compile", 0, {}, ("tune", time.perf_counter() - began))
-            yield Checkpointed(self.name, "tune", step)
-            yield self._progress("tune", f"step {step + 1}")
+            if step + 1 == steps and states:
+                file = f"quantized-{self.state['target']}/tuned.safetensors"
+                self.state["parts"].append({"name": file, "sha256": self.work.write_tensors(file, dict(states))})
+            kept = {} if step + 1 == steps else states
+            self._save("quantize", layers + 2 + step, kept, ("tune", time.perf_counter() - began))
+            yield self._progress("quantize", f"tuning, step {step + 1} of {steps}")
 
     def _complete(self, calibration: Calibration) -> Iterator[Event]:
         """Writes one finished model, judges it and goes on to the next target."""
@@ -418,7 +417,8 @@ class ConvertJob:
         return StageStarted(self.name, stage, bits, resumed=self.resumed and self.state["step"] > 0)
 
     def _progress(self, stage: ConvertStage, detail: str) -> JobProgress:
-        """Steps are layers measured and layers quantized; the seconds left extrapolate what they took so far."""
+        """Steps are layers measured and layers quantized; the seconds left extrapolate what they took so far, and what
+        the steps of tuning took."""
         layers, targets = self.model.config.num_hidden_layers, len(self.request.bits)
         measuring = 0 if self.request.measurement else self.recipe.measure_steps()
         quantizing = 0 if self.request.measure_to else targets * layers
@@ -436,8 +436,7 @@ class ConvertJob:
                 (tuning - tuned, tune_mean),
             )
             seconds = sum(steps * mean for steps, mean in left)
-        done, total = measured + quantized + tuned, measuring + quantizing + tuning
-        return JobProgress(self.name, stage, done, total, detail, seconds)
+        return JobProgress(self.name, stage, measured + quantized, measuring + quantizing, detail, seconds)
 
     def _account(self) -> None:
         now = time.perf_counter()
