@@ -29,7 +29,7 @@ from exl2_tui.core.requests import ConvertRequest
 BITS = (2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 KINDS: dict[str, dict[str, Any]] = {
     "classic": {"recipe": "classic", "bits": BITS},
-    "refined": {"recipe": "refined", "bits": BITS},
+    "refined": {"recipe": "refined", "bits": (2.5, 4.0, 8.0, 3.0, 6.0, 3.5, 5.0)},
     "auto": {"recipe": "refined", "bits": BITS[:4], "head_bits": None},
 }
 """Columns of the table: the recipes, and the refined one with the bits of the head inside the budget."""

@@ -22,7 +22,7 @@ from exl2_tui.core.quant.job import ConvertJob
 from exl2_tui.core.quant.source import parts_of
 from exl2_tui.core.quant.tune import Schedule, Tuner
 
-SCHEDULE = Schedule(steps=12, tokens=256)
+SCHEDULE = Schedule(steps=12, tokens=256, passes=8)
 
 
 @dataclass

@@ -52,10 +52,10 @@ class Schedule:
     the root of that, as the changes that are wanted do.
     """
 
-    steps: int = 24
-    tokens: int = 2048
-    passes: int = 8
-    rate: float = 8e-3
+    steps: int = 32
+    tokens: int = 1024
+    passes: int = 1
+    rate: float = 1e-2
 
     def batches(self, count: int, length: int) -> list[list[int]]:
         """The rows of every step, out of `count` rows of `length` tokens: each comes once before any comes again."""
