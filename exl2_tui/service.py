@@ -61,6 +61,7 @@ class ServiceLibrary(Protocol):
 
     def resolve(self, model: str) -> Path: ...
     def list(self) -> tuple[ModelInfo, ...]: ...
+    def mark_used(self, path: Path) -> None: ...
 
 
 @dataclass(slots=True)
@@ -104,12 +105,14 @@ class Service:
         load_id = next(self._ids)
 
         def run(token: CancelToken) -> Iterator[Event]:
-            path = self._make_library().resolve(model)
+            library = self._make_library()
+            path = library.resolve(model)
             engine = self._engine = self._engine or self._make_engine()
             finished = engine.load(path, options or LoadOptions(), self._post, token)
             if token.cancelled:
                 engine.unload()
                 raise CancelledError
+            library.mark_used(path)
             yield finished
 
         self.cancel()
@@ -325,8 +328,6 @@ def _real_engine() -> ServiceEngine:
 
 
 def _real_library() -> ServiceLibrary:
-    from exl2_tui.core.library.catalog import Library
-    from exl2_tui.settings import load_settings
+    from exl2_tui.models_source import open_library
 
-    models = load_settings()[0].models
-    return Library([Path(directory) for directory in models.directories], models.last)
+    return open_library()

@@ -70,10 +70,9 @@ def settings() -> Settings:
 
 def library() -> Library:
     """The models this person has."""
-    from exl2_tui.core.library.catalog import Library
+    from exl2_tui.models_source import open_library
 
-    models = settings().models
-    return Library([Path(directory) for directory in models.directories], models.last)
+    return open_library(settings())
 
 
 def find_model(model: str | None) -> Path:
@@ -85,10 +84,12 @@ def open_engine(model: str | None, options: LoadOptions, cancel: CancelToken, *,
     """An engine with the model loaded, with progress and a line about it on stderr."""
     from exl2_tui.core.engine import Engine
 
-    path = find_model(model)
+    models = library()
+    path = models.resolve(model or "")
     engine = Engine()
     with load_progress(f"Loading {path.name}") as on_event:
         loaded = engine.load(path, options, on_event, cancel)
+    models.mark_used(path)
     if not quiet:
         note(
             f"{loaded.model}: {loaded.architecture}, {loaded.format}, context {loaded.context}, "

@@ -19,7 +19,7 @@ from exl2_tui.core.events import Event, LoadFinished, LoadProgress, PromptReady
 from exl2_tui.core.generation.generator import Generator
 from exl2_tui.core.generation.overflow import fit
 from exl2_tui.core.library.describe import describe
-from exl2_tui.core.model.estimate import DENSE
+from exl2_tui.core.model.footprint import DENSE
 from exl2_tui.core.model.loader import load_model, plan_load
 from exl2_tui.core.model.protocol import LanguageModel
 from exl2_tui.core.prompts import EncodedPrompt, encode_chat
@@ -126,6 +126,7 @@ class Engine:
             seconds=time.perf_counter() - started,
             device=str(new.model.device),
             kernels=new.model.kernels,
+            path=str(path),
         )
         return self._info
 

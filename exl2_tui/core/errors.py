@@ -91,6 +91,10 @@ class JobError(Exl2Error):
     """A conversion job cannot be opened, locked, resumed or written."""
 
 
+class HubError(Exl2Error):
+    """The Hugging Face Hub cannot be reached, refuses, or answers something that cannot be trusted."""
+
+
 class CancelledError(Exl2Error):
     """The caller's cancel token was set; nothing is wrong."""
 

@@ -39,7 +39,8 @@ class LoadProgress(Event):
 class LoadFinished(Event):
     """A model is ready.
 
-    Sizes in bytes; context in tokens; format such as "EXL2 4.13 bpw" or "fp16"; device "cpu" or "cuda:0".
+    Sizes in bytes; context in tokens; format such as "EXL2 4.13 bpw" or "fp16"; device "cpu" or "cuda:0"; path is its
+    directory.
     """
 
     model: str
@@ -51,6 +52,7 @@ class LoadFinished(Event):
     seconds: float
     device: str
     kernels: str
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,7 @@ class SpeedProgress(Event):
 
 # The models of this machine
 
-ModelSource = Literal["built-in", "directory", "hub"]
+ModelSource = Literal["built-in", "own", "directory", "hub"]  # own: the app's folder, where downloads go
 Fit = Literal["yes", "tight", "no", "unknown"]
 
 
@@ -211,6 +213,8 @@ class ModelInfo:
 
     size_bytes counts its tensor files; bits_per_weight is the average over the decoder's linear layers (16 for
     float16); context is the model's own limit in tokens. `problem` says why it cannot be loaded, "" if it can.
+    memory: bytes it takes at the context and cache kind of the list, 0 if that was not asked; fits: in what is free.
+    used: when it was last loaded, seconds since the epoch, 0 for never.
     """
 
     name: str
@@ -222,6 +226,9 @@ class ModelInfo:
     size_bytes: int
     context: int
     problem: str = ""
+    memory: int = 0
+    fits: Fit = "unknown"
+    used: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

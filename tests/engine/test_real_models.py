@@ -23,6 +23,7 @@ from exl2_tui.core.events import (
     PromptPreview,
     PromptReady,
     TokenDelta,
+    Unloaded,
 )
 from exl2_tui.core.requests import ChatRequest, CompletionRequest, LoadOptions, Message, SamplerSettings
 from exl2_tui.service import Service
@@ -132,6 +133,38 @@ def test_unloading_gives_the_memory_back(nano_chat: Path) -> None:
         list(engine.complete(CompletionRequest("Once", sampler=GREEDY, max_new_tokens=2)))
         engine.unload()
     assert process.memory_info().rss - before < 12 << 20  # the weights alone are 24 MB
+
+
+def test_unloading_by_the_service_gives_back_what_loading_took(small_chat: Path) -> None:
+    """As the screen does it: 97 MB of weights, cache and working space come and go."""
+    process, events, arrived = psutil.Process(), [], threading.Condition()
+
+    def post(event: Event) -> None:
+        with arrived:
+            events.append(event)
+            arrived.notify_all()
+
+    def wait(kind: type[Event], count: int) -> None:
+        with arrived:
+            assert arrived.wait_for(lambda: sum(isinstance(event, kind) for event in events) == count, 60), events
+
+    service = Service(post)
+    try:
+        sizes = []
+        for count in (1, 2):
+            service.load(str(small_chat), LoadOptions(device="cpu"))
+            wait(LoadFinished, count)
+            service.complete(CompletionRequest("Once", sampler=GREEDY, max_new_tokens=4))
+            wait(GenerationFinished, count)
+            loaded = process.memory_info().rss
+            service.unload()
+            wait(Unloaded, count)
+            sizes.append((loaded, process.memory_info().rss))
+        (_, before), (loaded, after) = sizes
+        assert loaded - before > 60 << 20
+        assert after - before < 6 << 20
+    finally:
+        service.close()
 
 
 def test_a_directory_that_cannot_be_loaded_leaves_the_model(engine: Engine, tmp_path: Path) -> None:

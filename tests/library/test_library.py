@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from exl2_tui.core.cancel import CancelToken
+from exl2_tui.core.checkpoint import Checkpoint
+from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import CancelledError, NotFoundError
+from exl2_tui.core.events import ModelInfo
 from exl2_tui.core.library.catalog import MAX_DEPTH, Library, built_in_path, find_models
 from exl2_tui.core.library.describe import describe, describe_layers
+from exl2_tui.core.library.details import details
+from exl2_tui.core.library.machine import Machine, this_machine
+from exl2_tui.core.model.estimate import estimate
+from exl2_tui.core.model.loader import plan_load
+from exl2_tui.core.requests import LoadOptions
 from tests.support.gptq_writer import write_gptq_model
 from tests.support.models import write_random_model
+
+CPU = LoadOptions(device="cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -126,3 +139,102 @@ def test_every_layer_is_listed_in_model_order_with_its_recipe(nano_chat_exl2: Pa
     average = sum(linear.bits_per_weight * k * n for linear, (k, n) in zip(details.linears[:-1], shapes, strict=False))
     assert average / sum(k * n for k, n in shapes[:-1]) == pytest.approx(4.0, abs=0.02)
     assert all("groups of" in linear.recipe for linear in details.linears)
+
+
+def test_a_second_scan_reads_only_what_changed(folder: Path, tmp_path: Path) -> None:
+    read: list[str] = []
+
+    def scan() -> dict[str, ModelInfo]:
+        read.clear()
+        library = Library([folder], own=tmp_path / "own", state=tmp_path / "state")
+        return {model.name: model for model in library.list(on_read=read.append)}
+
+    first = scan()
+    assert set(read) == {built_in_path().name, "llama-tiny", "qwen-tiny", "qwen-tiny-2"}
+    assert scan() == first and read == []
+    config = folder / "llama-tiny" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 512}))
+    assert scan()["llama-tiny"].context == 512 and read == ["llama-tiny"]
+    (folder / "team" / "qwen-tiny" / "model.safetensors").unlink()
+    assert "qwen-tiny" not in scan()
+    (tmp_path / "state" / "scan.json").write_text('{"format": "2 0", "models": {"x": 1}}')
+    assert set(scan()) == {built_in_path().name, "llama-tiny", "qwen-tiny-2"} and len(read) == 3
+
+
+def test_a_damaged_entry_of_the_cache_is_read_again(folder: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    first = Library([folder], state=state).list()
+    table = json.loads((state / "scan.json").read_text())
+    for number, entry in enumerate(table["models"].values()):
+        entry["info"] = [
+            None,
+            {"name": "x"},
+            {**entry["info"], "context": "long"},
+            {**entry["info"], "source": "moon"},
+        ][number]
+    (state / "scan.json").write_text(json.dumps(table))
+    assert Library([folder], state=state).list() == first
+
+
+def test_known_models_are_listed_without_torch(folder: Path, tmp_path: Path) -> None:
+    Library([folder], state=tmp_path / "state").list()
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from exl2_tui.core.library.catalog import Library\n"
+        "from exl2_tui.core.library.machine import Machine\n"
+        f"found = Library([Path({str(folder)!r})], state=Path({str(tmp_path / 'state')!r}))"
+        ".list(machine=Machine('native', 1 << 40))\n"
+        "assert len(found) == 4 and all(model.memory for model in found)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_every_model_says_what_it_takes_and_whether_that_fits(nano_chat: Path) -> None:
+    library = Library([nano_chat])
+    with Checkpoint.open(nano_chat) as checkpoint:
+        config = ModelConfig.from_dir(nano_chat)
+        for context, cache in ((None, "fp16"), (4096, "q8")):
+            expected = estimate(checkpoint, config, context, cache, available=10**9)
+            found = library.list(context=context, cache=cache, machine=Machine("native", 10**9))[1]
+            assert (found.memory, found.fits) == (expected.total, "yes")
+    needs = found.memory
+    assert library.list(context=4096, cache="q8", machine=Machine("native", needs))[1].fits == "tight"
+    assert library.list(context=4096, cache="q8", machine=Machine("native", needs - 1))[1].fits == "no"
+    assert library.list(context=4096, machine=Machine("native", None))[1].fits == "unknown"
+
+
+def test_what_is_found_without_torch_is_what_the_loader_plans(nano_chat: Path) -> None:
+    with Checkpoint.open(nano_chat) as checkpoint:
+        assert this_machine(CPU).backend == plan_load(checkpoint, ModelConfig.from_dir(nano_chat), CPU).backend
+
+
+def test_the_app_s_own_folder_and_the_time_of_use(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    write_random_model(own / "got-it")
+    write_random_model(own / ".downloads" / "half")
+    library = Library([own], own=own, state=tmp_path / "state")
+    assert [(model.name, model.source, model.used) for model in library.list()[1:]] == [("got-it", "own", 0.0)]
+    before = time.time()
+    library.mark_used(own / "got-it")
+    assert before <= library.list()[1].used <= time.time()
+    assert library.source_of(own / "got-it") == "own"
+
+
+def test_details_are_those_of_the_model(nano_chat_exl2: Path, tmp_path: Path) -> None:
+    found = details(nano_chat_exl2, Machine("native", 10**9), 4096)
+    assert (found.problem, found.layers, found.heads, found.kv_heads) == ("", 8, 6, 2)
+    assert (found.mode, found.rope) == ("auto", "base 10,000")
+    assert [row.context for row in found.memory] == [1024, 1024, 4096, 4096]
+    assert found.memory[1].cache == found.memory[0].cache * 17 // 32
+    assert found.memory[0].total == describe_at(nano_chat_exl2, 1024)
+    assert len(found.linears) == 57 and {linear.kind for linear in found.linears} == {"exl2"}
+    write_random_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["MambaForCausalLM"]}))
+    assert "MambaForCausalLM" in details(tmp_path, Machine("native", None)).problem
+
+
+def describe_at(path: Path, context: int) -> int:
+    with Checkpoint.open(path) as checkpoint:
+        return estimate(checkpoint, ModelConfig.from_dir(path), context, available=10**9).total

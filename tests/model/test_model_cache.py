@@ -11,7 +11,7 @@ from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import CancelledError, ContextError, MemoryLimitError, ShapeError, UnsupportedError
 from exl2_tui.core.model.causal_lm import CausalLM
-from exl2_tui.core.model.estimate import cache_bytes
+from exl2_tui.core.model.footprint import cache_bytes
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ from exl2_tui.core.errors import (
     ExtensionError,
     MemoryLimitError,
 )
-from exl2_tui.core.model import estimate as estimate_module
-from exl2_tui.core.model.estimate import MemoryEstimate, estimate, require_fit
+from exl2_tui.core.model.estimate import estimate, require_fit
+from exl2_tui.core.model.footprint import DEFAULT_CONTEXT_LIMIT, MemoryEstimate
 from exl2_tui.core.model.loader import load_model, plan_load
 from exl2_tui.core.model.memory import available_memory
 from exl2_tui.core.ops.native import capabilities
@@ -120,7 +120,7 @@ def test_estimates(nano_chat: Path, nano_chat_exl2: Path) -> None:
 def test_default_context_shrinks_to_what_fits(nano_chat: Path) -> None:
     with Checkpoint.open(nano_chat) as checkpoint:
         config = ModelConfig.from_dict({**checkpoint.config, "max_position_embeddings": 1 << 20})
-        assert estimate(checkpoint, config, available=10**12).context == estimate_module.DEFAULT_CONTEXT_LIMIT
+        assert estimate(checkpoint, config, available=10**12).context == DEFAULT_CONTEXT_LIMIT
         small = estimate(checkpoint, config, available=120_000_000)
         assert 4096 < small.context < 32768 and small.context % 256 == 0 and small.fits == "yes"
         more = MemoryEstimate(small.context + 256, small.weights, small.cache + 256 * 4096, small.scratch, 120_000_000)

@@ -12,7 +12,8 @@ from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import MemoryLimitError
 from exl2_tui.core.model.causal_lm import CausalLM
-from exl2_tui.core.model.estimate import cache_bytes, estimate, model_sizes
+from exl2_tui.core.model.estimate import estimate, model_sizes
+from exl2_tui.core.model.footprint import cache_bytes
 from exl2_tui.core.model.split import LayerRange, ModelSizes, split_layers
 
 NAMES = ["cuda:0", "cuda:1", "cuda:2"]

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -90,6 +90,8 @@ class SlowEngine:
 
 
 class FakeLibrary:
+    used: ClassVar[list[Path]] = []
+
     def resolve(self, model: str) -> Path:
         if model == "missing":
             raise NotFoundError("no model 'missing'", hint="See the list")
@@ -97,6 +99,9 @@ class FakeLibrary:
 
     def list(self) -> tuple[ModelInfo, ...]:
         return (ModelInfo("fake", "fake", "built-in", "Llama", "fake", 16.0, 1, 512),)
+
+    def mark_used(self, path: Path) -> None:
+        self.used.append(path)
 
 
 class Listener:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import Exl2Error, NotFoundError
 from exl2_tui.core.events import ModelInfo, ModelSource
-from exl2_tui.core.library.describe import describe
+from exl2_tui.core.library.machine import Machine
+from exl2_tui.core.library.scan_store import Examined, ScanStore, fingerprint
+from exl2_tui.core.library.usage import last_used, mark_used
 
+SCAN_FILE = "scan.json"
+USED_FILE = "used.json"
 BUILT_IN = "built-in"
 # A person adds ~/models, sometimes ~; models lie a folder or two down. The limits keep a slip from scanning a disk.
 MAX_DEPTH = 3
@@ -45,24 +50,88 @@ def is_model(path: Path) -> bool:
 
 
 class Library:
-    """The models in the package, in directories that a person added, and in the Hugging Face cache.
+    """The models in the package, in the app's folder, in directories a person added, and in the Hugging Face cache.
 
     directories: roots to search, each a model itself or a folder of models. last: the model used last, "" if there is
-    none. Nothing is kept between calls.
+    none. own: the app's folder. state: where scans and times of use are kept; None keeps nothing between calls.
     """
 
-    def __init__(self, directories: Sequence[Path], last: str = "") -> None:
+    def __init__(
+        self, directories: Sequence[Path], last: str = "", *, own: Path | None = None, state: Path | None = None
+    ) -> None:
         self.directories = tuple(directories)
         self.last = last
+        self.own = own
+        self._state = state
 
-    def list(self, cancel: CancelToken | None = None) -> tuple[ModelInfo, ...]:
-        """Every model found, built-in first, then by name. Reads headers only. Raises CancelledError."""
+    def list(
+        self,
+        cancel: CancelToken | None = None,
+        *,
+        context: int | None = None,
+        cache: str = "fp16",
+        machine: Machine | None = None,
+        on_read: Callable[[str], None] | None = None,
+    ) -> tuple[ModelInfo, ...]:
+        """Every model found, built-in first, then by name. Reads headers only, of changed directories only.
+
+        machine: with it each model has its memory at this context (None: its own) and cache kind, and whether it fits.
+        on_read: told the name of each model whose headers are read. Raises CancelledError.
+        """
+        store = ScanStore(self._state / SCAN_FILE) if self._state is not None else None
+        used = last_used(self._state / USED_FILE) if self._state is not None else {}
         models = []
+        paths = set()
         for name, path, source in self._paths(cancel):
             if cancel is not None:
                 cancel.check()
-            models.append(describe(path, name, source))
+            found = self._examined(store, name, path, source, on_read)
+            paths.add(str(path))
+            info = replace(found.info, used=used.get(str(path.resolve()), 0.0))
+            if machine is not None and found.footprint is not None:
+                memory = found.footprint.at(context, cache, machine.backend, machine.available)
+                info = replace(info, memory=memory.total, fits=memory.fits if machine.available else "unknown")
+            models.append(info)
+        if store is not None:
+            with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+                store.save(paths)
         return tuple(sorted(models, key=lambda model: (model.source != "built-in", model.name.lower())))
+
+    def mark_used(self, path: Path) -> None:
+        """Remembers that a model was loaded now."""
+        if self._state is not None:
+            with contextlib.suppress(OSError):  # not worth an error beside a model that is ready
+                mark_used(self._state / USED_FILE, path)
+
+    def source_of(self, path: Path) -> ModelSource:
+        """Which of the places a model directory is in."""
+        real = path.resolve()
+        with contextlib.suppress(NotFoundError):
+            if real == built_in_path().resolve():
+                return "built-in"
+        if self.own is not None and real.is_relative_to(self.own.resolve()):
+            return "own"
+        return "hub" if real.is_relative_to(hub_cache().resolve()) else "directory"
+
+    @staticmethod
+    def _examined(
+        store: ScanStore | None, name: str, path: Path, source: ModelSource, on_read: Callable[[str], None] | None
+    ) -> Examined:
+        mark = ""
+        if store is not None:
+            with contextlib.suppress(OSError):
+                mark = fingerprint(path)
+            known = store.get(path, mark) if mark else None
+            if known is not None:
+                return replace(known, info=replace(known.info, name=name, source=source))
+        from exl2_tui.core.library.describe import examine  # imports torch, which a known model needs not
+
+        found = examine(path, name, source)
+        if on_read is not None:
+            on_read(name)
+        if store is not None and mark:
+            store.put(path, mark, found)
+        return found
 
     def resolve(self, model: str) -> Path:
         """The directory that `model` means: a path, "built-in", a name from `list`, or an unambiguous part of one.
@@ -112,6 +181,8 @@ class Library:
             yield path.name, path, "built-in"
         except Exl2Error:
             pass
+        for path in find_models(self.own, cancel) if self.own is not None else ():
+            yield path.name, path, "own"
         for root in self.directories:
             for path in find_models(root, cancel):
                 yield path.name, path, "directory"

@@ -12,6 +12,8 @@ from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import Exl2Error
 from exl2_tui.core.events import ModelInfo, ModelSource
 from exl2_tui.core.formats import Exl2Weight, GptqWeight
+from exl2_tui.core.library.scan_store import Examined
+from exl2_tui.core.model.estimate import footprint
 from exl2_tui.core.model.layout import model_linears
 from exl2_tui.core.model.weights import linear_names, read_linear, take_inventory
 
@@ -47,14 +49,22 @@ class ModelDetails:
 
 def describe(path: Path, name: str | None = None, source: ModelSource = "directory") -> ModelInfo:
     """One line about a model; whatever is wrong with it goes into `problem`, nothing is raised."""
+    return examine(path, name, source).info
+
+
+def examine(path: Path, name: str | None = None, source: ModelSource = "directory") -> Examined:
+    """The same with what its memory is computed from."""
     name = name or path.name
     try:
         with Checkpoint.open(path) as checkpoint:
             config = ModelConfig.from_dir(path)
-            return _info(checkpoint, config, list(_linears(checkpoint, config)), name, source)
+            take_inventory(checkpoint, config).check(path)
+            info = _info(checkpoint, config, list(_linears(checkpoint, config)), name, source)
+            return Examined(info, footprint(checkpoint, config))
     except Exl2Error as error:
         size = sum(file.stat().st_size for file in path.glob("*.safetensors") if file.is_file())
-        return ModelInfo(name, str(path), source, "?", "?", 0.0, size, 0, problem=error.message)
+        where = f"tensor {error.tensor}: " if error.tensor else ""
+        return Examined(ModelInfo(name, str(path), source, "?", "?", 0.0, size, 0, problem=where + error.message), None)
 
 
 def describe_layers(path: Path) -> ModelDetails:

@@ -19,16 +19,8 @@ from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import CheckpointError, ConfigError, ExtensionError, MemoryLimitError, UnsupportedError
 from exl2_tui.core.model.causal_lm import CausalLM
 from exl2_tui.core.model.cuda import library
-from exl2_tui.core.model.estimate import (
-    COMFORTABLE,
-    CONTEXT_STEP,
-    Backend,
-    MeasurableSource,
-    MemoryEstimate,
-    estimate,
-    model_sizes,
-    require_fit,
-)
+from exl2_tui.core.model.estimate import MeasurableSource, estimate, model_sizes, require_fit
+from exl2_tui.core.model.footprint import COMFORTABLE, CONTEXT_STEP, Backend, MemoryEstimate
 from exl2_tui.core.model.native import NativeModel
 from exl2_tui.core.model.protocol import LanguageModel
 from exl2_tui.core.model.split import split_layers
