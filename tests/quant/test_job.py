@@ -20,6 +20,7 @@ from tiny import make_tiny
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.checkpoint import Checkpoint, open_file
+from exl2_tui.core.checkpoint.checksums import read_sums
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import CancelledError, Exl2Error, JobError, QuantizationError, UnsupportedError
 from exl2_tui.core.events import Evaluated, Event, JobFinished, LayerMeasured, LayerQuantized
@@ -117,6 +118,8 @@ def test_shards_hold_everything_once(tiny: Path, tmp_path: Path, monkeypatch: py
     assert len(names) > 2
     stored = [name for shard in names for name in open_file(tmp_path / "out" / shard).tensors]
     assert len(stored) == len(set(stored)) and set(stored) == set(open_file(whole / "output.safetensors").tensors)
+    hashes = {name: hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() for name in names}
+    assert read_sums(tmp_path / "out") == hashes
 
 
 def test_measuring_only(tiny: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exl2_tui.core.checkpoint.checksums import SUMS_FILE, write_sums
 from exl2_tui.core.checkpoint.safetensors import TensorSource, open_file, write_file
 from exl2_tui.core.errors import JobError
 from exl2_tui.core.formats import Exl2Weight
@@ -25,7 +26,7 @@ from exl2_tui.core.quant.workdir import disk_error, write_durably
 
 MIB = 1 << 20
 MAX_SIDE_FILE = 64 * MIB
-_LEFT_OUT = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+_LEFT_OUT = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", SUMS_FILE)
 
 
 def layer_tensors(model: SourceModel, layer: int, done: QuantizedLayer) -> dict[str, Tensor]:
@@ -96,13 +97,15 @@ def write_model(target: Path, parts: list[Path], source: Path, shard_mib: int, q
         for file in target.glob("output*.safetensors"):
             file.unlink()
         shards = list(_shards(parts, shard_mib))
+        sums = {}
         for number, tensors in enumerate(shards, 1):
             single = len(shards) == 1
             name = "output.safetensors" if single else f"output-{number:05d}-of-{len(shards):05d}.safetensors"
-            write_file(target / name, tensors)
+            sums[name] = write_file(target / name, tensors)
         for file in sorted(source.iterdir()):
             if file.is_file() and not file.name.endswith(_LEFT_OUT) and file.stat().st_size <= MAX_SIDE_FILE:
                 shutil.copyfile(file, target / file.name)
+        write_sums(target, sums)
         write_config(target, source, quantization)
     except OSError as error:
         raise disk_error(target, error) from None

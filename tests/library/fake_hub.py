@@ -1,0 +1,219 @@
+"""A hub of one's own: an HTTP server on the loopback interface that speaks the routes huggingface_hub uses.
+
+Repositories are built from bytes; faults are switched on by a test: cut connections, servers without ranges, wrong
+bytes, refusals, an answer that never comes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+LFS_FROM = 1000  # bytes from which a file is a large one, with a SHA-256
+
+
+def git_sha1(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+@dataclass
+class FakeRepo:
+    """revisions: files by name, by revision. status: an HTTP status with the Hub's error code for everything."""
+
+    id: str
+    revisions: dict[str, dict[str, bytes]]
+    tags: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+    downloads: int = 0
+    gated: bool | str = False
+    status: tuple[int, str] | None = None
+    siblings: list[dict[str, Any]] | None = None  # in place of what the files say
+
+    def commit(self, revision: str) -> str:
+        return hashlib.sha1(f"{self.id} {revision} {sorted(self.revisions[revision].items())}".encode()).hexdigest()
+
+    def find(self, revision: str) -> str | None:
+        """The revision that a name or a commit means."""
+        if revision in self.revisions:
+            return revision
+        return next((name for name in self.revisions if self.commit(name) == revision), None)
+
+    def described(self, revision: str) -> list[dict[str, Any]]:
+        if self.siblings is not None:
+            return self.siblings
+        found = []
+        for name, data in self.revisions[revision].items():
+            entry: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": git_sha1(data)}
+            if len(data) >= LFS_FROM:
+                entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+            found.append(entry)
+        return found
+
+
+class FakeHub:
+    """Counts requests in `asked` and keeps the Range of every download in `ranges`."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, FakeRepo] = {}
+        self.asked: Counter[str] = Counter()
+        self.ranges: list[tuple[str, str | None]] = []
+        self.unknown: list[str] = []
+        self.cut_after: dict[str, list[int]] = {}  # file -> bytes after which its next connections break
+        self.wrong: dict[str, bytes] = {}  # file -> bytes that are sent in place of it
+        self.no_ranges = False
+        self.stall = threading.Event()  # set: file bodies stop in the middle until it is cleared
+        self.stalled = threading.Event()
+        self.authorization: list[str | None] = []
+        hub = self
+
+        class Handler(_Handler):
+            pass
+
+        Handler.hub = hub
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def add(self, repo: FakeRepo) -> FakeRepo:
+        self.repos[repo.id] = repo
+        return repo
+
+    def close(self) -> None:
+        self.stall.clear()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: FakeHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        """A test's output is its own."""
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        path, query = unquote(parts.path), parse_qs(parts.query)
+        hub = self.hub
+        hub.authorization.append(self.headers.get("Authorization"))
+        pieces = path.strip("/").split("/")
+        if path == "/api/models":
+            hub.asked["search"] += 1
+            self._search(query)
+        elif pieces[:2] == ["api", "models"] and len(pieces) >= 4:
+            self._api("/".join(pieces[2:4]), pieces[4:])
+        elif len(pieces) >= 5 and pieces[2] == "resolve":
+            self._file("/".join(pieces[:2]), pieces[3], "/".join(pieces[4:]))
+        elif path == "/api/agent-harnesses":  # the library asks for this list to name itself
+            self._json({})
+        else:
+            hub.unknown.append(self.path)
+            self._refuse(404, "")
+
+    def _search(self, query: dict[str, list[str]]) -> None:
+        words = query.get("search", [""])[0].lower().split()
+        found = []
+        for repo in self.hub.repos.values():
+            if all(word in repo.id.lower() for word in words):
+                entry: dict[str, Any] = {
+                    "id": repo.id,
+                    "tags": repo.tags,
+                    "config": repo.config,
+                    "downloads": repo.downloads,
+                    "likes": 3,
+                    "gated": repo.gated,
+                    "lastModified": "2026-01-02T03:04:05.000Z",
+                }
+                if repo.parameters:
+                    entry["safetensors"] = {"parameters": repo.parameters, "total": sum(repo.parameters.values())}
+                found.append(entry)
+        self._json(sorted(found, key=lambda entry: -entry["downloads"]))
+
+    def _api(self, name: str, rest: list[str]) -> None:
+        repo = self.hub.repos.get(name)
+        if repo is None:
+            return self._refuse(401, "RepoNotFound")
+        if repo.status is not None:
+            return self._refuse(*repo.status)
+        if rest == ["refs"]:
+            self.hub.asked["refs"] += 1
+            branches = [
+                {"name": revision, "ref": f"refs/heads/{revision}", "targetCommit": repo.commit(revision)}
+                for revision in repo.revisions
+            ]
+            return self._json({"branches": branches, "converts": [], "tags": []})
+        revision = "/".join(rest[1:]) if rest[:1] == ["revision"] else "main"
+        found = repo.find(revision)
+        if found is None:
+            return self._refuse(404, "RevisionNotFound")
+        self.hub.asked["info"] += 1
+        return self._json({"id": repo.id, "sha": repo.commit(found), "siblings": repo.described(found), "tags": []})
+
+    def _file(self, name: str, revision: str, file: str) -> None:
+        hub = self.hub
+        repo = hub.repos.get(name)
+        found = repo.find(revision) if repo is not None else None
+        if repo is None or found is None or file not in repo.revisions[found]:
+            return self._refuse(404, "EntryNotFound")
+        if repo.status is not None:
+            return self._refuse(*repo.status)
+        data = hub.wrong.get(file, repo.revisions[found][file])
+        asked = self.headers.get("Range")
+        hub.ranges.append((file, asked))
+        start = 0
+        if asked is not None and not hub.no_ranges:
+            start = int(asked.removeprefix("bytes=").split("-")[0])
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        else:
+            self.send_response(200)
+        body = data[start:]
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.end_headers()
+        cuts = hub.cut_after.get(file)
+        if cuts:
+            self.wfile.write(body[: cuts.pop(0)])
+            self.wfile.flush()
+            self.close_connection = True
+            self.connection.close()
+            return None
+        half = len(body) // 2 if hub.stall.is_set() and len(body) >= LFS_FROM else len(body)
+        self.wfile.write(body[:half])
+        self.wfile.flush()
+        if half < len(body):
+            hub.stalled.set()
+            while hub.stall.is_set():
+                if threading.Event().wait(0.01):
+                    break
+            self.wfile.write(body[half:])
+        return None
+
+    def _json(self, value: object) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _refuse(self, status: int, code: str) -> None:
+        body = b'{"error": "\x1b[2Jno"}'
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
