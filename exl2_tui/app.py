@@ -46,6 +46,7 @@ STYLES = Path(__file__).parent / "styles"
 
 if TYPE_CHECKING:
     from exl2_tui.convert_place import ConvertFactory, ConvertPlace
+    from exl2_tui.models_place import ModelsFactory, ModelsPlace
     from exl2_tui.settings_form import Group
 
 StoreFactory = Callable[[Callable[[int], object], Callable[[str], object]], ChatStore]
@@ -99,6 +100,7 @@ class Exl2App(App[None]):
         theme: str = "exl2-dark",
         store_factory: StoreFactory | None = None,
         convert_factory: ConvertFactory | None = None,
+        models_factory: ModelsFactory | None = None,
         clock: Clock = time.monotonic,
         wall_clock: Clock = time.time,
     ) -> None:
@@ -120,6 +122,7 @@ class Exl2App(App[None]):
         self._store = (store_factory or _memory)(lambda token: self.post_message(self.Saved(token)), self.report)
         self.session = ChatSession(settings, self._store, clock=clock, wall_clock=wall_clock)
         self._convert_factory = convert_factory
+        self._models_factory = models_factory
         if mode:
             self.session.chat.mode = mode
         if system is not None:
@@ -131,6 +134,13 @@ class Exl2App(App[None]):
         from exl2_tui.convert_place import ConvertPlace
 
         return ConvertPlace(self, self._convert_factory)
+
+    @cached_property
+    def models(self) -> ModelsPlace:
+        """Made when it is first needed, as `convert`."""
+        from exl2_tui.models_place import ModelsPlace
+
+        return ModelsPlace(self, self._models_factory)
 
     @property
     def settings(self) -> Settings:
@@ -188,9 +198,11 @@ class Exl2App(App[None]):
                     if isinstance(screen, HearsService):
                         screen.service_event(event)
                 continue
-            converted = self.convert.hears(event)
-            if converted is not None:
-                changes = changes | converted
+            heard = self.convert.hears(event)
+            if heard is None:
+                heard = self.models.hears(event)
+            if heard is not None:
+                changes = changes | heard
                 continue
             changes = changes | self.session.apply(event)
             if isinstance(event, LoadFinished):
@@ -221,6 +233,7 @@ class Exl2App(App[None]):
         if self._save_timer is not None:
             self._write_settings(self.settings)
         self.convert.close(timeout)
+        self.models.close(timeout)
 
     def _pick_chat(self) -> None:
         from exl2_tui.screens.chat_picker import ChatPicker
@@ -306,7 +319,8 @@ class Exl2App(App[None]):
             self.report(f"Settings could not be saved: {error.strerror}")
 
     def _remember_model(self) -> None:
-        name = self._model or self.session.model.name
+        info = self.session.model.info
+        name = self._model or (info.path if info is not None else "") or self.session.model.name
         models = self.settings.models
         if name and name != models.last:
             self.change_settings(dataclasses.replace(self.settings, models=dataclasses.replace(models, last=name)))
@@ -350,29 +364,13 @@ class Exl2App(App[None]):
             self.pop_screen()
 
     def action_models(self) -> None:
-        from exl2_tui.screens.models import ModelsScreen
+        self.models.open()
 
-        if any(isinstance(screen, ModelsScreen) for screen in self.screen_stack):
-            return
-        self.action_place_chat()
-        self.push_screen(
-            ModelsScreen(
-                self.session,
-                scan=self._scan_models,
-                load=self.load_model,
-                unload=lambda: self.repaint(self.session.unload()),
-                add_folder=self.add_folder,
-            )
-        )
-
-    def _scan_models(self) -> None:
-        if self.service is not None:
-            self.service.list_models()
-
-    def load_model(self, path: str) -> None:
-        """Starts loading and goes to the chat, where its progress is shown."""
+    def load_model(self, path: str, *, stay: bool = False) -> None:
+        """Starts loading and goes to the chat, where its progress is shown; with `stay` it is shown right here."""
         self._model = path
-        self.action_place_chat()
+        if not stay:
+            self.action_place_chat()
         self.repaint(self.session.load(path, self.settings.load))
 
     def add_folder(self, path: str) -> None:
@@ -385,7 +383,7 @@ class Exl2App(App[None]):
     def _save_and_scan(self) -> None:
         """The library reads the folders from the settings file, so that is written first."""
         self._write_settings(self.settings)
-        self._scan_models()
+        self.call_from_thread(self.models.folder_saved)
 
     def action_convert(self) -> None:
         self.convert.open()

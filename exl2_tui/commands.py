@@ -9,7 +9,7 @@ from textual.command import DiscoveryHit, Hit, Hits, Provider
 from exl2_tui.keymap import KEYS, Key, effective, spell
 from exl2_tui.text import plain
 
-PLACES = ("models", "convert", "wizard", "job")  # screens whose id is the place of their keys
+PLACES = ("models", "hub", "downloads", "convert", "wizard", "job")  # screens whose id is the place of their keys
 
 
 class KeyCommands(Provider):

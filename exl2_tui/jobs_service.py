@@ -17,6 +17,7 @@ from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import CancelledError, Exl2Error
 from exl2_tui.core.events import ConvertChecked, Event, FieldNote, JobEnded, JobInfo, JobOpened, JobsListed
 from exl2_tui.core.requests import ConvertRequest
+from exl2_tui.work_queue import WorkQueue
 
 
 class JobSource(Protocol):
@@ -50,8 +51,8 @@ class JobService:
         self._waiting: deque[str] = deque()
         self._doomed: set[str] = set()
         self._newest_check = -1
-        self._jobs = _Queue("exl2-convert")
-        self._side = _Queue("exl2-convert-side")
+        self._jobs = WorkQueue("exl2-convert")
+        self._side = WorkQueue("exl2-convert-side")
 
     def start(self, request: ConvertRequest, *, fresh: bool = False) -> str:
         """Queues a conversion (or resumes the one in its work directory) and returns its name.
@@ -196,45 +197,6 @@ def _guarded(job: str, work: Callable[[], Iterable[Event]]) -> Iterator[Event]:
     except Exception as error:  # noqa: BLE001  a bug in the core must neither end the thread nor stay unseen
         what = f"Internal error: {type(error).__name__}: {error}"
         yield JobEnded(job, "failed", what, "This is a bug in exl2-tui; please report it.")
-
-
-class _Queue:
-    """A daemon thread that calls one thing after another. It starts with the first and ends with `stop`."""
-
-    def __init__(self, name: str) -> None:
-        self._changed = threading.Condition()
-        self._calls: deque[Callable[[], None]] = deque()
-        self._stopped = False
-        # A daemon: a native call that cannot be interrupted must not keep the program from ending.
-        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
-
-    def put(self, call: Callable[[], None]) -> None:
-        with self._changed:
-            if self._stopped:
-                return
-            if not self._thread.ident:
-                self._thread.start()
-            self._calls.append(call)
-            self._changed.notify()
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stopped = True
-            self._calls.clear()
-            self._changed.notify()
-
-    def join(self, timeout: float) -> None:
-        if self._thread.ident and self._thread is not threading.current_thread():
-            self._thread.join(timeout)
-
-    def _loop(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._calls or self._stopped)
-                if self._stopped:
-                    return
-                call = self._calls.popleft()
-            call()
 
 
 def _real_source() -> JobSource:

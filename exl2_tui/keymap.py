@@ -11,7 +11,7 @@ from typing import Literal
 
 from textual.binding import Binding
 
-Place = Literal["app", "chat", "composer", "turn", "models", "convert", "job", "wizard"]
+Place = Literal["app", "chat", "composer", "turn", "models", "hub", "downloads", "convert", "job", "wizard"]
 
 UNSENDABLE = {
     "ctrl+i": "it is tab",
@@ -45,7 +45,7 @@ KEYS = (
         "app.palette", "ctrl+p", "command_palette", "Commands", "every action by name", "app", shown=True, priority=True
     ),
     Key("app.chat", "f2", "place_chat", "Chat", "the chat", "app"),
-    Key("app.models", "f3,ctrl+o", "models", "Models", "models of this machine: load, unload", "app"),
+    Key("app.models", "f3,ctrl+o", "models", "Models", "models of this machine and of the Hub", "app"),
     Key("app.convert", "f4", "convert", "Convert", "make EXL2 models, and how far that is", "app"),
     Key("app.settings", "f5", "settings", "Settings", "everything that can be set", "app"),
     Key("app.theme", "f12", "next_theme", "Theme", "dark, light, or the terminal's own colours", "app"),
@@ -83,13 +83,34 @@ KEYS = (
     Key("turn.retry", "r", "turn_retry", "Retry", "answer it again", "turn"),
     Key("turn.older", "left", "turn_version(-1)", "Version", "the version before", "turn"),
     Key("turn.newer", "right", "turn_version(1)", "Version", "the version after", "turn"),
-    Key("models.leave", "escape", "leave", "Chat", "back to the chat", "models", shown=True),
+    Key("models.leave", "escape", "leave", "Chat", "stop loading; else back to the chat", "models", shown=True),
+    Key("models.load", "l", "load_here", "Load here", "load it without leaving (enter: load and chat)", "models"),
     Key("models.unload", "u", "unload", "Unload", "free the memory of the model", "models", shown=True),
-    Key("models.filter", "slash", "filter", "Filter", "show only some", "models", shown=True),
-    Key("models.add", "a", "add_folder", "Add folder", "look for models in another folder", "models", shown=True),
-    Key("models.rescan", "r", "rescan", "Rescan", "look again", "models", shown=True),
+    Key("models.info", "i", "info", "Info", "everything about it, also the bits of every layer", "models", shown=True),
+    Key("models.verify", "v", "verify", "Verify", "hashes, shapes, and a look for NaN", "models", shown=True),
+    Key("models.remove", "x", "remove", "Remove", "delete it from the disk, after a question", "models", shown=True),
+    Key("models.hub", "h", "hub", "Hub", "search the Hugging Face Hub and download", "models", shown=True),
+    Key("models.downloads", "d", "downloads", "Downloads", "what is being downloaded", "models"),
+    Key("models.filter", "slash", "filter", "Filter", "show only some", "models"),
+    Key("models.sort", "s", "sort", "Sort", "by last use, name, size, or what fits", "models"),
+    Key("models.less", "minus", "context(-1)", "Context -", "memory with a smaller context", "models"),
+    Key("models.more", "plus,equals_sign", "context(1)", "Context +", "memory with a larger context", "models"),
+    Key("models.cache", "t", "cache", "Cache", "memory with the other kind of cache: fp16, q8", "models"),
+    Key("models.convert", "c", "convert", "Convert", "make an EXL2 model of it", "models"),
+    Key("models.add", "a", "add_folder", "Add folder", "look for models in another folder", "models"),
+    Key("models.rescan", "r", "rescan", "Rescan", "look again", "models"),
     Key("models.down", "j", "move(1)", "Down", "down", "models"),
     Key("models.up", "k", "move(-1)", "Up", "up", "models"),
+    Key("hub.leave", "escape", "leave", "Back", "back: to the results, to the models", "hub", shown=True),
+    Key("hub.search", "slash", "search", "Search", "other words", "hub", shown=True),
+    Key("hub.downloads", "d", "downloads", "Downloads", "what is being downloaded", "hub", shown=True),
+    Key("hub.models", "m", "models", "Models", "what is on this machine", "hub", shown=True),
+    Key("downloads.leave", "escape", "leave", "Models", "back to the models", "downloads", shown=True),
+    Key("downloads.pause", "p", "pause", "Pause", "stop it; what is here stays", "downloads", shown=True),
+    Key("downloads.resume", "r", "resume", "Resume", "go on where it stopped", "downloads", shown=True),
+    Key("downloads.discard", "x", "discard", "Discard", "delete what is here of it", "downloads", shown=True),
+    Key("downloads.chat", "c", "chat", "Chat", "load the finished model and chat", "downloads", shown=True),
+    Key("downloads.hub", "h", "hub", "Hub", "search for another one", "downloads"),
     Key("convert.leave", "escape", "leave", "Chat", "back to the chat", "convert", shown=True),
     Key("convert.new", "n", "new", "New", "a new conversion", "convert", shown=True),
     Key("convert.pause", "p", "pause", "Pause", "pause it; what is finished is kept", "convert", shown=True),

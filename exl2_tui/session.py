@@ -51,6 +51,7 @@ class ChatSession:
         self.writing: Writing | None = None
         self.queue: list[Queued] = []
         self.converting = ""  # how far a conversion is, for the header
+        self.downloading = ""  # how far a download is
         self.chat = self._fresh_chat(settings.chat.mode, settings.chat.system)
 
     def attach(self, service: ModelService) -> None:

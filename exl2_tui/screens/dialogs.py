@@ -117,6 +117,8 @@ HELP_TITLES = {
     "composer": "Writing",
     "turn": "On a marked turn (alt+up, alt+down)",
     "models": "Models",
+    "hub": "Models: Hugging Face Hub",
+    "downloads": "Models: downloads",
     "convert": "Convert: the list",
     "wizard": "Convert: a new one",
     "job": "Convert: one conversion",

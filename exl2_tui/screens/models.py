@@ -1,109 +1,121 @@
-"""ModelsScreen: the models of this machine, what each needs, and loading one."""
+"""ModelsScreen: the models of this machine, what each needs, and what can be done with one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Footer, Input, OptionList, Static
-from textual.widgets.option_list import Option
 
-from exl2_tui.core.events import Event, ModelInfo, ModelsListed
+from exl2_tui.core.events import ModelInfo
 from exl2_tui.keymap import bindings
+from exl2_tui.models_place import CACHES, CONTEXTS, ModelsPlace
+from exl2_tui.models_state import ORDERS, matching, ordered
 from exl2_tui.screens.dialogs import LineDialog
-from exl2_tui.session import ChatSession
 from exl2_tui.state import Changes
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import Row, StatusRow
+from exl2_tui.widgets.model_details import full_facts, short_facts
+from exl2_tui.widgets.model_list import ModelList, heading
+from exl2_tui.widgets.place_tabs import PlaceTabs
 from exl2_tui.widgets.status import header, size_of, status_row
+
+SPIN_SECONDS = 0.25
 
 
 class ModelsScreen(Screen[None]):
-    """A list with a filter and the facts of the model under the cursor."""
+    """A list with a filter; the facts of the model under the cursor below it, or beside it where there is room."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("models")]
 
-    def __init__(
-        self,
-        session: ChatSession,
-        *,
-        scan: Callable[[], None],
-        load: Callable[[str], None],
-        unload: Callable[[], None],
-        add_folder: Callable[[str], None],
-    ) -> None:
+    def __init__(self, place: ModelsPlace) -> None:
         super().__init__(id="models")
-        self._session = session
-        self._scan = scan
-        self._load = load
-        self._unload = unload
-        self._add_folder = add_folder
-        self._models: tuple[ModelInfo, ...] | None = None
+        self._place = place
+        self._session = place.session
+        self._shown: list[ModelInfo] = []
 
     def compose(self) -> ComposeResult:
         yield Row(id="header")
-        yield Input(placeholder="filter by name, bits or family", compact=True, id="filter")
-        yield Row(id="columns")
-        yield OptionList(markup=False, compact=True, classes="-rows", id="list")
+        with Horizontal(id="main"):
+            with Vertical(id="left"):
+                yield PlaceTabs("models", id="tabs")
+                yield Input(placeholder="/ filter by name, bits or family", compact=True, id="filter")
+                yield Row(id="columns")
+                yield ModelList(id="list")
+            with VerticalScroll(id="side", can_focus=True):
+                yield Static("", id="full", markup=False)
         with Vertical(id="bottom"):
             yield Static("", id="details", markup=False)
             yield StatusRow(id="status")
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
+        self._spinner = self.set_interval(SPIN_SECONDS, self._draw_status, pause=True)
         self.query_one(Input).cursor_blink = False
-        self.query_one(OptionList).focus()
+        self.query_one(ModelList).focus()
         self.repaint(Changes(model=True, status=True))
         self._fill()
-        self._scan()
+        self._place.scan()
 
     def on_resize(self) -> None:
-        self._fill()
+        self.call_after_refresh(self._fill)
+
+    def on_screen_resume(self) -> None:
+        """The size may have changed under a dialog."""
+        self.call_after_refresh(self._fill)
+
+    # What it hears
 
     def repaint(self, changes: Changes) -> None:
         """Draws what changed of the model that is loaded or loading."""
         if changes.model or changes.status:
             self.query_one("#header", Row).put(*header(self._session, "Models", self.app.size.width))
-            self.query_one(StatusRow).show(*status_row(self._session, 0))
-        if changes.model and self._session.model.status in ("ready", "none"):
+            self._draw_status()
             self._fill()
         if changes.flash:
             self.query_one(StatusRow).say(changes.flash)
+        if changes.model and self._session.model.status == "failed":
+            model = self._session.model
+            self.query_one(StatusRow).say(" ".join(filter(None, (model.error, model.hint))), "$error", seconds=12)
 
-    def service_event(self, event: Event) -> None:
-        if isinstance(event, ModelsListed):
-            self._models = event.models
-            self._fill()
+    def models_changed(self) -> None:
+        self._fill()
+        self._draw_status()
+
+    # What the person does
 
     def on_input_changed(self) -> None:
         self._fill()
 
     def on_input_submitted(self) -> None:
-        self.query_one(OptionList).focus()
+        self.query_one(ModelList).focus()
+
+    def on_place_tabs_chosen(self, event: PlaceTabs.Chosen) -> None:
+        self._place.show(event.tab)
 
     def on_option_list_option_highlighted(self) -> None:
         self._show_details()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        model = self._at_cursor()
-        if model is None:
-            return
-        if model.problem:
-            self.query_one(StatusRow).say(model.problem, "$error")
-        else:
-            self._load(model.path)
+        self._load(stay=False)
+
+    def action_load_here(self) -> None:
+        self._load(stay=True)
 
     def action_leave(self) -> None:
-        """Escape empties the filter first."""
+        """Escape stops a load, then empties the filter, then closes the details, then goes to the chat."""
         box = self.query_one(Input)
-        if box.value or box.has_focus:
+        if self._session.model.status == "loading":
+            self._place.cancel_load()
+        elif box.value or box.has_focus:
             box.value = ""
-            self.query_one(OptionList).focus()
+            self.query_one(ModelList).focus()
+        elif self.has_class("-info"):
+            self.action_info()
         else:
             self.dismiss(None)
 
@@ -111,7 +123,7 @@ class ModelsScreen(Screen[None]):
         self.query_one(Input).focus()
 
     def action_move(self, step: int) -> None:
-        options = self.query_one(OptionList)
+        options = self.query_one(ModelList)
         if step > 0:
             options.action_cursor_down()
         else:
@@ -119,79 +131,143 @@ class ModelsScreen(Screen[None]):
 
     def action_rescan(self) -> None:
         self.query_one(StatusRow).say("Looking for models")
-        self._scan()
+        self._place.scan()
 
     def action_unload(self) -> None:
         if self._session.ready:
-            self._unload()
+            self._place.unload()
         else:
-            self.query_one(StatusRow).say("No model is loaded")
+            self._say("No model is loaded")
+
+    def action_info(self) -> None:
+        """Where there is room for one thing only: the details in place of the list, and back."""
+        self.toggle_class("-info")
+        self.query_one("#side" if self.has_class("-info") else ModelList).focus()
+        self.call_after_refresh(self._show_details)
+
+    def action_sort(self) -> None:
+        state = self._place.state
+        state.order = ORDERS[(ORDERS.index(state.order) + 1) % len(ORDERS)]
+        self._fill()
+
+    def action_context(self, step: int) -> None:
+        """The next smaller or larger context; below the smallest is the model's own."""
+        now = self._place.options.context
+        at = (
+            CONTEXTS.index(now)
+            if now in CONTEXTS
+            else sum(1 for one in CONTEXTS if one is not None and one < (now or 0))
+        )
+        context = CONTEXTS[max(0, min(len(CONTEXTS) - 1, at + step))]
+        self._place.choose_memory(context, self._place.options.cache)
+        self._say(f"Context {context:,}" if context is not None else "Context: each model's own, as far as it fits")
+
+    def action_cache(self) -> None:
+        kind = CACHES[(CACHES.index(self._place.options.cache) + 1) % len(CACHES)]
+        self._place.choose_memory(self._place.options.context, kind)
+        self._say(f"Cache {kind}" + (": about half the memory" if kind == "q8" else ""))
+
+    def action_verify(self) -> None:
+        if (model := self._at_cursor()) is not None:
+            self._place.verify(model)
+
+    def action_remove(self) -> None:
+        if (model := self._at_cursor()) is not None:
+            self._place.ask_remove(model)
+
+    def action_convert(self) -> None:
+        model = self._at_cursor()
+        if model is None or model.problem:
+            return
+        if model.format in ("fp16", "bf16", "fp32"):
+            self._place.convert(model)
+        else:
+            self._say(f"{model.format} is quantized already; choose an fp16 model")
+
+    def action_hub(self) -> None:
+        self._place.show("hub")
+
+    def action_downloads(self) -> None:
+        self._place.show("downloads")
 
     def action_add_folder(self) -> None:
         def named(path: str | None) -> None:
             if path is not None and path.strip():
-                self._add_folder(path.strip())
+                self._place.add_folder(path.strip())
 
         self.app.push_screen(LineDialog("Add a folder of models", "", placeholder="~/models"), named)
 
-    def _shown(self) -> list[ModelInfo]:
-        words = self.query_one(Input).value.lower().split()
-        return [
-            model
-            for model in self._models or ()
-            if all(word in f"{model.name} {model.family} {model.format} {model.path}".lower() for word in words)
-        ]
+    # Drawing
 
-    def _at_cursor(self) -> ModelInfo | None:
-        options = self.query_one(OptionList)
-        shown = self._shown()
-        at = options.highlighted
-        return shown[at] if at is not None and at < len(shown) else None
-
-    def _fill(self) -> None:
-        options = self.query_one(OptionList)
-        width = max(40, (options.content_size.width or 80) - 1)
-        kept = options.highlighted or 0
-        shown = self._shown()
-        name_width = width - 42
-        self.query_one("#columns", Row).put(
-            Content.styled(f"   {'NAME':<{name_width}}{'FORMAT':>16}{'SIZE':>10}{'CONTEXT':>10}", "$secondary")
-        )
-        options.set_options(Option(self._line(model, name_width)) for model in shown)
-        if shown:
-            options.highlighted = min(kept, len(shown) - 1)
-        self._show_details()
-
-    def _line(self, model: ModelInfo, name_width: int) -> Content:
-        loaded = self._session.ready and self._session.model.name == model.name
-        mark = ("✗ ", "$error") if model.problem else ("● ", "$primary") if loaded else ("  ", "")
-        name = Content(one_line(model.name, name_width - 2)).pad_right(name_width)
-        name = name[: max(0, name_width)]
-        context = f"{model.context:,}" if model.context else ""
-        facts = f"{one_line(model.format, 15):>16}{size_of(model.size_bytes):>10}{context:>10}"
-        return Content.assemble(mark, name, (facts, "$secondary"))
-
-    def _show_details(self) -> None:
-        details = self.query_one("#details", Static)
+    def _load(self, *, stay: bool) -> None:
         model = self._at_cursor()
         if model is None:
-            if self._models is None:
+            return
+        if model.problem:
+            self.query_one(StatusRow).say(model.problem, "$error")
+        else:
+            self._place.load(model.path, stay=stay)
+
+    def _say(self, text: str) -> None:
+        self.query_one(StatusRow).say(text)
+
+    def _at_cursor(self) -> ModelInfo | None:
+        path = self.query_one(ModelList).at_cursor
+        return next((model for model in self._shown if model.path == path), None)
+
+    def _draw_status(self) -> None:
+        status = self._session.model.status
+        if status == "loading":
+            self._spinner.resume()
+        else:
+            self._spinner.pause()
+        if status in ("loading", "failed"):
+            ticks = int(self._place.clock() / SPIN_SECONDS)
+            self.query_one(StatusRow).show(*status_row(self._session, ticks))
+            return
+        listed = self._place.state.listed
+        left = Content.styled("  Looking for models", "$secondary")
+        if self._place.state.scanning and self._place.state.reading:
+            left = Content.styled(f"  Reading {one_line(self._place.state.reading, 40)}", "$primary")
+        elif listed is not None:
+            left = Content.styled(
+                f"  models {size_of(listed.disk_bytes)} · {size_of(listed.free_disk)} free on disk"
+                + (f" · {size_of(listed.available)} memory free" if listed.available is not None else ""),
+                "$secondary",
+            )
+        self.query_one(StatusRow).show(left, Content(""))
+
+    def _fill(self) -> None:
+        options = self.query_one_optional(ModelList)
+        if options is None:  # not yet, or no longer, on the screen
+            return
+        state = self._place.state
+        models = ordered(state.listed.models, state.order) if state.listed is not None else []
+        self._shown = matching(models, self.query_one(Input).value)
+        used = max(models, key=lambda model: model.used, default=None)
+        options.show(self._shown, self._session, used.path if used is not None and used.used else "")
+        self.query_one("#columns", Row).put(heading(options.room, state.listed))
+        counts = {"models": len(models), "downloads": sum(1 for one in state.downloads.values() if one.active)}
+        self.query_one(PlaceTabs).show(counts, Content.styled(f"sort: {state.order}  ", "$secondary"))
+        self._show_details()
+
+    def _show_details(self) -> None:
+        short = self.query_one("#details", Static)
+        full = self.query_one("#full", Static)
+        model = self._at_cursor()
+        state = self._place.state
+        if model is None:
+            if state.listed is None:
                 text = "Looking for models"
-            elif self._models:
+            elif state.listed.models:
                 text = "No model matches the filter. esc clears it."
             else:
-                text = "No models found. a adds a folder of model directories."
-            details.update(Content.styled(text, "$secondary"))
+                text = "No models found. a adds a folder of models, h finds some on the Hub."
+            short.update(Content.styled(text, "$secondary"))
+            full.update(Content(""))
             return
-        lines = [
-            Content.assemble((one_line(model.name), "bold"), (f"   {one_line(model.source)}", "$secondary")),
-            Content(one_line(model.path)),
-            Content.styled(
-                f"{one_line(model.family)} · {one_line(model.format)} · {model.bits_per_weight:.2f} bits per weight · "
-                f"{size_of(model.size_bytes)} · context {model.context:,}",
-                "$secondary",
-            ),
-        ]
-        if model.problem:
-            lines.append(Content.styled(f"✗ {one_line(model.problem)}", "$error"))
-        details.update(Content("\n").join(lines))
+        self._place.look(model)
+        detail = state.details.get(model.path)
+        now = self._place.wall_clock()
+        short.update(short_facts(model, detail, state.listed, now))
+        full.update(full_facts(model, detail, state.listed, max(30, full.content_size.width or 40), now))

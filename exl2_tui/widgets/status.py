@@ -33,8 +33,9 @@ def model_label(session: ChatSession) -> str:
 def header(session: ChatSession, place: str = "Chat", width: int = 80) -> tuple[Content, Content]:
     """Places and, where `width` leaves room, the chat's title left; model and mode right."""
     names: list[tuple[str, str]] = []
+    badges = {"Convert": session.converting, "Models": session.downloading}
     for name in PLACES:
-        done = f" {session.converting}" if name == "Convert" and session.converting else ""
+        done = f" {badges[name]}" if badges.get(name) else ""
         names.append((f" {name}{done} ", "bold $primary" if name == place else "$primary" if done else "$secondary"))
     left = Content.assemble(*names)
     right = _model_and_mode(session, with_format=True)

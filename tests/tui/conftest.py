@@ -11,6 +11,7 @@ from textual.widgets import Input, TextArea
 from exl2_tui.app import Exl2App
 from exl2_tui.settings import Settings
 from tests.tui.fakes import FakeClock, FakeService
+from tests.tui.model_fakes import FakeModels
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,7 @@ def make_app() -> MakeApp:
     def make(settings: Settings | None = None, **options: object) -> Exl2App:
         options.setdefault("clock", FakeClock())
         options.setdefault("wall_clock", FakeClock(1_700_000_000.0))
+        options.setdefault("models_factory", FakeModels)
         return Exl2App(FakeService, settings or Settings(), model="nano-chat", **options)  # type: ignore[arg-type]
 
     return make

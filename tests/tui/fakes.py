@@ -129,6 +129,7 @@ class FakeService:
                 seconds=0.4,
                 device="cpu",
                 kernels="avx2",
+                path=f"/models/{name}",
             )
         )
 

@@ -1,4 +1,4 @@
-"""Models, settings, sampler and the command palette."""
+"""Settings, sampler and the command palette."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 from textual.command import CommandPalette
-from textual.widgets import Input, OptionList, Select, Static
+from textual.widgets import Select, Static
 
 from exl2_tui.core.errors import ConfigError
-from exl2_tui.core.requests import LoadOptions, SamplerSettings
+from exl2_tui.core.requests import SamplerSettings
 from exl2_tui.screens.form import FieldRow, FormScreen
-from exl2_tui.screens.models import ModelsScreen
 from exl2_tui.settings import Settings, load_settings
 from exl2_tui.settings_form import GROUPS, PRESETS, is_default, text_of, with_text
-from exl2_tui.widgets.bars import StatusRow
 from tests.tui.conftest import MakeApp
 from tests.tui.driver import ChatDriver, until
 
@@ -112,57 +110,6 @@ async def test_settings_change_the_theme_at_once(make_app: MakeApp, home: Path) 
         assert len(list(pilot.app.screen.walk_children())) <= 600
         await pilot.press("escape")
         await until(lambda: load_settings(home)[0].appearance.theme == "light")
-
-
-async def test_a_model_is_picked_loaded_and_remembered(make_app: MakeApp, home: Path) -> None:
-    async with make_app().run_test(size=(80, 24)) as pilot:
-        chat = ChatDriver(pilot)
-        await chat.start()
-        await pilot.press("f3")
-        await until(lambda: isinstance(pilot.app.screen, ModelsScreen))
-        options = pilot.app.screen.query_one(OptionList)
-        await until(lambda: options.option_count == 4)
-        await pilot.pause()
-        lines = [str(options.get_option_at_index(number).prompt) for number in range(4)]
-        assert lines[0].startswith("● nano-chat") and "EXL2 4.00 bpw" in lines[0] and "9.3 MB" in lines[0]
-        assert "TinyLlama [1.1B]" in lines[1] and lines[3].startswith("✗ broken[2J")
-        await pilot.press("end", "enter")
-        assert "config.json is missing" in pilot.app.screen.query_one(StatusRow).plain
-        await pilot.press("slash", *"qwen", "enter")
-        await pilot.pause()
-        assert options.option_count == 1
-        assert "65.5 GB" in str(pilot.app.screen.query_one("#details", Static).render())
-        await pilot.press("enter")
-        await until(lambda: len(chat.service.loads) == 2)
-        assert chat.service.loads[-1] == ("/models/qwen", LoadOptions())
-        assert pilot.app.screen is chat.chat_screen
-        chat.service.loaded("Qwen2.5-32B-Instruct")
-        await until(lambda: load_settings(home)[0].models.last == "/models/qwen")
-        assert "Qwen2.5-32B-Instruct" in chat.header
-
-
-async def test_unload_and_folders(make_app: MakeApp, home: Path) -> None:
-    async with make_app().run_test(size=(80, 24)) as pilot:
-        chat = ChatDriver(pilot)
-        await chat.start()
-        await pilot.press("ctrl+o")
-        await until(lambda: isinstance(pilot.app.screen, ModelsScreen))
-        await pilot.press("u")
-        await until(lambda: not chat.app.session.ready)
-        scans = chat.service.scans
-        await pilot.press("a")
-        await pilot.pause()
-        await pilot.press(*"/more", "enter")
-        await until(lambda: chat.service.scans == scans + 1)
-        assert load_settings(home)[0].models.directories == ("/more",)
-        await pilot.press("slash", *"x", "escape")
-        await pilot.pause()
-        assert pilot.app.screen.query_one(Input).value == ""
-        await pilot.press("escape")
-        await until(lambda: pilot.app.screen is chat.chat_screen)
-        await pilot.press(*"hi", "enter")
-        await pilot.pause()
-        assert "hi" in chat.queue
 
 
 async def test_palette_runs_actions(make_app: MakeApp) -> None:

@@ -85,7 +85,7 @@ async def system_prompt(chat: ChatDriver) -> None:
 async def models(chat: ChatDriver) -> None:
     await chat.start()
     await chat.pilot.press("f3")
-    await until(lambda: chat.service.scans)
+    await until(lambda: chat.app.models.state.listed is not None)
     await chat.settle()
     await chat.pilot.press("down")
 

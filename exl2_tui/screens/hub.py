@@ -1,0 +1,250 @@
+"""HubScreen: search the Hugging Face Hub, choose a revision, see what a download would bring."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import Screen
+from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from exl2_tui.core.model_events import HubModel, HubPlanned, HubRevisions, HubSearched
+from exl2_tui.keymap import bindings
+from exl2_tui.models_place import HubAnswer, ModelsPlace
+from exl2_tui.screens.model_dialogs import PlanDialog
+from exl2_tui.state import Changes
+from exl2_tui.text import one_line
+from exl2_tui.widgets.bars import Row, StatusRow
+from exl2_tui.widgets.hub_rows import model_heading, model_row, revision_heading, revision_row
+from exl2_tui.widgets.place_tabs import PlaceTabs
+from exl2_tui.widgets.status import SPINNER, header
+
+SPIN_SECONDS = 0.25
+FIRST = "Words of a name, such as: llama 8b exl2"
+
+
+class HubScreen(Screen[None]):
+    """Results, then the revisions of one of them, then the plan of a download."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("hub")]
+
+    def __init__(self, place: ModelsPlace) -> None:
+        super().__init__(id="hub")
+        self._place = place
+        self._found: HubSearched | None = None
+        self._repo = ""  # whose revisions are shown
+        self._revisions: HubRevisions | None = None
+        self._waiting = ""  # what is being asked
+        self._wrong: tuple[str, str] = ("", "")
+
+    def compose(self) -> ComposeResult:
+        yield Row(id="header")
+        yield PlaceTabs("hub", id="tabs")
+        yield Input(placeholder=FIRST, compact=True, id="filter")
+        yield Row(id="columns")
+        yield OptionList(markup=False, compact=True, classes="-rows", id="list")
+        with Vertical(id="bottom"):
+            yield Static("", id="details", markup=False)
+            yield StatusRow(id="status")
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self._spinner = self.set_interval(SPIN_SECONDS, self._draw_status, pause=True)
+        self.query_one(Input).cursor_blink = False
+        self.query_one(Input).focus()
+        self.repaint(Changes(model=True))
+        self._fill()
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._fill)
+
+    def on_screen_resume(self) -> None:
+        """The size may have changed under a dialog."""
+        self.call_after_refresh(self._fill)
+
+    # What it hears
+
+    def repaint(self, changes: Changes) -> None:
+        if changes.model or changes.status:
+            self.query_one("#header", Row).put(*header(self._place.session, "Models", self.app.size.width))
+        if changes.flash:
+            self.query_one(StatusRow).say(changes.flash)
+
+    def models_changed(self) -> None:
+        self._draw_tabs()
+
+    def hub_answered(self, event: HubAnswer) -> None:
+        self._waiting = ""
+        self._wrong = (event.error, event.hint)
+        if isinstance(event, HubSearched):
+            self._found, self._repo, self._revisions = event, "", None
+            if event.models:
+                self.query_one("#list").focus()
+        elif isinstance(event, HubRevisions):
+            self._revisions = event
+            self._waiting = "" if event.done else f"looking at the revisions of {event.repo}"
+        elif event.plan is not None:
+            self._ask(event)
+        self._fill()
+
+    # What the person does
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        words = event.value.strip()
+        if not words:
+            return
+        self._repo, self._revisions, self._found = "", None, None
+        self._waiting = f"searching for {words}"
+        self._wrong = ("", "")
+        self._place.search(words)
+        self._fill()
+
+    def on_place_tabs_chosen(self, event: PlaceTabs.Chosen) -> None:
+        self._place.show(event.tab)
+
+    def on_option_list_option_highlighted(self) -> None:
+        self._show_details()
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        at = event.option_index
+        if self._repo:
+            if self._revisions is not None and at < len(self._revisions.revisions):
+                self._plan(self._revisions.revisions[at].name)
+            return
+        if self._found is not None and at < len(self._found.models):
+            self._repo = self._found.models[at].repo
+            self._revisions = None
+            self._waiting = f"asking for the revisions of {self._repo}"
+            self._place.revisions(self._repo)
+            self._fill()
+
+    def action_leave(self) -> None:
+        """Back one step: from revisions to results, from results to the models."""
+        if self._waiting or self._repo:
+            self._place.nevermind()
+            self._waiting = ""
+            self._repo, self._revisions = "", None
+            self._wrong = ("", "")
+            self._fill()
+            self.query_one("#list").focus()
+        else:
+            self._place.show("models")
+
+    def action_search(self) -> None:
+        self.query_one(Input).focus()
+
+    def action_downloads(self) -> None:
+        self._place.show("downloads")
+
+    def action_models(self) -> None:
+        self._place.show("models")
+
+    def _plan(self, revision: str) -> None:
+        self._waiting = f"asking what {self._repo} {revision} holds"
+        self._wrong = ("", "")
+        self._place.plan(self._repo, revision)
+        self._draw_status()
+
+    def _ask(self, event: HubPlanned) -> None:
+        plan = event.plan
+        if plan is None:
+            return
+
+        def answered(agreed: bool | None) -> None:
+            if agreed:
+                self._place.download(plan)
+
+        self.app.push_screen(PlanDialog(plan), answered)
+
+    # Drawing
+
+    @property
+    def _room(self) -> int:
+        return max(60, (self.query_one("#list", OptionList).content_size.width or 78) - 1)
+
+    def _fill(self) -> None:
+        options = self.query_one_optional("#list", OptionList)
+        if options is None:  # not yet, or no longer, on the screen
+            return
+        kept = options.highlighted or 0
+        if self._repo:
+            rows = [revision_row(one, self._room) for one in self._revisions.revisions] if self._revisions else []
+            heading = revision_heading(self._repo, self._room)
+        else:
+            rows = [model_row(model, self._room) for model in self._found.models] if self._found else []
+            heading = model_heading(self._room) if rows else Content("")
+        self.query_one("#columns", Row).put(heading)
+        if len(rows) == options.option_count and rows:
+            for index, line in enumerate(rows):
+                options.replace_option_prompt_at_index(index, line)
+        else:
+            options.set_options(Option(line) for line in rows)
+            if rows:
+                options.highlighted = min(kept, len(rows) - 1) if self._repo and self._revisions else 0
+        self._draw_tabs()
+        self._draw_status()
+        self._show_details()
+
+    def _draw_tabs(self) -> None:
+        state = self._place.state
+        counts = {
+            "models": len(state.listed.models) if state.listed is not None else 0,
+            "downloads": sum(1 for one in state.downloads.values() if one.active),
+        }
+        self.query_one(PlaceTabs).show(counts, Content(""))
+
+    def _draw_status(self) -> None:
+        left = Content.styled("  Only names of models are sent to the Hub, nothing of yours.", "$secondary")
+        right = Content("")
+        if self._waiting:
+            self._spinner.resume()
+            spin = SPINNER[int(self._place.clock() / SPIN_SECONDS) % len(SPINNER)]
+            left = Content.styled(f"  {spin} {one_line(self._waiting, 60)}", "$primary")
+            right = Content.styled("esc gives up ", "$secondary")
+        else:
+            self._spinner.pause()
+        self.query_one(StatusRow).show(left, right)
+
+    def _show_details(self) -> None:
+        self.query_one("#details", Static).update(self._details())
+
+    def _details(self) -> Content:
+        error, hint = self._wrong
+        if error:
+            lines = [Content.styled(f"✗ {one_line(error)}", "$error")]
+            return Content("\n").join([*lines, Content.styled(one_line(hint), "$secondary")])
+        at = self.query_one("#list", OptionList).highlighted
+        if self._repo:
+            rows = self._revisions.revisions if self._revisions is not None else ()
+            if at is None or at >= len(rows):
+                return Content("")
+            if rows[at].problem:
+                return Content.styled(f"✗ {one_line(rows[at].problem)}", "$error")
+            return Content.styled("⏎ shows its files and what it needs before anything is downloaded.", "$secondary")
+        if self._found is None:
+            return Content.styled(
+                "Finds EXL2, GPTQ and float models of the architectures that can be loaded. ⏎ searches.", "$secondary"
+            )
+        if not self._found.models:
+            more = f" {self._found.skipped} of other kinds were left out." if self._found.skipped else ""
+            return Content.styled(f"Nothing that can be loaded was found.{more} / searches again.", "$secondary")
+        model = self._found.models[at] if at is not None and at < len(self._found.models) else None
+        return self._about(model) if model is not None else Content("")
+
+    def _about(self, model: HubModel) -> Content:
+        gated = " · gated: its owner gives access on request" if model.gated else ""
+        left_out = f" · {self._found.skipped} of other kinds left out" if self._found and self._found.skipped else ""
+        return Content("\n").join(
+            [
+                Content.styled(one_line(model.repo), "bold"),
+                Content.styled(
+                    f"{model.downloads:,} downloads · {model.likes:,} likes · updated {one_line(model.updated)}{gated}",
+                    "$secondary",
+                ),
+                Content.styled(f"⏎ shows its revisions with sizes{left_out}", "$secondary"),
+            ]
+        )

@@ -1,0 +1,104 @@
+"""ModelList: a row per model with what it takes and whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual.content import Content
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+
+from exl2_tui.core.events import ModelInfo
+from exl2_tui.core.model_events import LibraryListed
+from exl2_tui.session import ChatSession
+from exl2_tui.text import one_line
+from exl2_tui.widgets.bars import meter
+from exl2_tui.widgets.status import size_of
+
+FACTS = 48  # cells right of the name
+FIT_STYLES = {"yes": "$success", "tight": "$warning", "no": "$error", "unknown": "$secondary"}
+
+
+class ModelList(OptionList):
+    """Keeps the cursor on its model when the order changes."""
+
+    DEFAULT_CSS: ClassVar[str] = "ModelList { text-wrap: nowrap; text-overflow: ellipsis; }"
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id, markup=False, compact=True)
+
+    @property
+    def room(self) -> int:
+        return max(60, (self.content_size.width or 78) - 1)
+
+    @property
+    def at_cursor(self) -> str | None:
+        """The directory of the model under the cursor."""
+        if self.highlighted is None or self.highlighted >= self.option_count:
+            return None
+        return self.get_option_at_index(self.highlighted).id
+
+    def show(self, models: Sequence[ModelInfo], session: ChatSession, last: str) -> None:
+        """last: directory of the model used last."""
+        rows = [(model.path, row(model, session, self.room, last)) for model in models]
+        if [path for path, _ in rows] == [option.id for option in self.options]:
+            for index, (_, line) in enumerate(rows):
+                self.replace_option_prompt_at_index(index, line)
+            return
+        kept = self.at_cursor
+        self.set_options(Option(line, id=path) for path, line in rows)
+        if rows:
+            paths = [path for path, _ in rows]
+            self.highlighted = paths.index(kept) if kept in paths else 0
+
+
+def heading(room: int, listed: LibraryListed | None) -> Content:
+    memory = "MEMORY" if listed is None or listed.context is None else f"MEM {context_text(listed.context)}"
+    if listed is not None and listed.cache != "fp16":
+        memory += f" {listed.cache}"
+    name = f"{'NAME':<{room - FACTS - 2}}"
+    return Content.styled(f"   {name}{'FORMAT':>15}{'SIZE':>8}{'CTX':>6}{one_line(memory, 10):>11}  FITS", "$secondary")
+
+
+def row(model: ModelInfo, session: ChatSession, room: int, last: str) -> Content:
+    """One line of the list."""
+    state = state_of(model, session)
+    mark = {"loaded": ("● ", "$primary"), "loading": ("◌ ", "$primary"), "broken": ("✗ ", "$error")}.get(
+        state, ("○ ", "$secondary") if model.path == last else ("  ", "")
+    )
+    name = Content(one_line(model.name, room - FACTS - 3)).pad_right(room)[: max(0, room - FACTS - 2)]
+    context = context_text(model.context) if model.context else ""
+    facts = f"{one_line(model.format, 14):>15}{size_of(model.size_bytes):>8}{context:>6}"
+    memory = size_of(model.memory) if model.memory else ""
+    if state == "loading":
+        return Content.assemble(
+            mark, name, (facts, "$secondary"), "   ", meter(session.model.done, session.model.total, cells=14)
+        )
+    return Content.assemble(mark, name, (facts, "$secondary"), f"{memory:>11}  ", fit_word(model, state))
+
+
+def state_of(model: ModelInfo, session: ChatSession) -> str:
+    """ "loaded", "loading", "broken" or ""."""
+    loaded = session.model
+    if loaded.status == "ready" and loaded.info is not None:
+        same = loaded.info.path == model.path if loaded.info.path else loaded.info.model == model.name
+        if same:
+            return "loaded"
+    if loaded.status == "loading" and loaded.name == model.path:
+        return "loading"
+    return "broken" if model.problem else ""
+
+
+def fit_word(model: ModelInfo, state: str) -> tuple[str, str]:
+    """The last column, with its style."""
+    if state == "loaded":
+        return "loaded", "$primary"
+    if state == "broken":
+        return "broken", "$error"
+    return ("" if model.fits == "unknown" else model.fits), FIT_STYLES[model.fits]
+
+
+def context_text(tokens: int) -> str:
+    """ "8k" for 8192, "1,000" for 1000."""
+    return f"{tokens // 1024}k" if tokens >= 1024 and tokens % 1024 == 0 else f"{tokens:,}"

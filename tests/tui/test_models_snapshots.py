@@ -1,0 +1,150 @@
+"""What the Models place looks like at both sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from textual.pilot import Pilot
+
+from exl2_tui.core.model_events import FileCheck, HubSearched, TensorFault, VerifyProgress
+from exl2_tui.settings import Settings
+from tests.tui.conftest import MakeApp
+from tests.tui.driver import ChatDriver, until
+from tests.tui.model_fakes import FakeModels, verified
+from tests.tui.test_models import ModelsDriver, removal
+
+Scene = Callable[[ModelsDriver], Awaitable[None]]
+SIZES = [(80, 24), (120, 40)]
+
+
+async def info(seen: ModelsDriver) -> None:
+    await seen.at("CodeLlama")
+    await seen.press("i")
+
+
+async def too_large(seen: ModelsDriver) -> None:
+    await seen.press("plus", "plus", "plus", "plus", "t")
+    await seen.at("Qwen")
+
+
+async def loading(seen: ModelsDriver) -> None:
+    await seen.at("CodeLlama")
+    await seen.press("l")
+    seen.chat.service.progress(9_000_000)
+
+
+async def verifying(seen: ModelsDriver) -> None:
+    await seen.at("CodeLlama")
+    await seen.press("v")
+    seen.app.push_event(VerifyProgress("/models/codellama", 5 * 10**9, 20 * 10**9, "hash of output.safetensors"))
+
+
+async def damaged(seen: ModelsDriver) -> None:
+    await verifying(seen)
+    faults = (
+        TensorFault("model.layers.3.mlp.up_proj.q_scale_max", "2 x NaN among 1,376 values"),
+        TensorFault("model.layers.40.self_attn.k_proj", "expected shape [1024, 8192], found [1024, 4096]"),
+    )
+    files = (
+        FileCheck("config.json", 900, "ok", "SHA256SUMS"),
+        FileCheck("notes.txt", 900, "unknown", "no hash to compare with"),
+        FileCheck("output-00002-of-00003.safetensors", 900, "damaged", "expected 0123456789ab…, found ba9876543210…"),
+    )
+    seen.app.push_event(verified("/models/codellama", faults=faults, files=files))
+
+
+async def sound(seen: ModelsDriver) -> None:
+    await verifying(seen)
+    seen.app.push_event(verified("/models/codellama"))
+
+
+async def remove(seen: ModelsDriver) -> None:
+    await seen.at("CodeLlama")
+    seen.app.push_event(removal("/models/codellama", "CodeLlama-34B-Instruct"))
+
+
+async def remove_by_name(seen: ModelsDriver) -> None:
+    await seen.at("Qwen")
+    note = "1 folder stays: only the files of the model go"
+    seen.app.push_event(removal("/models/qwen", "Qwen2.5-32B-Instruct", kind="directory", note=note))
+
+
+async def hub_results(seen: ModelsDriver) -> None:
+    await seen.press("h")
+    await seen.press(*"llama", "enter")
+
+
+async def hub_revisions(seen: ModelsDriver) -> None:
+    await hub_results(seen)
+    await seen.press("enter")
+    await seen.press("down")
+
+
+async def hub_plan(seen: ModelsDriver) -> None:
+    await hub_revisions(seen)
+    await seen.press("enter")
+
+
+async def hub_offline(seen: ModelsDriver) -> None:
+    await seen.press("h")
+    seen.fake.answering = False
+    await seen.press(*"llama", "enter")
+    seen.app.push_event(
+        HubSearched(
+            seen.app.models._token,
+            "llama",
+            (),
+            0,
+            "the Hub at https://huggingface.co cannot be reached: Temporary failure in name resolution",
+            "Check the network connection; a download goes on where it stopped",
+        )
+    )
+
+
+async def downloads(seen: ModelsDriver) -> None:
+    await hub_plan(seen)
+    await seen.press("enter")
+    seen.fake.finish("TinyLlama-1.1B-Chat-exl2")
+    seen.fake.fail("the disk is full", "Free some space", "Mixtral-8x7B-exl2-3.5bpw")
+    seen.fake.progress(0.48)
+
+
+SCENES: list[tuple[Scene, str]] = [(info, "dark"), (info, "light"), (info, "nocolor"), (too_large, "dark")]
+SCENES += [(downloads, "light"), (downloads, "nocolor")]
+SCENES += [
+    (scene, "dark")
+    for scene in (
+        loading, verifying, damaged, sound, remove, remove_by_name, hub_results, hub_revisions, hub_plan, hub_offline,
+        downloads,
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES, ids=["80x24", "120x40"])
+@pytest.mark.parametrize(("scene", "look"), SCENES, ids=[f"{scene.__name__}-{look}" for scene, look in SCENES])
+def test_look(
+    scene: Scene,
+    look: str,
+    size: tuple[int, int],
+    make_app: MakeApp,
+    snap_compare: Callable[..., bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if look == "nocolor":
+        monkeypatch.setenv("NO_COLOR", "1")
+    app = make_app(Settings(), theme="exl2-light" if look == "light" else "exl2-dark", models_factory=FakeModels)
+
+    async def play(pilot: Pilot[None]) -> None:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        await pilot.press("f3")
+        seen = ModelsDriver(chat)
+        await until(lambda: seen.app.models.state.listed is not None)
+        await chat.settle()
+        await scene(seen)
+        await chat.settle()
+        await chat.settle()
+
+    assert snap_compare(app, terminal_size=size, run_before=play)
