@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from support.compiled import compile_cpp
 from support.cubin import Kernel, kernels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,3 +141,24 @@ def test_only_the_stable_interface_of_torch_is_used(library: Path) -> None:
     libraries = set(re.findall(r"NEEDED.*\[([\w+.-]+)\]", needed))
     assert "libtorch.so" in libraries
     assert not [name for name in libraries if "cuda" in name or "python" in name or name.startswith("libtorch_")]
+
+
+@pytest.mark.slow
+def test_torch_takes_the_library_and_its_operations(library: Path, tmp_path: Path) -> None:
+    """In a process of its own, with a stand-in for the one symbol that only a torch with CUDA has."""
+    if torch.version.cuda is None:
+        compile_cpp(tmp_path, 'extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }')
+    program = f"""
+import ctypes, pathlib, torch
+stand_in = pathlib.Path({str(tmp_path / "source.so")!r})
+if stand_in.exists():
+    ctypes.CDLL(str(stand_in), mode=ctypes.RTLD_GLOBAL)
+torch.ops.load_library({str(library)!r})
+from exl2_tui.core.model.cuda.library import NEWEST_OP
+for name in ("repack", "dequantize", "decode_step", "quant_round", "quant_search", "prompt_rope", "prompt_silu"):
+    assert hasattr(torch.ops.exl2_cuda, name), name
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"exl2_cuda::{{name}}", "CUDA"), name
+assert hasattr(torch.ops.exl2_cuda, NEWEST_OP)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
 import torch
+from support.compiled import compile_cpp
 
+from exl2_tui.core.model.cuda.decoder import LAYER_FORMAT, MAX_STEP, MODEL_FORMAT
 from exl2_tui.core.model.cuda.linear import HEADER_BYTES, WARPS, cut_segments, empty_linear
 
 CPU = torch.device("cpu")
@@ -58,3 +61,22 @@ def test_stored_bytes_are_those_of_the_codes_and_one_header_per_segment() -> Non
     linear = empty_linear("exl2", [(4, 4)] * 32, 64, CPU)
     assert linear.codes.numel() == 2 * 32 * (4 * 512 + HEADER_BYTES["exl2"])
     assert all(start % 16 == 0 for start in linear.starts)
+
+
+def test_structs_have_the_sizes_that_are_packed(tmp_path: Path) -> None:
+    library = compile_cpp(
+        tmp_path,
+        """
+        #include "plan.h"
+        using namespace exl2::cuda;
+        extern "C" int model_bytes() { return sizeof(Model); }
+        extern "C" int layer_bytes() { return sizeof(Layer); }
+        extern "C" int linear_bytes() { return sizeof(Linear); }
+        extern "C" int most_tokens() { return kMaxTokens; }
+        extern "C" int warps() { return kWarps; }
+        """,
+    )
+    assert library.model_bytes() == struct.calcsize(MODEL_FORMAT)
+    assert library.layer_bytes() == struct.calcsize(LAYER_FORMAT)
+    assert library.linear_bytes() == len(empty_linear("exl2", [(4, 4)], 32, CPU).plan())
+    assert (library.most_tokens(), library.warps()) == (MAX_STEP, WARPS)

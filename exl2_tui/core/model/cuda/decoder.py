@@ -16,6 +16,8 @@ from exl2_tui.core.model.rope import rope_table
 
 MAX_STEP = 8
 HEADS_AT_ONCE = 2  # csrc/cuda/attention.cuh
+MODEL_FORMAT = "<9q2d15Q3q"  # struct Model of csrc/cuda/plan.h
+LAYER_FORMAT = "<4Q3q2Q"  # struct Layer
 
 
 class CudaLayer(NamedTuple):
@@ -90,7 +92,7 @@ class Decoder:
             zeros(1, dtype=torch.int64),
         )
         plan = struct.pack(
-            "<9q2d15Q3q",
+            MODEL_FORMAT,
             len(layers),
             config.hidden_size,
             config.intermediate_size,
@@ -223,7 +225,7 @@ def _plan_layer(config: ModelConfig, index: int, layer: CudaLayer, cache: KVCach
     norms = (layer.attention_norm, layer.mlp_norm, layer.q_norm, layer.k_norm)
     strides = (config.head_dim if norm is not None and norm.dim() == 2 else 0 for norm in norms[2:])
     return struct.pack(
-        "<4Q3q2Q",
+        LAYER_FORMAT,
         *(0 if norm is None else norm.data_ptr() for norm in norms),
         *strides,
         config.window(index) or 0,
