@@ -74,7 +74,7 @@ def plan_load(checkpoint: ModelDirectory, config: ModelConfig, options: LoadOpti
             return plan
         unused = "the model does not fit into its free memory"
     plan = _plan_cpu(checkpoint, config, options, inventory)
-    return plan if plan.reason else replace(plan, reason=f"the GPU is not used: {unused}")
+    return replace(plan, reason="; ".join(filter(None, (plan.reason, f"the GPU is not used: {unused}"))))
 
 
 def load_model(
