@@ -170,14 +170,15 @@ class ModelsService:
         self._enqueue(name, stored, repo, revision)
 
     def stop_download(self, name: str) -> None:
-        """Stops it; what is here stays. Answer: DownloadEnded."""
+        """Stops it; what is here stays. Answer: DownloadEnded, at once, also where the Hub lets its thread wait."""
         with self._lock:
             waiting = name in self._downloads
+            running = self._download is not None and self._download[0] == name
             if waiting:
                 self._downloads.remove(name)
-            elif self._download is not None and self._download[0] == name:
+            elif self._download is not None and running:
                 self._download[1].cancel()
-        if waiting:
+        if waiting or running:
             self._post(DownloadEnded(name, "", ""))
 
     def discard(self, name: str) -> None:
@@ -208,7 +209,8 @@ class ModelsService:
 
     def _enqueue(self, name: str, plan: Callable[[], DownloadPlan], repo: str = "", revision: str = "") -> None:
         with self._lock:
-            if name in self._downloads or (self._download is not None and self._download[0] == name):
+            running = self._download is not None and self._download[0] == name and not self._download[1].cancelled
+            if name in self._downloads or running:
                 return
             self._downloads.append(name)
         self._fetches.put(lambda: self._fetch(name, plan, repo, revision))
@@ -220,11 +222,14 @@ class ModelsService:
                 return  # stopped before it began
             self._downloads.remove(name)
             self._download = name, token
+        events = _guarded(
+            lambda: self._source().download(plan(), token),
+            lambda message, hint: DownloadEnded(name, repo, revision, message, hint),
+        )
         try:
-            self._tell(
-                lambda: self._source().download(plan(), token),
-                lambda message, hint: DownloadEnded(name, repo, revision, message, hint),
-            )
+            for event in events:
+                if not token.cancelled:  # its end was told when it was stopped
+                    self._post(event)
         finally:
             with self._lock:
                 self._download = None

@@ -39,6 +39,7 @@ from exl2_tui.core.model_events import (
 TRIES = 5  # without a byte in between
 REPORT_SECONDS = 0.1
 SPEED_SECONDS = 5.0
+SPEED_FROM = (0.5, 256 << 10)  # seconds and bytes from which a speed means something
 PLAN = ".json"
 LOCK = ".lock"
 
@@ -222,10 +223,7 @@ class _Run:
 
     def _progress(self, index: int, file: RemoteFile, have: int, step: DownloadStep) -> DownloadProgress:
         done = min(self._plan.total, self._done + have)
-        speed = 0.0
-        if len(self._received) > 1:
-            seconds = self._received[-1][0] - self._received[0][0]
-            speed = sum(count for _, count in list(self._received)[1:]) / seconds if seconds > 0 else 0.0
+        speed = self._speed()
         return DownloadProgress(
             id=Path(self._plan.folder).name,
             repo=self._plan.repo,
@@ -241,6 +239,14 @@ class _Run:
             speed=speed,
             seconds_left=(self._plan.total - done) / speed if speed > 0 else None,
         )
+
+    def _speed(self) -> float:
+        """Bytes per second over the last seconds; 0 while small files say more about the Hub than about the network."""
+        if not self._received:
+            return 0.0
+        seconds = self._received[-1][0] - self._received[0][0]
+        count = sum(size for _, size in self._received) - self._received[0][1]
+        return count / seconds if seconds >= SPEED_FROM[0] and count >= SPEED_FROM[1] else 0.0
 
 
 _AGAIN = "Start the download again; if it fails again, the repository or something on the way is broken"
