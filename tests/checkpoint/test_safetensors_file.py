@@ -1,4 +1,4 @@
-"""Mapped tensors and the writer: views without copies, memory given back, files that change, bytes that repeat."""
+"""Tensors read and mapped, and the writer: files that change or are cut short while in use, bytes that repeat."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 import threading
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import safetensors.torch
 import torch
 
 from exl2_tui.core.checkpoint import TensorSource, open_file, write_file
+from exl2_tui.core.checkpoint import safetensors as safetensors_file
+from exl2_tui.core.checkpoint.safetensors import SafetensorsFile
 from exl2_tui.core.errors import CheckpointError, MemoryLimitError, UnsupportedError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -107,26 +110,48 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         write_file(tmp_path / "absent" / "m", {"a": torch.zeros(4)})
 
 
-def test_views_share_the_mapping_and_outlive_close(tmp_path: Path) -> None:
-    path = tmp_path / "m.safetensors"
-    write_file(path, samples())
-    file = open_file(path)
-    first, second = file.tensor("words"), file.tensor("words")
-    assert first.data_ptr() == second.data_ptr()
-    file.close()
-    path.unlink()
-    assert torch.equal(first, samples()["words"])
-    first.zero_()  # private memory: never the file's
-    assert not second.any()
-
-
-def test_writing_to_a_view_does_not_change_the_file(tmp_path: Path) -> None:
+def test_what_was_read_and_views_outlive_the_file(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     write_file(path, samples())
     before = path.read_bytes()
     file = open_file(path)
-    file.tensor("float").zero_()
+    read, view = file.tensor("words"), file.view("words")
+    read.zero_()
+    view[0] = 7  # private memory: never the file's
     assert path.read_bytes() == before
+    file.close()
+    path.unlink()
+    assert not read.any() and torch.equal(view[1:], samples()["words"][1:])
+    assert file_of(tmp_path, samples()).view("nothing").shape == (0, 8)
+
+
+def file_of(folder: Path, tensors: dict[str, torch.Tensor]) -> SafetensorsFile:
+    write_file(folder / "other.safetensors", tensors)
+    return open_file(folder / "other.safetensors")
+
+
+def test_a_file_cut_short_while_its_tensors_are_in_use_is_an_error_and_no_end(tmp_path: Path) -> None:
+    """Mapped, this would end the process: the pages behind the new end of the file are gone."""
+    size = 1 << 20
+    file = file_of(tmp_path, {name: torch.full((size,), 3, dtype=torch.int16) for name in "ab"})
+    first = file.tensor("a")
+    os.truncate(file.path, 4096)
+    assert int(first.sum()) == 3 * size
+    with pytest.raises(CheckpointError, match="changed after it was opened"):
+        file.tensor("b")
+
+
+def test_a_file_written_to_while_it_is_read_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = file_of(tmp_path, {"a": torch.zeros(1 << 16)})
+    real = safetensors_file._read_into
+
+    def meanwhile(stream: FileIO, offset: int, raw: torch.Tensor) -> int:
+        os.truncate(file.path, 4096)
+        return real(stream, offset, raw)
+
+    monkeypatch.setattr(safetensors_file, "_read_into", meanwhile)
+    with pytest.raises(CheckpointError, match="changed after it was opened"):
+        file.tensor("a")
 
 
 def test_misaligned_data_is_copied(tmp_path: Path) -> None:
@@ -154,13 +179,13 @@ def test_other_dtypes_are_an_error_only_when_read(tmp_path: Path) -> None:
         file.tensor("c")
 
 
-@pytest.mark.parametrize("mapped_before", (False, True))
+@pytest.mark.parametrize("read_before", (False, True))
 @pytest.mark.parametrize("change", ("truncate", "append", "rewrite", "replace", "delete"))
-def test_a_file_that_changed_is_noticed(tmp_path: Path, change: str, mapped_before: bool) -> None:
+def test_a_file_that_changed_is_noticed(tmp_path: Path, change: str, read_before: bool) -> None:
     path = tmp_path / "m.safetensors"
     write_file(path, samples())
     file = open_file(path)
-    if mapped_before:
+    if read_before:
         file.tensor("words")
     if change == "truncate":
         os.truncate(path, 40)
@@ -205,24 +230,21 @@ def test_a_pipe_does_not_block(tmp_path: Path) -> None:
     assert finished
 
 
-def resident_file_kib() -> int:
+def resident_kib() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssFile:"))
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssFile:", "RssAnon:")))
 
 
 @linux
-def test_release_gives_memory_back(tmp_path: Path) -> None:
-    path = tmp_path / "m.safetensors"
+def test_views_cost_nothing_untouched_and_what_was_read_is_given_back(tmp_path: Path) -> None:
     mib = 1 << 20
-    write_file(path, {name: torch.ones(16 * mib, dtype=torch.int16) for name in "ab"}, durable=False)
-    file = open_file(path)
-    start = resident_file_kib()
-    a, b = file.tensor("a"), file.tensor("b")
-    assert resident_file_kib() - start < 4096  # nothing is read before it is touched
-    total = int(a.sum()) + int(b.sum())
-    assert resident_file_kib() - start > 60_000
-    file.release("a")
-    assert 28_000 < resident_file_kib() - start < 40_000
-    file.release("b")
-    assert resident_file_kib() - start < 4096
-    assert int(a.sum()) + int(b.sum()) == total == 32 * mib
+    file = file_of(tmp_path, {name: torch.ones(48 * mib, dtype=torch.int16) for name in "ab"})
+    start = resident_kib()
+    a, b = file.view("a"), file.view("b")
+    assert resident_kib() - start < 8192
+    assert int(a.sum()) == 48 * mib and resident_kib() - start > 90_000
+    del a, b
+    assert resident_kib() - start < 8192
+    for name in "ab":
+        assert int(file.tensor(name).sum()) == 48 * mib
+        assert resident_kib() - start < 8192

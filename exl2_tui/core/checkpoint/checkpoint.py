@@ -18,7 +18,7 @@ from torch import Tensor
 
 from exl2_tui.core.checkpoint.gptq_settings import GptqSettings
 from exl2_tui.core.checkpoint.header import MAX_HEADER_BYTES, MAX_TENSORS, TensorInfo
-from exl2_tui.core.checkpoint.linears import LINEAR_TENSORS, read_linear
+from exl2_tui.core.checkpoint.linears import read_linear
 from exl2_tui.core.checkpoint.safetensors import SafetensorsFile, open_file
 from exl2_tui.core.errors import CheckpointError, NotFoundError, ShapeError, UnsupportedError
 from exl2_tui.core.formats import LinearWeight
@@ -42,7 +42,7 @@ _INDEXED = re.compile(rb':\s*"([\w.+-]{1,200}\.safetensors)"')
 
 
 class Checkpoint:
-    """An opened model directory. Tensors are views of mapped files, valid also after close()."""
+    """An opened model directory. What was read stays after close(). Used by one thread at a time."""
 
     def __init__(self, path: Path, config: dict[str, object], owners: dict[str, SafetensorsFile]) -> None:
         self.path = path
@@ -102,7 +102,7 @@ class Checkpoint:
         return self._owner(name).tensors[name]
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
-        """A view of the file; do not write to it. With `shape`, raises CheckpointError for any other.
+        """The tensor, read into memory of its own. With `shape`, raises CheckpointError for any other.
 
         Raises CheckpointError if it is missing, UnsupportedError for a dtype no weight has.
         """
@@ -139,13 +139,7 @@ class Checkpoint:
         return self._gptq_settings
 
     def release(self, name: str) -> None:
-        """Gives back the memory that reading took: of one tensor, or of a linear layer named by its prefix.
-
-        Views stay valid; touching them reads the file again. Unknown names are fine.
-        """
-        for full in (name, *(f"{name}.{suffix}" for suffix in LINEAR_TENSORS)):
-            if full in self._owners:
-                self._owners[full].release(full)
+        """For sources that count what was copied: here there is nothing to give back, what was read is the reader's."""
 
     def close(self) -> None:
         for file in self._files:

@@ -1,7 +1,9 @@
-"""Safetensors files in both directions: tensors as views of a mapped file, and a streaming writer.
+"""Safetensors files in both directions: tensors read one by one, views of a mapped file, and a streaming writer.
 
-No copy is made while reading: a tensor is a window into the mapped file and costs memory only once it is touched.
-release() gives that memory back after a tensor was repacked.
+A model's tensors are read into memory of their own, not mapped: when another program cuts a mapped file short, touching
+what is gone ends the process (SIGBUS), while a read that comes back short is an error like any other. It costs nothing,
+since whoever reads a weight repacks it and drops what was read. Mapped are only files that nobody but this program
+writes and that may be larger than the memory: the states of a conversion.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ import mmap
 import os
 import stat
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,14 +41,13 @@ READABLE = {
 }
 _NAMES = {dtype: name for name, dtype in READABLE.items()}
 _ALIGNMENT = 8
-_WRITE_BYTES = 16 << 20
+_PIECE_BYTES = 16 << 20
 
 
 class SafetensorsFile:
-    """One file, its header validated; the data is mapped at the first read.
+    """One file, its header validated; open from the first read to `close`. Used by one thread at a time.
 
-    A file that another program truncates in place while its tensors are in use ends this process (SIGBUS); replacing
-    it by renaming, as downloaders do, is harmless. Changes between two reads are noticed.
+    Every read notices a file that is no longer the one that was opened.
     """
 
     def __init__(self, path: Path, tensors: dict[str, TensorInfo], identity: tuple[int, ...]) -> None:
@@ -51,67 +55,82 @@ class SafetensorsFile:
         self.tensors = tensors
         self.header_bytes = identity[-1] - sum(info.nbytes for info in tensors.values())
         self._identity = identity
-        self._map: mmap.mmap | None = None
+        self._stream: FileIO | None = None
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor as a view of the file; do not write to it. Only one that lies misaligned in the file is copied.
+        """The tensor, read into memory of its own.
 
         Raises CheckpointError if it is missing or the file changed, UnsupportedError for a dtype no weight has.
         """
-        info = self._info(name)
+        info, dtype = self._typed(name)
+        raw = torch.empty(info.nbytes, dtype=torch.uint8)
+        with self._unchanged() as stream:
+            whole = _read_into(stream, info.offset, raw) == info.nbytes
+            if not whole or _identity(os.fstat(stream.fileno())) != self._identity:  # cut short, or being written
+                raise self._changed()
+        return raw.view(dtype).reshape(info.shape)
+
+    def source(self, name: str) -> TensorSource:
+        """The tensor, read only when its turn to be written comes. Raises as `tensor`."""
+        info, dtype = self._typed(name)
+        return TensorSource(dtype, info.shape, partial(self.tensor, name))
+
+    def view(self, name: str) -> Tensor:
+        """The tensor as a view of the mapped file, which costs memory only where it is touched; do not write to it.
+
+        Only for files that no other program writes: one that is cut short while the view is in use ends this process.
+        It stays valid after `close`. Raises as `tensor`, and CheckpointError for data not aligned to its dtype.
+        """
+        info, dtype = self._typed(name)
+        if info.nbytes == 0:
+            return torch.empty(info.shape, dtype=dtype)
+        if info.offset % dtype.itemsize:
+            raise CheckpointError("expected aligned data, found some that is not", file=self.path, tensor=name)
+        with self._unchanged() as stream:
+            data = _map(stream, self._identity[-1])
+        count = info.nbytes // dtype.itemsize
+        return torch.frombuffer(data, dtype=dtype, count=count, offset=info.offset).reshape(info.shape)
+
+    def close(self) -> None:
+        """Lets go of the file; what was read from it stays."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _typed(self, name: str) -> tuple[TensorInfo, torch.dtype]:
+        """Where a tensor lies, and its dtype."""
+        if name not in self.tensors:
+            raise CheckpointError("expected this tensor, found none of its name", file=self.path, tensor=name)
+        info = self.tensors[name]
         dtype = READABLE.get(info.dtype)
         if dtype is None:
             raise UnsupportedError(
                 f"expected a dtype of {', '.join(READABLE)}, found {info.dtype}", file=self.path, tensor=name
             )
-        if info.nbytes == 0:
-            return torch.empty(info.shape, dtype=dtype)
-        data = self._mapped()
-        if info.offset % dtype.itemsize:  # early writers did not pad the header
-            raw = torch.frombuffer(data, dtype=torch.uint8, count=info.nbytes, offset=info.offset)
-            return raw.clone().view(dtype).reshape(info.shape)
-        count = info.nbytes // dtype.itemsize
-        return torch.frombuffer(data, dtype=dtype, count=count, offset=info.offset).reshape(info.shape)
+        return info, dtype
 
-    def release(self, name: str) -> None:
-        """Gives back the memory that reading this tensor took. Views stay valid and read from the file again."""
-        info = self._info(name)
-        if self._map is None or info.nbytes == 0 or not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
-
-    def close(self) -> None:
-        """Lets go of the file. It stays mapped until the last tensor read from it is gone."""
-        self._map = None
-
-    def _info(self, name: str) -> TensorInfo:
-        if name not in self.tensors:
-            raise CheckpointError("expected this tensor, found none of its name", file=self.path, tensor=name)
-        return self.tensors[name]
-
-    def _mapped(self) -> mmap.mmap:
-        """The file's bytes, private to this process: a stray write changes our copy and never the file."""
+    @contextmanager
+    def _unchanged(self) -> Iterator[FileIO]:
+        """The open file, still the one whose header was read. Raises CheckpointError, also for OSErrors inside."""
         try:
-            if self._map is None:
-                with _open_regular(self.path) as (stream, identity):
-                    self._check_unchanged(identity)
-                    self._map = _map(stream, identity[-1])
-            else:
-                self._check_unchanged(_identity(self.path.stat()))
+            if self._stream is None:
+                self._stream = _open_regular(self.path)
+                weakref.finalize(self, self._stream.close)
+            if not self._identity == _identity(self.path.stat()) == _identity(os.fstat(self._stream.fileno())):
+                raise self._changed()
+            yield self._stream
         except OSError as error:
             raise _unreadable(self.path, error) from error
-        return self._map
 
-    def _check_unchanged(self, identity: tuple[int, ...]) -> None:
-        if identity != self._identity:
-            raise CheckpointError("the file changed after it was opened", file=self.path, hint="Load the model again")
+    def _changed(self) -> CheckpointError:
+        return CheckpointError("the file changed after it was opened", file=self.path, hint="Load the model again")
 
 
 def open_file(path: Path) -> SafetensorsFile:
     """Reads and validates the header only. Raises CheckpointError, naming what is wrong."""
     try:
-        with _open_regular(path) as (stream, identity):
+        with _open_regular(path) as stream:
+            identity = _identity(os.fstat(stream.fileno()))
             return SafetensorsFile(path, read_header(stream, identity[-1], path), identity)
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -122,17 +141,28 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
-@contextmanager
-def _open_regular(path: Path) -> Iterator[tuple[BinaryIO, tuple[int, ...]]]:
-    """An open file and its identity; raises OSError. A pipe or device is refused before it can block."""
+def _open_regular(path: Path) -> FileIO:
+    """The file, opened without a buffer; raises OSError. A pipe or device is refused before it can block."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
-    with path.open("rb") as stream:
-        yield stream, _identity(os.fstat(stream.fileno()))
+    return path.open("rb", buffering=0)
 
 
-def _map(stream: BinaryIO, size: int) -> mmap.mmap:
-    """The whole file as writable private memory that is not counted as used until it is written."""
+def _read_into(stream: FileIO, offset: int, raw: Tensor) -> int:
+    """Fills raw (n,) uint8 from the file; returns the bytes that were there. The interpreter lock is free meanwhile."""
+    if not raw.nbytes:
+        return 0
+    room = memoryview((ctypes.c_ubyte * raw.nbytes).from_address(raw.data_ptr())).cast("B")
+    stream.seek(offset)
+    done = 0
+    while done < raw.nbytes and (count := stream.readinto(room[done : done + _PIECE_BYTES])):
+        done += count
+    return done
+
+
+def _map(stream: FileIO, size: int) -> mmap.mmap:
+    """The whole file as writable private memory that is not counted as used until it is written: a stray write
+    changes our copy and never the file."""
     if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
         return mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_COPY)
     # Without NORESERVE (a constant only since Python 3.11) Linux refuses files larger than the memory.
@@ -216,8 +246,8 @@ def _write_all(stream: BinaryIO, header: bytes, ordered: Iterable[tuple[str, Ten
         if tensor.nbytes == 0:
             continue
         data = memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")
-        for start in range(0, tensor.nbytes, _WRITE_BYTES):
-            piece = data[start : start + _WRITE_BYTES]
+        for start in range(0, tensor.nbytes, _PIECE_BYTES):
+            piece = data[start : start + _PIECE_BYTES]
             stream.write(piece)
             digest.update(piece)
     return digest.hexdigest()

@@ -73,11 +73,10 @@ class NativeModel:
         isa: Isa | None = None,
         chunk: int = CHUNK,
     ) -> NativeModel:
-        """Repacks tensor by tensor and releases each, so that the file's pages never add up to a second copy.
+        """Repacks tensor by tensor, so that what was read never adds up to a second copy.
 
-        The embedding stays a view of the mapped file: a step reads one row of it per token. isa: another than the one
-        in use, for tests. Raises CheckpointError for what is missing or malformed, ExtensionError without the compiled
-        library, and whatever `source` raises to stop (core/model/watched.py).
+        isa: another than the one in use, for tests. Raises CheckpointError for what is missing or malformed,
+        ExtensionError without the compiled library, and whatever `source` raises to stop (core/model/watched.py).
         """
         options = options or LoadOptions()
         code = native.isa_code(isa)

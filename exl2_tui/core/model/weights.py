@@ -1,7 +1,7 @@
 """Reads the parts of a model from a checkpoint, whatever form they are stored in, and tells what is missing.
 
-Tensors come as views of mapped files. Whoever reads one copies it into its own layout and then releases it, so that
-the file's pages never add up to a second copy of the model.
+Whoever reads a tensor puts it into its own layout, drops what was read and then says so with release(), so that never
+more than one linear is in memory twice, and a source that shows progress knows how far the work is.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def linear_names(source: TensorSource, spec: LinearSpec) -> tuple[str, ...]:
 
 
 def release_linear(source: TensorSource, spec: LinearSpec) -> None:
-    """Gives the file pages of a linear back once its weight was copied."""
+    """Says that the weight of a linear was copied."""
     for name in linear_names(source, spec):
         source.release(name)
 

@@ -134,6 +134,6 @@ def _shards(parts: list[Path], shard_mib: int) -> Iterator[dict[str, Tensor | Te
             if limit and shard and size + info.nbytes > limit:
                 yield shard
                 shard, size = {}, 0
-            shard[name] = owner.tensor(name)
+            shard[name] = owner.source(name)
             size += info.nbytes
     yield shard

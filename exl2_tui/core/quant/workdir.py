@@ -75,14 +75,14 @@ class WorkDir:
             raise JobError(f"the work directory cannot be written ({error})", file=self.path) from None
 
     def read_tensors(self, name: str, sha256: str) -> dict[str, Tensor]:
-        """An artifact, as views of the mapped file, after its hash was compared. Raises JobError if it differs."""
+        """An artifact, after its hash was compared. Raises JobError if it differs."""
         self.verify(name, sha256)
         file = open_file(self.path / name)
         return {key: file.tensor(key) for key in file.tensors}
 
     def view(self, name: str, tensor: str, device: torch.device) -> Tensor:
         """One tensor of an artifact, on the CPU as a view of the mapped file: do not write to it."""
-        return open_file(self.path / name).tensor(tensor).to(device)
+        return open_file(self.path / name).view(tensor).to(device)
 
     def verify(self, name: str, sha256: str) -> None:
         """Raises JobError unless the artifact has this hash."""
