@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from exl2_tui.convert_draft import ConvertDraft
-from exl2_tui.core.events import Event, JobEnded, JobInfo, JobOpened, JobsListed
+from exl2_tui.core.events import Event, JobEnded, JobFollowed, JobInfo, JobOpened, JobsListed
 from exl2_tui.core.requests import ConvertRequest
 from exl2_tui.job_state import JobState
 from exl2_tui.state import Clock
@@ -20,6 +20,7 @@ class ConvertService(Protocol):
     def delete(self, job: str) -> None: ...
     def list_jobs(self) -> None: ...
     def look(self, job: str) -> None: ...
+    def follow(self, job: str) -> None: ...
     def check(self, draft: ConvertDraft, token: int) -> None: ...
     def close(self, timeout: float) -> None: ...
 
@@ -57,6 +58,10 @@ class Conversions:
 
     def pause(self, job: JobState) -> str:
         """Stops what runs or waits; returns a word for the person."""
+        if job.status == "elsewhere":
+            job.asked_to_pause = True
+            self._service.pause(job.job)
+            return "The other process is asked to pause"
         waited = job.status == "waiting"
         job.status = "stopped" if waited else "pausing"
         self._service.pause(job.job)
@@ -81,6 +86,13 @@ class Conversions:
         if not job.active:
             self._service.look(job.job)
 
+    def follow(self) -> bool:
+        """Reads on about conversions that other processes run; False if there are none."""
+        foreign = [job for job in self.jobs.values() if job.status == "elsewhere"]
+        for job in foreign:
+            self._service.follow(job.job)
+        return bool(foreign)
+
     def check(self, draft: ConvertDraft, token: int) -> None:
         self._service.check(draft, token)
 
@@ -97,6 +109,11 @@ class Conversions:
         if isinstance(event, JobOpened):
             if event.info.status == "running" or known is None or not known.active:
                 self.jobs[job_name] = JobState.opened(event, now, known)
+        elif isinstance(event, JobFollowed):
+            if known is not None and known.status == "elsewhere":
+                wall = self._wall_clock()
+                for when, heard in event.heard:
+                    known.apply(heard, now - max(0.0, wall - when), when)
         elif known is not None:
             known.apply(event, now, self._wall_clock())
         elif isinstance(event, JobEnded) and event.reason == "failed":
@@ -113,7 +130,7 @@ class Conversions:
             job = self.jobs.get(info.job)
             if job is None:
                 job = self.jobs[info.job] = JobState(info.job)
-            elif job.active or job.status == "failed":
+            elif job.active or job.status == info.status:
                 continue
             job.info, job.status, job.seconds = info, info.status, info.seconds
             job.done, job.total, job.stage = info.done, info.total, info.stage

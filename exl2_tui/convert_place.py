@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from exl2_tui.conversions import Conversions, ConvertService
 from exl2_tui.core.events import ConvertChecked, Event, JobEnded, JobFinished, ModelInfo
 from exl2_tui.core.requests import ConvertRequest
-from exl2_tui.job_state import JobState, verdict
+from exl2_tui.job_state import JobState
+from exl2_tui.job_words import verdict
 from exl2_tui.state import Changes
 from exl2_tui.text import one_line
 

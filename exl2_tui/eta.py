@@ -1,67 +1,126 @@
-"""How long a conversion still takes: the median of the last steps of the same kind, times how many are left.
+"""How long a conversion still takes, learned from what it and earlier ones took.
 
-Forward and backward steps of measuring cost very different times, and so does quantizing; a mean over all of them
-would jump at every change of stage.
+Every step has a kind (a block run forward, a block whose candidates are tried, a block quantized, ...), since they cost
+very different times and a mean over all of them would jump at every change of stage. A kind of which steps were seen
+takes the median of the last ones. One that is still to come takes what it cost in an earlier conversion, compared with
+the kinds that were seen; before anything was seen, the forecast of the whole job is shared out.
+
+`Promise` turns the estimates into what is shown: a time that runs down, and never goes up without a word.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
-StepKind = Literal["forward", "measure", "quantize"]
+StepKind = Literal["calibrate", "forward", "measure", "quantize", "head", "finish"]
 WINDOW = 8
-FIRST = 3  # steps before anything is said
-SLOWER = 1.2  # growth of the time left that deserves a word
-PRIOR: dict[StepKind, float] = {"forward": 1.0, "measure": 30.0, "quantize": 12.0}
-"""Relative cost of a step of each kind, used only until one of its kind was seen."""
+PRIOR: dict[StepKind, float] = {
+    "calibrate": 20.0,
+    "forward": 1.0,
+    "measure": 12.0,
+    "quantize": 8.0,
+    "head": 20.0,
+    "finish": 6.0,
+}
+"""Relative cost of a step of each kind where no earlier conversion tells it."""
+GROWTH = 1.2
+"""A time left that grows by more than this share must be shown as longer, with a reason."""
+SLACK = 5.0  # seconds of growth that are no news, however short the time
 
 
 @dataclass(slots=True)
 class Eta:
-    """measure_steps of which the last `layers` try candidates; then `layers` per target are quantized."""
+    """Steps of one job: measure_steps, of which the last `layers` try candidates; then `layers` and a head per target.
+
+    expected: seconds of the whole job by the forecast, 0 if there is none. prior: relative cost of a step per kind.
+    done: seconds by number of the step, None for one that was done when nobody looked.
+    """
 
     layers: int = 0
     measure_steps: int = 0
     targets: int = 1
-    seconds: dict[StepKind, list[float]] = field(default_factory=lambda: {"forward": [], "measure": [], "quantize": []})
-    slower: bool = False
+    expected: float = 0.0
+    prior: Mapping[StepKind, float] = field(default_factory=lambda: PRIOR)
+    done: dict[StepKind, dict[int, float | None]] = field(default_factory=lambda: {kind: {} for kind in PRIOR})
 
-    def kind(self, stage: str, step: int) -> StepKind:
-        """What the step number `step` of a stage is."""
-        if stage == "quantize":
-            return "quantize"
+    def measuring(self, step: int) -> StepKind:
+        """What the step number `step` of measuring is."""
         return "forward" if step < self.measure_steps - self.layers else "measure"
 
-    def seen(self, stage: str, step: int, seconds: float) -> None:
-        """A step took so long."""
-        before = self.left()
-        taken = self.seconds[self.kind(stage, step)]
-        taken.append(seconds)
-        after = self.left()
-        if before is not None and after is not None:  # the first steps of a kind correct a guess, that is no news
-            self.slower = len(taken) > FIRST and after - before > 30 and after > SLOWER * before
+    @property
+    def measured(self) -> int:
+        """Steps of measuring that are done."""
+        return len(self.done["forward"]) + len(self.done["measure"])
 
-    def left(self) -> float | None:
-        """Seconds of the steps that are left, the running one counted whole; None until there is something to go by."""
-        samples = sum(map(len, self.seconds.values()))
-        if samples < FIRST or not self.layers:
-            return None
-        planned: dict[StepKind, int] = {
+    def seen(self, kind: StepKind, step: int, seconds: float | None) -> None:
+        """A step is done and took so long."""
+        self.done[kind][step] = seconds
+
+    def planned(self, kind: StepKind) -> int:
+        """How many steps of a kind the job has."""
+        return {
+            "calibrate": 1,
             "forward": max(0, self.measure_steps - self.layers),
             "measure": min(self.layers, self.measure_steps),
             "quantize": self.targets * self.layers,
-        }
-        return sum(self.typical(kind) * max(0, count - len(self.seconds[kind])) for kind, count in planned.items())
+            "head": self.targets,
+            "finish": self.targets,
+        }[kind]
 
-    def typical(self, kind: StepKind) -> float:
-        """Median of the last steps of a kind; before the first one, what others of its job suggest."""
-        if self.seconds[kind]:
-            return median(self.seconds[kind][-WINDOW:])
-        known = [name for name, taken in self.seconds.items() if taken]
-        nearest = max(known, key=lambda name: PRIOR[name])
-        return median(self.seconds[nearest][-WINDOW:]) * PRIOR[kind] / PRIOR[nearest]
+    def left(self) -> float | None:
+        """Seconds of the steps that are left, the running one counted whole; None if there is nothing to go by."""
+        steps = {kind: max(0, self.planned(kind) - len(self.done[kind])) for kind in PRIOR}
+        times = {kind: self.typical(kind) for kind, count in steps.items() if count}
+        if not self.layers or any(seconds is None for seconds in times.values()):
+            return None
+        return sum(steps[kind] * (seconds or 0.0) for kind, seconds in times.items())
+
+    def typical(self, kind: StepKind) -> float | None:
+        """Seconds that a step of this kind takes; None if there is nothing to go by."""
+        taken = self.taken(kind)
+        if taken:
+            return median(taken[-WINDOW:])
+        scale = self._scale()
+        return None if scale is None else scale * self.prior[kind]
+
+    def taken(self, kind: StepKind) -> list[float]:
+        """What the steps of a kind took, in their order."""
+        return [seconds for _, seconds in sorted(self.done[kind].items()) if seconds is not None]
+
+    @property
+    def learned(self) -> bool:
+        """Whether every kind that is still to come was seen in this job."""
+        return all(self.taken(kind) for kind in PRIOR if len(self.done[kind]) < self.planned(kind))
+
+    def _scale(self) -> float | None:
+        """Seconds per unit of `prior`: of the steps seen so far, before the first one of the forecast."""
+        spent = {kind: taken for kind in PRIOR if kind != "calibrate" and (taken := self.taken(kind))}
+        units = sum(self.prior[kind] * len(taken) for kind, taken in spent.items())
+        if units:
+            return sum(map(sum, spent.values())) / units
+        units = sum(self.prior[kind] * self.planned(kind) for kind in PRIOR)
+        return self.expected / units if self.expected and units else None
+
+
+@dataclass(slots=True)
+class Promise:
+    """The end that was announced, by the clock; `longer` is when it last had to be put off, 0 if never."""
+
+    end: float | None = None
+    longer: float = 0.0
+
+    def left(self, estimate: float, now: float) -> float:
+        """Seconds to show. A shorter estimate is taken at once; a longer one is put off until it is worth a word."""
+        shown = None if self.end is None else self.end - now
+        if shown is not None and estimate > shown:
+            if estimate <= max(GROWTH * shown, shown + SLACK):
+                return max(0.0, shown)
+            self.longer = now
+        self.end = now + estimate
+        return estimate
 
 
 def rough(seconds: float) -> str:

@@ -15,8 +15,9 @@ from typing import Protocol
 from exl2_tui.convert_draft import ConvertDraft
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import CancelledError, Exl2Error
-from exl2_tui.core.events import ConvertChecked, Event, FieldNote, JobEnded, JobInfo, JobOpened, JobsListed
+from exl2_tui.core.events import ConvertChecked, Event, FieldNote, JobEnded, JobFollowed, JobInfo, JobOpened, JobsListed
 from exl2_tui.core.requests import ConvertRequest
+from exl2_tui.job_journal import ended
 from exl2_tui.work_queue import WorkQueue
 
 
@@ -31,8 +32,17 @@ class JobSource(Protocol):
 
     def list(self) -> tuple[JobInfo, ...]: ...
 
-    def look(self, job: str) -> JobOpened:
-        """What is on disk about a job, without touching it."""
+    def look(self, job: str) -> tuple[JobOpened, int]:
+        """What is on disk about a job, without touching it, and the place in its journal to follow it from."""
+
+    def follow(self, job: str, offset: int) -> tuple[JobFollowed, int, bool]:
+        """What a job of another process reported from a place on, the next place, and whether it still runs."""
+
+    def ask_to_pause(self, job: str) -> None:
+        """Asks the process that works on a job to stop."""
+
+    def leave(self, job: str) -> None:
+        """Writes down that the run of a job is over, for one whose thread will not live to do it."""
 
     def delete(self, job: str) -> None: ...
 
@@ -50,6 +60,8 @@ class JobService:
         self._running: tuple[str, CancelToken] | None = None
         self._waiting: deque[str] = deque()
         self._doomed: set[str] = set()
+        self._places: dict[str, int] = {}  # in the journals of jobs that are followed; the side thread's
+        self._followed: set[str] = set()  # asked for and not yet answered
         self._newest_check = -1
         self._jobs = WorkQueue("exl2-convert")
         self._side = WorkQueue("exl2-convert-side")
@@ -67,23 +79,31 @@ class JobService:
         self._enqueue(job, lambda: self._make_source().request(job), False)
 
     def pause(self, job: str) -> None:
-        """Stops a job; what is finished is kept and `resume` goes on there. Answer: JobEnded."""
+        """Stops a job; what is finished is kept and `resume` goes on there. Answer: JobEnded.
+
+        A job of another process is only asked to stop; `follow` shows when it has.
+        """
         with self._lock:
             waiting = job in self._waiting
+            ours = self._running is not None and self._running[0] == job
             if waiting:
                 self._waiting.remove(job)
-            elif self._running is not None and self._running[0] == job:
+            elif ours and self._running is not None:
                 self._running[1].cancel()
         if waiting:
             self._post(JobEnded(job, "paused"))
+        elif not ours:
+            self._side.put(lambda: self._ask_to_pause(job))
 
     def delete(self, job: str) -> None:
         """Stops a job if it runs and deletes its files. Answer: JobsListed."""
         with self._lock:
             running = self._running is not None and self._running[0] == job
+            waiting = job in self._waiting
             if running:
                 self._doomed.add(job)
-        self.pause(job)
+        if running or waiting:
+            self.pause(job)
         if not running:
             self._side.put(lambda: self._delete(job))
 
@@ -94,6 +114,14 @@ class JobService:
     def look(self, job: str) -> None:
         """Answers with JobOpened; for jobs that another process runs, or that do not run."""
         self._side.put(lambda: self._look(job))
+
+    def follow(self, job: str) -> None:
+        """Answers with JobFollowed; the first time, and when the other process has stopped, with JobOpened."""
+        with self._lock:
+            if job in self._followed:
+                return
+            self._followed.add(job)
+        self._side.put(lambda: self._follow(job))
 
     def check(self, draft: ConvertDraft, token: int) -> None:
         """Answers with ConvertChecked, unless a newer draft is given meanwhile. Tokens rise."""
@@ -107,9 +135,12 @@ class JobService:
             self._waiting.clear()
             if self._running is not None:
                 self._running[1].cancel()
+            running = self._running[0] if self._running is not None else None
         self._jobs.stop()
         self._side.stop()
         self._jobs.join(timeout)
+        if running is not None and self._running is not None:
+            self._make_source().leave(running)
 
     def _enqueue(self, job: str, request: Callable[[], ConvertRequest], fresh: bool) -> None:
         with self._lock:
@@ -155,10 +186,36 @@ class JobService:
 
     def _look(self, job: str) -> None:
         def found() -> Iterable[Event]:
-            opened = self._make_source().look(job)
+            opened, self._places[job] = self._make_source().look(job)
             return [dataclasses.replace(opened, info=self._with_status(opened.info))]
 
         for event in _guarded(job, found):
+            self._post(event)
+
+    def _follow(self, job: str) -> None:
+        with self._lock:
+            self._followed.discard(job)
+        if job not in self._places:
+            self._look(job)
+            return
+        running = True
+
+        def found() -> Iterable[Event]:
+            nonlocal running
+            followed, self._places[job], running = self._make_source().follow(job, self._places[job])
+            return [followed] if followed.heard else []
+
+        for event in _guarded(job, found):
+            self._post(event)
+        if not running:
+            self._look(job)
+
+    def _ask_to_pause(self, job: str) -> None:
+        def asked() -> Iterable[Event]:
+            self._make_source().ask_to_pause(job)
+            return ()
+
+        for event in _guarded("", asked):
             self._post(event)
 
     def _with_status(self, info: JobInfo) -> JobInfo:
@@ -190,8 +247,7 @@ def _guarded(job: str, work: Callable[[], Iterable[Event]]) -> Iterator[Event]:
     except CancelledError:
         yield JobEnded(job, "paused")
     except Exl2Error as error:
-        message = str(Exl2Error(error.message, file=error.file, tensor=error.tensor))
-        yield JobEnded(job, "failed", message, error.hint or "")
+        yield ended(job, error)
     except MemoryError:
         yield JobEnded(job, "failed", "There is not enough memory", "Close other programs, then resume.")
     except Exception as error:  # noqa: BLE001  a bug in the core must neither end the thread nor stay unseen

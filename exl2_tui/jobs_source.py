@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from exl2_tui import job_journal
 from exl2_tui.convert_draft import ConvertDraft
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import Exl2Error, JobError
@@ -16,16 +19,21 @@ from exl2_tui.core.events import (
     ConvertStage,
     Evaluated,
     Event,
+    JobEnded,
     JobFinished,
+    JobFollowed,
     JobInfo,
     JobOpened,
     JobProgress,
+    JobStatus,
     LayerQuantized,
     ModelWritten,
     QualityWarning,
     StageStarted,
 )
 from exl2_tui.core.requests import ConvertRequest
+from exl2_tui.eta import PRIOR
+from exl2_tui.job_state import JobState
 from exl2_tui.settings import data_dir
 
 
@@ -38,9 +46,12 @@ class CoreJobs:
 
         job = ConvertJob.open(request, fresh=fresh)
         try:
-            remember(data_dir(), Path(request.work))
-            yield opened(job.state, request.work, "running")
-            yield from job.run(cancel)
+            work = Path(request.work)
+            remember(data_dir(), work)
+            history = job_journal.read(work)[0] if job.resumed else ()
+            found = opened(job.state, request.work, "running", history=history)
+            yield dataclasses.replace(found, prior=self._prior(request))
+            yield from job_journal.recorded(work, job.run(cancel), cancel, resumed=job.resumed)
         finally:
             job.close()
 
@@ -54,14 +65,41 @@ class CoreJobs:
 
         return tuple(self._info(summary.path) for summary in jobs(data_dir()))
 
-    def look(self, job: str) -> JobOpened:
-        from exl2_tui.core.quant.workdir import read_state
+    def look(self, job: str) -> tuple[JobOpened, int]:
+        from exl2_tui.core.quant.workdir import is_locked, read_state
 
-        state = read_state(Path(job))
+        work = Path(job)
+        locked = is_locked(work)
+        history, offset = job_journal.read(work)
+        state = read_state(work)
         if state is None:
             raise JobError("there is no job in this directory", file=job)
-        status = "finished" if state["stage"] == "done" else "elsewhere" if _is_locked(Path(job)) else "stopped"
-        return opened(state, job, status)
+        end = job_journal.last_end(history)
+        problem = ""
+        status: JobStatus = "interrupted" if history and end is None else "stopped"
+        if state["stage"] == "done":
+            status = "finished"
+        elif locked:
+            status = "elsewhere"
+        elif isinstance(end, JobEnded) and end.reason == "failed":
+            status, problem = "failed", " ".join(filter(None, (end.message, end.hint)))
+        return opened(state, job, status, history=history, problem=problem), offset
+
+    def follow(self, job: str, offset: int) -> tuple[JobFollowed, int, bool]:
+        from exl2_tui.core.quant.workdir import is_locked
+
+        running = is_locked(Path(job))
+        heard, offset = job_journal.read(Path(job), offset)
+        return JobFollowed(job, tuple(heard)), offset, running
+
+    def ask_to_pause(self, job: str) -> None:
+        try:
+            job_journal.ask_to_pause(Path(job))
+        except OSError as error:
+            raise JobError(f"the other process cannot be asked to pause ({error.strerror})", file=job) from None
+
+    def leave(self, job: str) -> None:
+        job_journal.leave(Path(job))
 
     def delete(self, job: str) -> None:
         from exl2_tui.core.quant.registry import delete, find
@@ -73,22 +111,38 @@ class CoreJobs:
 
         return check(draft, token)
 
+    def _prior(self, request: ConvertRequest) -> tuple[tuple[str, float], ...]:
+        """What steps of each kind took in the last finished conversion by the same recipe."""
+        from exl2_tui.core.quant.registry import jobs
+
+        for summary in reversed(jobs(data_dir())):
+            if summary.stage == "done" and summary.recipe == request.recipe and summary.path != request.work:
+                found, _ = self.look(summary.path)
+                past = JobState.opened(found, 0.0)
+                for when, event in found.history:
+                    past.apply(event, when, when)
+                return tuple((kind, median(taken)) for kind in PRIOR if (taken := past.eta.taken(kind)))
+        return ()
+
     def _info(self, job: str) -> JobInfo:
         try:
-            return self.look(job).info
+            return self.look(job)[0].info
         except Exl2Error as error:
             return JobInfo(job, "", (), "", "", 0, 0, "damaged", (), 0.0, error.message)
 
 
-def opened(state: Mapping[str, Any], job: str, status: Any) -> JobOpened:
+def opened(
+    state: Mapping[str, Any], job: str, status: JobStatus, *, history: Sequence[job_journal.Heard], problem: str = ""
+) -> JobOpened:
     """The state file of a job as the events a viewer would have seen. Raises JobError if it is damaged."""
     try:
-        return _opened(state, job, status)
+        found = _opened(state, job, status, problem)
+        return dataclasses.replace(found, history=tuple(history))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise JobError(f"the job file is damaged ({error!r})", file=job, hint="Start anew with -nr.") from None
 
 
-def _opened(state: Mapping[str, Any], job: str, status: Any) -> JobOpened:
+def _opened(state: Mapping[str, Any], job: str, status: JobStatus, problem: str) -> JobOpened:
     request, timing = state["request"], state["timing"]
     layers = _layers(request["source"])
     measured, quantized = tuple(timing.get("measure", ())), tuple(timing.get("quantize", ()))
@@ -105,6 +159,7 @@ def _opened(state: Mapping[str, Any], job: str, status: Any) -> JobOpened:
         status=status,
         models=models,
         seconds=state["seconds"],
+        problem=problem,
     )
     return JobOpened(job, info, layers, measure_steps, tuple(_past(state, job, info)), measured, quantized)
 
@@ -165,14 +220,3 @@ def _layers(source: str) -> int:
         return ModelConfig.from_dir(Path(source)).num_hidden_layers
     except Exl2Error:
         return 0
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process works in this directory."""
-    from exl2_tui.core.quant.workdir import WorkDir
-
-    try:
-        WorkDir(path).close()
-    except JobError:
-        return True
-    return False

@@ -29,6 +29,7 @@ from exl2_tui.core.events import (
     Tuned,
 )
 from exl2_tui.core.requests import Allocation, ConvertRequest, RecipeName
+from exl2_tui.job_journal import recorded
 from exl2_tui.settings import data_dir
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _show_json(job: object, cancel: CancelToken) -> int:
 
     assert isinstance(job, ConvertJob)
     broken = 0
-    for event in job.run(cancel):
+    for event in recorded(job.work.path, job.run(cancel), cancel, resumed=job.resumed):
         print_json(event.to_json())
         if isinstance(event, JobFinished):
             broken = event.broken
@@ -168,7 +169,7 @@ def _show(job: object, cancel: CancelToken) -> int:
     broken = 0
     with Progress(*columns, TextColumn("{task.fields[left]}"), console=console, transient=True) as progress:
         task = progress.add_task("Starting", total=None, left="")
-        for event in job.run(cancel):
+        for event in recorded(job.work.path, job.run(cancel), cancel, resumed=job.resumed):
             _update(progress, task, event)
             line = describe(event)
             if line:

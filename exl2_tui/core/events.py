@@ -393,7 +393,7 @@ class JobFinished(Event):
 
 # The conversions of this machine, as a list and a viewer show them
 
-JobStatus = Literal["stopped", "running", "elsewhere", "finished", "damaged"]
+JobStatus = Literal["stopped", "interrupted", "failed", "running", "elsewhere", "finished", "damaged"]
 EndReason = Literal["paused", "failed"]
 
 
@@ -401,8 +401,8 @@ EndReason = Literal["paused", "failed"]
 class JobInfo:
     """One conversion. stage "done" is finished; done, total: steps as in JobProgress; seconds worked so far.
 
-    status "elsewhere": another process works on it; "damaged": `problem` says why it cannot be resumed.
-    models: finished model directories.
+    status "elsewhere": another process works on it; "interrupted": its process died in the middle; "failed", "damaged":
+    `problem` says why it stopped, or why it cannot be resumed. models: finished model directories.
     """
 
     job: str
@@ -429,8 +429,10 @@ class JobsListed(Event):
 class JobOpened(Event):
     """Everything known about a conversion so far, also from earlier runs: comes before the events of a run.
 
-    layers: blocks of the model, 0 if unknown. measure_steps: how many of the total measure. past: what was reported
-    and is still on disk, in order. measure_seconds, quantize_seconds: what each finished step took.
+    layers: blocks of the model, 0 if unknown. measure_steps: how many of the total measure. past: what the state says
+    was done, as the events that reported it. measure_seconds, quantize_seconds: what each finished step took.
+    history: what the journal says was reported, with the time in seconds since the epoch. prior: seconds that a step of
+    each kind took in an earlier conversion, by the names of eta.py.
     """
 
     job: str
@@ -440,6 +442,16 @@ class JobOpened(Event):
     past: tuple[Event, ...]
     measure_seconds: tuple[float, ...] = ()
     quantize_seconds: tuple[float, ...] = ()
+    history: tuple[tuple[float, Event], ...] = ()
+    prior: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobFollowed(Event):
+    """What another process reported about its conversion since the last time, with the time it did."""
+
+    job: str
+    heard: tuple[tuple[float, Event], ...]
 
 
 @dataclass(frozen=True, slots=True)

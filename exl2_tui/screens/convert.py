@@ -20,6 +20,7 @@ from exl2_tui.widgets.job_list import JobList, heading, job_facts, nothing_yet
 from exl2_tui.widgets.status import header
 
 TICK_SECONDS = 1.0
+LOOK_TICKS = 5  # how often it is looked for conversions that were started elsewhere
 
 
 class ConvertScreen(Screen[None]):
@@ -30,6 +31,7 @@ class ConvertScreen(Screen[None]):
     def __init__(self, place: ConvertPlace) -> None:
         super().__init__(id="convert")
         self._place = place
+        self._ticks = 0
         self._drawn = False  # events may come before there is anything to draw on
 
     def compose(self) -> ComposeResult:
@@ -153,6 +155,11 @@ class ConvertScreen(Screen[None]):
         self.query_one(StatusRow).say(text)
 
     def _tick(self) -> None:
-        """Times pass while something runs."""
-        if self._place.running is not None:
+        """Times pass while something runs, and other processes start conversions."""
+        if not self.is_current:
+            return
+        self._ticks += 1
+        if self._ticks % LOOK_TICKS == 0:
+            self._place.jobs.refresh()
+        if self._place.jobs.follow() or self._place.running is not None:
             self.jobs_changed()

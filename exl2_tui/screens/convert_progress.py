@@ -12,7 +12,8 @@ from textual.screen import Screen
 from textual.widgets import Footer, Static
 
 from exl2_tui.convert_place import ConvertPlace
-from exl2_tui.job_state import KINDS_NEEDED, OUTLIER, JobState
+from exl2_tui.job_points import KINDS_NEEDED, OUTLIER, median_error, placed
+from exl2_tui.job_state import JobState
 from exl2_tui.keymap import bindings
 from exl2_tui.state import Changes
 from exl2_tui.widgets.bars import Row, StatusRow
@@ -101,7 +102,7 @@ class ProgressScreen(Screen[None]):
         self._put("#report", report(job, self.size.width))
         self._draw_chart(job)
         flagged = frozenset(point.key for point in job.points.values() if point.outlier)
-        running = job.status == "running"
+        running = job.working
         layers = job.rows or job.measured_rows()
         self.query_one(LayerTable).show(layers, flagged, worst_first=self._worst_first, running=running)
         self.query_one(LogPane).feed(job)
@@ -116,9 +117,9 @@ class ProgressScreen(Screen[None]):
     def _draw_chart(self, job: JobState) -> None:
         measuring = self._shows_measuring(job)
         points = job.measured if measuring else job.points
-        limit = 0.0 if measuring or len(points) < KINDS_NEEDED else OUTLIER * job.median_error()
+        limit = 0.0 if measuring or len(points) < KINDS_NEEDED else OUTLIER * median_error(points)
         chart = self.query_one(LayerChart)
-        chart.show(job.slots(points), limit)
+        chart.show(placed(points, job.layers), limit)
         self.query_one("#chart-title", Row).put(*chart_title(job, chart.selected, measuring=measuring))
 
     def _shows_measuring(self, job: JobState) -> bool:
@@ -206,7 +207,6 @@ class ProgressScreen(Screen[None]):
         job = self.job
         if job is None or not self.is_current:
             return
-        if job.status == "elsewhere":
-            self._place.jobs.look(job)
-        elif job.active:
+        self._place.jobs.follow()
+        if job.working:
             self._draw_times(job)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from textual.content import Content
 
 from exl2_tui.eta import exact, rough
-from exl2_tui.job_state import Doubt, JobState, Point, Result, number, verdict
+from exl2_tui.job_points import Point, median_error, worst
+from exl2_tui.job_state import Doubt, JobState, Result
+from exl2_tui.job_words import number, verdict
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import meter
 from exl2_tui.widgets.job_list import MARKS
@@ -29,17 +31,18 @@ def title(job: JobState, now: float) -> tuple[Content, Content]:
 
 def bar(job: JobState, now: float, width: int) -> Content:
     """How far and how long still, over the whole width."""
-    left = job.left(now)
-    if job.status == "running":
-        said = f"{rough(left)} left" if left is not None else "time left: soon"
-        if job.stage not in ("measure", "quantize"):
-            said = one_line(f"{job.stage} {job.detail}", 24)
-        elif job.eta.slower:
-            said += ", slower than before"
-    else:
-        said = ""
-    text = f"  {int(100 * job.share):>3}%  {said:<16}  "
+    text = f"  {int(100 * job.share):>3}%  {time_left(job, now):<16}  "
     return Content.assemble("  ", meter(job.share, 1.0, cells=max(10, width - len(text) - 2)), text)
+
+
+def time_left(job: JobState, now: float) -> str:
+    """How long it still takes, as sure as that is known, and why it takes longer if it does."""
+    left = job.left(now)
+    if left is None or not (job.working or job.status in ("stopped", "interrupted")):
+        return ""
+    about = "" if job.eta.learned else "about "
+    why = job.longer(now)
+    return f"{about}{rough(left)} left" + (f": {why}" if why else "")
 
 
 def notices(job: JobState, rows: int) -> Content:
@@ -136,30 +139,29 @@ def chart_title(job: JobState, chosen: Point | None, *, measuring: bool) -> tupl
     if chosen is not None:
         text = f"{chosen.label}  {number(chosen.error)}  {chosen.mean_bpw:.2f} bpw  {exact(chosen.seconds)}  "
         return left, Content.styled(one_line(text) + "  ", "$primary")
-    worst = job.worst(1)
-    if measuring or not worst:
+    first = worst(job.points, 1)
+    if measuring or not first:
         return left, Content("")
-    return left, Content.styled(f"worst {number(worst[0].error)} in {worst[0].label}  ", "$secondary")
+    return left, Content.styled(f"worst {number(first[0].error)} in {first[0].label}  ", "$secondary")
 
 
 def side(job: JobState, now: float, jobs: Sequence[JobState]) -> Content:
     """The pane on the right: times, quality so far, the worst layers, other conversions."""
     lines: list[Content] = [Content.styled("This job", "bold"), Content("")]
-    left = job.left(now)
     facts = [("Elapsed", exact(job.elapsed(now)))]
-    if job.status == "running":
-        facts.append(("Left", rough(left) if left is not None else "known soon"))
-        kind = job.step_kind
-        if kind is not None and job.eta.seconds[kind]:
-            facts.append(("Per layer", exact(job.eta.typical(kind))))
+    if job.working:
+        facts.append(("Left", time_left(job, now).partition(" left")[0] or "known soon"))
+        taken = job.eta.taken(job.step_kind) if job.step_kind in ("forward", "measure", "quantize") else []
+        if taken:
+            facts.append(("Per layer", exact(taken[-1])))
         facts.append(("Saved", _ago(now - job.saved) if job.saved else "not yet"))
     facts.append(("Recipe", one_line(job.info.recipe, 20)))
     lines += _facts(facts)
     if job.points:
         lines += [Content(""), Content.styled("Quality so far", "bold"), Content("")]
-        lines += _facts([("Median error", number(job.median_error()))])
+        lines += _facts([("Median error", number(median_error(job.points)))])
         lines += [Content(""), Content.styled("Worst layers", "bold"), Content("")]
-        for point in job.worst(5):
+        for point in worst(job.points, 5):
             mark = "!" if point.outlier else " "
             style = "$warning" if point.outlier else ""
             lines.append(Content.styled(f"{one_line(point.label, 20):<20}{number(point.error):>8} {mark}", style))

@@ -10,7 +10,8 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from exl2_tui.eta import exact, rough
-from exl2_tui.job_state import JobState, Status, number, verdict
+from exl2_tui.job_state import JobState, Status
+from exl2_tui.job_words import number, verdict
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import meter
 
@@ -20,6 +21,7 @@ MARKS: dict[Status, tuple[str, str, str]] = {
     "running": ("●", "$primary", "running"),
     "pausing": ("‖", "$warning", "stopping"),
     "stopped": ("‖", "$warning", "paused"),
+    "interrupted": ("!", "$warning", "interrupted"),
     "failed": ("✗", "$error", "failed"),
     "finished": ("✓", "$success", "finished"),
     "elsewhere": ("●", "$secondary", "elsewhere"),
@@ -70,7 +72,7 @@ def row(job: JobState, now: float, room: int) -> Content:
     mark, style, word = MARKS[job.status]
     name = Content(one_line(job.name, room - FACTS - 3)).pad_right(room)[: max(0, room - FACTS - 2)]
     bits = ",".join(f"{value:g}" for value in job.info.bits)
-    left = job.left(now) if job.status == "running" else None
+    left = job.left(now) if job.working else None
     return Content.assemble(
         (f"{mark} ", style),
         name,
@@ -110,8 +112,11 @@ def job_facts(job: JobState, now: float) -> Content:
             lines.append(Content.styled("⏎ shows the report, c chats with it", "$secondary"))
     elif job.status == "stopped":
         lines.append(Content.styled(f"Stopped at {one_line(job.stage)}. r goes on from there.", "$secondary"))
+    elif job.status == "interrupted":
+        lines.append(Content.styled(f"Its process ended at {one_line(job.stage)}. r goes on from there.", "$warning"))
     elif job.status == "elsewhere":
-        lines.append(Content.styled("Another process works on it. ⏎ watches it.", "$secondary"))
+        asked = "is asked to pause" if job.asked_to_pause else "works on it"
+        lines.append(Content.styled(f"Another process {asked}. ⏎ watches it, p pauses it.", "$secondary"))
     else:
         lines.append(Content.styled(one_line(f"{job.stage} {job.detail}"), "$secondary"))
     return Content("\n").join(lines)

@@ -20,7 +20,7 @@ from textual.reactive import reactive
 from textual.strip import Strip
 from textual.widget import Widget
 
-from exl2_tui.job_state import Point
+from exl2_tui.job_points import Point
 
 EIGHTHS = " ▁▂▃▄▅▆▇█"
 DECADES = 3

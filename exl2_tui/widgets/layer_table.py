@@ -13,7 +13,8 @@ from textual.strip import Strip
 
 from exl2_tui.core.events import LayerQuantized
 from exl2_tui.eta import exact
-from exl2_tui.job_state import number, short_name
+from exl2_tui.job_points import short_name
+from exl2_tui.job_words import number
 from exl2_tui.text import one_line
 
 NUMBERS = 30  # cells of the columns on the right

@@ -14,8 +14,7 @@ def stages(job: JobState) -> Content:
     at = len(STAGES) if job.status == "finished" else STAGES.index(job.stage) if job.stage in STAGES else 0
     parts: list[tuple[str, str]] = []
     for index, stage in enumerate(STAGES):
-        held = job.status not in ("running", "pausing", "elsewhere")
-        state = "done" if index < at else "next" if index > at else "held" if held else "now"
+        state = "done" if index < at else "next" if index > at else "now" if job.working else "held"
         mark, style = MARKS[state]
         parts.append((f"{mark} ", style))
         text = stage + (_count(job) if index == at else "")
@@ -24,9 +23,8 @@ def stages(job: JobState) -> Content:
 
 
 def _count(job: JobState) -> str:
-    eta = job.eta
-    if job.stage == "measure" and eta.measure_steps:
-        return f" {len(eta.seconds['forward']) + len(eta.seconds['measure'])}/{eta.measure_steps}"
+    if job.stage == "measure" and job.eta.measure_steps:
+        return f" {job.eta.measured}/{job.eta.measure_steps}"
     if job.stage == "quantize" and job.layers:
         started = {point.label.rpartition(" ")[0] for point in job.points.values() if point.kind != "head"}
         return f" {len(started)}/{job.layers}"

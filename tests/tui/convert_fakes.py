@@ -76,6 +76,9 @@ class FakeConvert:
     def look(self, job: str) -> None:
         self.calls.append(("look", job))
 
+    def follow(self, job: str) -> None:
+        self.calls.append(("follow", job))
+
     def check(self, draft: ConvertDraft, token: int) -> None:
         self.drafts.append((draft, token))
         if self.answering:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from exl2_tui.cli import app as cli
 from exl2_tui.convert_draft import ConvertDraft, command, make_request, parse_bits, problems, suggested_names
 from exl2_tui.core.errors import ConfigError
 from exl2_tui.core.events import Checkpointed, Evaluated, JobProgress, LayerQuantized, QualityWarning, StageStarted
-from exl2_tui.eta import Eta, exact, rough
-from exl2_tui.job_state import JobState, describe_key, number, verdict
+from exl2_tui.core.requests import ConvertRequest
+from exl2_tui.eta import Eta, Promise, exact, rough
+from exl2_tui.job_points import describe_key, median_error, placed, worst
+from exl2_tui.job_state import JobState
+from exl2_tui.job_words import number, verdict
 from exl2_tui.widgets.job_facts import report
 from tests.tui import convert_fakes as fake
 
@@ -52,27 +58,24 @@ def test_every_bad_field_is_named() -> None:
     assert {note.field for note in problems(draft)} == {"bits", "rows", "length", "work", "output"}
 
 
-def test_the_command_does_what_the_request_says() -> None:
-    draft = ConvertDraft(
-        "/models/my model", "3.0,4", "8", "classic", "/data/a b.jsonl", "64", "512", "/m.json", "/w", "/out"
-    )
+DRAFTS = (
+    ConvertDraft("/models/my model", "3.0,4", "8", "classic", "/d/a b.jsonl", "64", "512", "/m.json", "/w", "/out"),
+    ConvertDraft("/models/x", work="/w", output="/o"),
+    ConvertDraft("/it's/$HOME/-b 9", "2.5", "3", "refined", "", "1,000", "", "", "/w;rm", "~/o"),
+)
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_the_command_is_the_same_conversion(draft: ConvertDraft, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the wizard shows, given to a shell's parser and to the command line, asks for what the wizard asks for."""
+    started: list[ConvertRequest] = []
+    monkeypatch.setattr("exl2_tui.cli.convert.run_job", lambda request, **_: started.append(request))
     request = make_request(draft)
     words = shlex.split(command(request).replace("\\\n", " "))
-    options = dict(zip(words[2::2], words[3::2], strict=True))
-    assert words[:2] == ["exl2-tui", "convert"]
-    assert options == {
-        "-i": "/models/my model",
-        "-o": "/w",
-        "-b": "3,4",
-        "-cf": "/out",
-        "-hb": "8",
-        "--recipe": "classic",
-        "-c": "/data/a b.jsonl",
-        "-r": "64",
-        "-l": "512",
-        "-m": "/m.json",
-    }
-    assert request.bits == (3.0, 4.0) and request.head_bits == 8 and request.rows == 64
+    assert words[0] == "exl2-tui"
+    result = CliRunner().invoke(cli, words[1:], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert started == [request]
 
 
 @given(st.text(max_size=40))
@@ -94,13 +97,13 @@ def test_a_job_follows_its_events() -> None:
     assert job.points["model.layers.2.mlp"].label == "layer 2 mlp"
     assert job.points["model.layers.2.mlp"].mean_bpw == pytest.approx(4.12)
     assert 0 < job.share < 1
-    slots = job.slots(job.points)
+    slots = placed(job.points, job.layers)
     assert len(slots) == 16 and slots[4] is job.points["model.layers.2.self_attn"] and slots[10] is None
 
 
 def test_layers_measured_backwards_stand_at_their_places() -> None:
     job = played(fake.calibrated(JOB), fake.measured(JOB, 11))
-    assert [slot is not None for slot in job.slots(job.measured)] == [False] * 12 + [True] * 4
+    assert [slot is not None for slot in placed(job.measured, job.layers)] == [False] * 12 + [True] * 4
     assert job.measured["model.layers.7.mlp"].mean_bpw == 4.0  # the candidate nearest to the target
 
 
@@ -111,14 +114,14 @@ def test_a_layer_far_worse_than_its_like_is_named_with_a_remedy() -> None:
     assert job.points["model.layers.6.mlp"].outlier and not job.points["model.layers.6.self_attn"].outlier
     (doubt,) = job.doubts.values()
     assert "layer 6 mlp" in doubt.text and "more bits" in doubt.remedy
-    assert job.worst(1)[0].label == "layer 6 mlp"
+    assert worst(job.points, 1)[0].label == "layer 6 mlp"
 
 
 def test_no_number_is_the_worst_error() -> None:
     job = played(fake.quantized(JOB, 2))
     job.apply(LayerQuantized(JOB, "model.layers.2.mlp.up_proj", "r", 4.0, math.nan, 1.0), 0.0, 0.0)
-    assert job.worst(1)[0].label == "layer 2 mlp" and job.worst(1)[0].outlier
-    assert math.isfinite(job.median_error())
+    assert worst(job.points, 1)[0].label == "layer 2 mlp" and worst(job.points, 1)[0].outlier
+    assert math.isfinite(median_error(job.points))
     assert "not a number" in next(iter(job.doubts.values())).text
 
 
@@ -187,36 +190,56 @@ def test_errors_are_short(value: float, text: str) -> None:
 def test_time_left_is_the_median_of_the_same_kind() -> None:
     eta = Eta(layers=4, measure_steps=9)
     assert eta.left() is None
+    eta.seen("calibrate", 0, 3.0)
     for step in range(5):
-        eta.seen("measure", step, 1.0)
+        eta.seen("forward", step, 1.0)
     for step, seconds in ((5, 10.0), (6, 11.0), (7, 90.0)):
         eta.seen("measure", step, seconds)
-    assert eta.typical("measure") == 11.0
+    assert eta.typical("measure") == 11.0 and not eta.learned
     eta.seen("measure", 8, 11.0)
     for layer, seconds in enumerate((4.0, 5.0)):
         eta.seen("quantize", layer, seconds)
+    eta.seen("head", 0, 7.0)
+    eta.seen("finish", 0, 2.0)
+    assert eta.left() == pytest.approx(2 * 4.5) and eta.learned
+    eta.seen("quantize", 1, 5.0)  # told twice, counted once
     assert eta.left() == pytest.approx(2 * 4.5)
 
 
-def test_time_left_says_when_it_grows() -> None:
-    eta = Eta(layers=40, measure_steps=0)
-    for step in range(8):
-        eta.seen("quantize", step, 10.0)
-    assert not eta.slower
-    said = []
-    for step in range(8, 14):
-        eta.seen("quantize", step, 60.0)
-        said.append(eta.slower)
-    assert any(said) and not said[-1]  # news only while it is news
+def test_time_left_of_kinds_not_seen_yet_follows_an_earlier_conversion() -> None:
+    prior = {"calibrate": 9.0, "forward": 1.0, "measure": 5.0, "quantize": 3.0, "head": 4.0, "finish": 2.0}
+    eta = Eta(layers=4, measure_steps=9, expected=62.0, prior=prior)  # type: ignore[arg-type]
+    assert eta.left() == pytest.approx(62.0)  # the forecast, shared out: 9 + 5 + 20 + 12 + 4 + 2 = 52 units
+    eta.seen("calibrate", 0, 1.0)  # says nothing about the rest
+    assert eta.left() == pytest.approx(62.0 * 43 / 52)
+    eta.seen("forward", 0, 2.0)  # this machine is twice as slow as that one was
+    assert eta.left() == pytest.approx(2 * (4 + 20 + 12 + 4 + 2))
 
 
-def test_time_left_counts_down_between_steps_and_never_below_the_rest() -> None:
+def test_what_is_shown_never_grows_without_a_word() -> None:
+    promise = Promise()
+    assert promise.left(100.0, 0.0) == 100.0
+    assert promise.left(80.0, 10.0) == 80.0  # sooner: at once
+    assert promise.left(83.0, 20.0) == 70.0 and not promise.longer  # a little later: the announced end stays
+    assert promise.left(90.0, 30.0) == 90.0 and promise.longer == 30.0  # much later: it is put off, and said so
+
+
+def test_a_job_that_slows_down_says_why() -> None:
+    job = played(fake.calibrated(JOB), fake.measured(JOB, 12))
+    assert job.left(job.step_began) is not None and job.longer(job.step_began) == ""
+    now = job.step_began + 60.0
+    job.apply(Checkpointed(JOB, "measure", 12), now, 0.0)
+    job.apply(Checkpointed(JOB, "measure", 13), now + 60.0, 0.0)
+    assert job.left(now + 60.0) is not None
+    assert job.longer(now + 61.0) == "a step took 1 m 00 s, not 2.0 s"
+    assert job.longer(now + 200.0) == ""  # news only while it is news
+
+
+def test_time_left_runs_down_between_steps_and_never_up() -> None:
     job = played(fake.calibrated(JOB), fake.measured(JOB, 12))
     now = job.step_began
-    start = job.left(now)
-    assert start is not None
-    assert job.left(now + 1) == pytest.approx(start - 1)
-    assert job.left(now + 1000) == pytest.approx(start - 2)  # the step was to take two seconds
+    shown = [job.left(now + step / 2) for step in range(8)]
+    assert all(before is not None and after is not None and after < before for before, after in pairwise(shown))
 
 
 @pytest.mark.parametrize(

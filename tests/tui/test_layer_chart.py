@@ -7,7 +7,7 @@ import math
 import pytest
 from textual.app import App, ComposeResult
 
-from exl2_tui.job_state import Point
+from exl2_tui.job_points import Part, Point
 from exl2_tui.widgets.layer_chart import AXIS, LayerChart
 
 
@@ -18,7 +18,7 @@ class ChartApp(App[None]):
 
 def points(errors: list[float | None]) -> list[Point | None]:
     return [
-        None if error is None else Point(f"k{index}", f"layer {index // 2} mlp", "mlp", error)
+        None if error is None else Point(f"k{index}", f"layer {index // 2} mlp", "mlp", {"x": Part(4.0, error, 1.0)})
         for index, error in enumerate(errors)
     ]
 

@@ -6,12 +6,14 @@ longer names is deleted only afterwards. So the state always describes files tha
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,7 +27,8 @@ from exl2_tui.core.errors import CheckpointError, Exl2Error, JobError
 STATE = "job.json"
 LOCK = "lock"
 VERSION = 1
-_OWN_NAMES = ("*.safetensors", "*.partial", "job.json*", "measurement.json*", "report.*")
+_OWN_NAMES = ("*.safetensors", "*.partial", "job.json*", "measurement.json*", "report.*", "events.jsonl", "pause")
+_LOCK_TRIES = 10
 
 
 class WorkDir:
@@ -166,8 +169,28 @@ def hash_file(file: Path) -> str:
     return digest.hexdigest()
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process works in this directory; asking holds its lock for a moment."""
+    try:
+        with (path / LOCK).open("a+") as lock:
+            _try_lock(lock.fileno())
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def _lock(handle: int) -> None:
-    """The lock dies with the process, however that ends."""
+    """The lock dies with the process, however that ends. One that is only being asked about is free in a moment."""
+    for _ in range(_LOCK_TRIES):
+        with contextlib.suppress(OSError):
+            return _try_lock(handle)
+        time.sleep(0.02)
+    return _try_lock(handle)
+
+
+def _try_lock(handle: int) -> None:
     if sys.platform == "win32":
         import msvcrt
 
