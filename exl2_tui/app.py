@@ -29,6 +29,7 @@ from exl2_tui.keymap import bindings, problems
 from exl2_tui.screens.chat import ChatScreen
 from exl2_tui.session import ChatSession
 from exl2_tui.settings import Settings, data_dir, load_settings, save_settings
+from exl2_tui.signals import leave_on_signals
 from exl2_tui.state import Changes, Clock, Draws, HearsService, ModelService
 from exl2_tui.store.base import ChatStore
 from exl2_tui.store.db import ChatDatabase
@@ -167,6 +168,7 @@ class Exl2App(App[None]):
             )
         )
         self._mounted = True
+        leave_on_signals(self._leave)
         for wrong in (*self._problems, *problems(self.settings.keys)):
             self.notify(one_line(wrong), severity="warning", timeout=12, markup=False)
         self.call_after_refresh(self._start_service)

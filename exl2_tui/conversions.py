@@ -132,6 +132,6 @@ class Conversions:
                 job = self.jobs[info.job] = JobState(info.job)
             elif job.active or job.status == info.status:
                 continue
-            job.info, job.status, job.seconds = info, info.status, info.seconds
+            job.info, job.status, job.seconds, job.began = info, info.status, info.seconds, self._clock()
             job.done, job.total, job.stage = info.done, info.total, info.stage
             job.error = info.problem

@@ -61,10 +61,9 @@ def recorded(work: Path, running: Iterable[Event], cancel: CancelToken, *, resum
 
 
 def ended(job: str, error: Exl2Error) -> JobEnded:
-    """How a job ends that cannot go on."""
-    return JobEnded(
-        job, "failed", str(Exl2Error(error.message, file=error.file, tensor=error.tensor)), error.hint or ""
-    )
+    """How a job ends that cannot go on: what is wrong first, since a row of the screen may cut the rest."""
+    place = " ".join(filter(None, (Path(error.file).name if error.file else "", error.tensor)))
+    return JobEnded(job, "failed", f"{error.message} ({place})" if place else error.message, error.hint or "")
 
 
 def ask_to_pause(work: Path) -> None:

@@ -236,7 +236,7 @@ class JobState:
             job.log.clear()
             job.logged = 0
             for when, past in event.history:
-                if isinstance(past, LayerMeasured):
+                if isinstance(past, LayerMeasured | JobEstimate):
                     job.apply(past, now, when)
                 elif line := log_line(past):
                     job.say(when, *line)

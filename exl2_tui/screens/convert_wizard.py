@@ -289,8 +289,9 @@ class WizardScreen(Screen[None]):
 
     def action_next(self) -> None:
         """Goes on if nothing is wrong; waits for the check if it is still running."""
-        if self._step == 0 and not self._box("source-path").value:
+        if self._step == 0 and not self._box("source-path").value and self._models:
             self._take(self.query_one("#models-found", OptionList).highlighted)
+            return
         found = self._found
         if found is None:
             self._going = True

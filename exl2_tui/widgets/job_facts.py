@@ -133,12 +133,15 @@ def chart_title(job: JobState, chosen: Point | None, *, measuring: bool) -> tupl
     """What the chart shows; right the layer under the cursor, else the worst."""
     if measuring:
         bits = f"{job.info.bits[0]:g}" if job.info.bits else "4"
-        left = Content.assemble(("  Measured ", "bold"), (f"predicted loss near {bits} bpw, log scale", "$secondary"))
+        left = Content.assemble(("  Predicted loss ", "bold"), (f"near {bits} bpw, log scale", "$secondary"))
     else:
         left = Content.assemble(("  Error per layer ", "bold"), ("log scale, dots: 5 × median", "$secondary"))
     if chosen is not None:
         text = f"{chosen.label}  {number(chosen.error)}  {chosen.mean_bpw:.2f} bpw  {exact(chosen.seconds)}  "
         return left, Content.styled(one_line(text) + "  ", "$primary")
+    if measuring and job.step_kind == "forward":
+        done, count = len(job.eta.done["forward"]), job.eta.planned("forward")
+        return left, Content.styled(f"first the original runs: {done} of {count}  ", "$secondary")
     first = worst(job.points, 1)
     if measuring or not first:
         return left, Content("")
@@ -154,7 +157,8 @@ def side(job: JobState, now: float, jobs: Sequence[JobState]) -> Content:
         taken = job.eta.taken(job.step_kind) if job.step_kind in ("forward", "measure", "quantize") else []
         if taken:
             facts.append(("Per layer", exact(taken[-1])))
-        facts.append(("Saved", _ago(now - job.saved) if job.saved else "not yet"))
+        if job.saved:
+            facts.append(("Saved", _ago(now - job.saved)))
     facts.append(("Recipe", one_line(job.info.recipe, 20)))
     lines += _facts(facts)
     if job.points:

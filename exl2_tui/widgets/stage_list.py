@@ -5,6 +5,7 @@ from __future__ import annotations
 from textual.content import Content
 
 from exl2_tui.job_state import STAGES, JobState
+from exl2_tui.text import one_line
 
 MARKS = {"done": ("✓", "$success"), "now": ("●", "$primary"), "next": ("·", "$secondary"), "held": ("‖", "$warning")}
 
@@ -23,6 +24,8 @@ def stages(job: JobState) -> Content:
 
 
 def _count(job: JobState) -> str:
+    if job.stage in ("calibrate", "evaluate") and job.detail:
+        return f", {one_line(job.detail, 12)}"
     if job.stage == "measure" and job.eta.measure_steps:
         return f" {job.eta.measured}/{job.eta.measure_steps}"
     if job.stage == "quantize" and job.layers:

@@ -27,7 +27,7 @@ def write_tokenizer(target: Path) -> None:
     (target / "tokenizer_config.json").write_text(json.dumps(side))
 
 
-def make_tiny(target: Path, *, tied: bool = True, spoil: str | None = None) -> Path:
+def make_tiny(target: Path, *, tied: bool = True, spoil: str | None = None, layers: int = LAYERS) -> Path:
     """spoil: name of a tensor to fill with NaN."""
     target.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(7)
@@ -37,7 +37,7 @@ def make_tiny(target: Path, *, tied: bool = True, spoil: str | None = None) -> P
 
     tensors = {"model.embed_tokens.weight": matrix(VOCAB, HIDDEN) * 4, "model.norm.weight": torch.ones(HIDDEN).half()}
     kv = HIDDEN // HEADS * KV_HEADS
-    for layer in range(LAYERS):
+    for layer in range(layers):
         prefix = f"model.layers.{layer}"
         shapes = {
             "self_attn.q_proj": (HIDDEN, HIDDEN),
@@ -60,7 +60,7 @@ def make_tiny(target: Path, *, tied: bool = True, spoil: str | None = None) -> P
         "architectures": ["LlamaForCausalLM"],
         "hidden_size": HIDDEN,
         "intermediate_size": FFN,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
         "vocab_size": VOCAB,

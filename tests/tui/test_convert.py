@@ -10,7 +10,7 @@ from textual.pilot import Pilot
 from textual.widgets import Button, Input, OptionList, Static
 
 from exl2_tui.app import Exl2App
-from exl2_tui.core.events import FieldNote, ModelInfo, ModelsListed
+from exl2_tui.core.events import FieldNote, JobFollowed, ModelInfo, ModelsListed
 from exl2_tui.job_state import JobState
 from exl2_tui.screens.chat import ChatScreen
 from exl2_tui.screens.convert import ConvertScreen
@@ -286,7 +286,7 @@ async def test_progress_from_start_to_report_and_chat(app: Callable[[], Exl2App]
         await place.settle()
         assert "● measure 13/17" in place.row("stages") and "✓ calibrate" in place.row("stages")
         assert "Convert 52%" in place.row("header")
-        assert "predicted loss" in place.row("chart-title")
+        assert "Predicted loss" in place.row("chart-title")
         place.service.play(fake.measured(job))
         place.service.play(fake.quantized(job))
         await place.settle()
@@ -429,20 +429,30 @@ async def test_the_list_resumes_after_a_crash(app: Callable[[], Exl2App]) -> Non
         assert cast(FakeService, place.app.service).loads[-1][0] == "/w/done/model"
 
 
-async def test_a_job_of_another_process_is_watched_not_touched(app: Callable[[], Exl2App]) -> None:
+async def test_a_job_of_another_process_is_live_and_can_be_paused(app: Callable[[], Exl2App]) -> None:
     async with app().run_test(size=SIZE) as pilot:
         place = ConvertDriver(pilot)
         await place.open()
         place.service.listed = (fake.info("/w/other", status="elsewhere"),)
         await pilot.press("g")
         await place.settle()
-        await pilot.press("p", "x", "enter")
+        await pilot.press("x")  # its files are in use
+        assert isinstance(place.app.screen, ConvertScreen)
+        await pilot.press("enter")
         await until(lambda: isinstance(place.app.screen, ProgressScreen))
-        assert not {name for name, _ in place.service.calls} & {"pause", "delete"}
         assert ("look", "/w/other") in place.service.calls
-        place.service.post(fake.opened("/w/other", status="elsewhere", stage="quantize", done=20))
+        place.service.post(fake.opened("/w/other", status="elsewhere", stage="quantize", done=17))
+        await until(lambda: ("follow", "/w/other") in place.service.calls)
+        heard = list(fake.quantized("/w/other", 3))
+        place.service.post(JobFollowed("/w/other", tuple((place.app.wall_clock(), event) for event in heard)))
         await place.settle()
-        assert "elsewhere" in place.row("title") and "80%" in place.row("bar")
+        assert "elsewhere" in place.row("title") and "● quantize 3/8" in place.row("stages")
+        assert place.table[1].startswith("2 mlp.down_proj")
+        await pilot.press("p")
+        assert ("pause", "/w/other") in place.service.calls
+        place.service.post(fake.opened("/w/other", status="stopped", stage="quantize", done=20))
+        await place.settle()
+        assert "paused" in place.row("title")
 
 
 async def test_a_deletion_that_fails_is_said(app: Callable[[], Exl2App]) -> None:

@@ -121,7 +121,7 @@ def test_jobs_wait_for_each_other_and_a_waiting_one_can_be_paused(bench: Bench) 
 @pytest.mark.parametrize(
     ("error", "message", "hint"),
     [
-        (JobError("the disk is full", file="/w/a/x", hint="Free some."), "/w/a/x: the disk is full", "Free some."),
+        (JobError("the disk is full", file="/w/a/x", hint="Free some."), "the disk is full (x)", "Free some."),
         (MemoryError(), "There is not enough memory", "Close other programs, then resume."),
         (ValueError("odd"), "Internal error: ValueError: odd", "This is a bug in exl2-tui; please report it."),
     ],

@@ -1,0 +1,169 @@
+"""A terminal without a window: a program on a pseudo-terminal, and the screen as a person would see it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pyte
+
+# What pyte does not know and would print: keyboard protocols, private modes with "$", application strings.
+UNKNOWN = re.compile(rb"\x1b\[[<>=][\d;]*[a-zA-Z]|\x1b\[\?[\d;]*\$p|\x1b[_P^][^\x1b]*\x1b\\|\x1b\[\d* q")
+UNFINISHED = re.compile(rb"\x1b(?:\[[\d;?<>=$ ]*|[_P^\]][^\x07\x1b]*\x1b?)?\Z")
+KEYS = {
+    "enter": "\r",
+    "escape": "\x1b",
+    "tab": "\t",
+    "up": "\x1b[A",
+    "down": "\x1b[B",
+    "right": "\x1b[C",
+    "left": "\x1b[D",
+    "end": "\x1b[F",
+    "f2": "\x1bOQ",
+    "f3": "\x1bOR",
+    "f4": "\x1bOS",
+    "f5": "\x1b[15~",
+}
+
+
+LIMIT = float(os.environ.get("XL", "90"))
+
+
+class Terminal:
+    """Starts `command` and keeps the screen it draws; `close` ends the program, however it fares."""
+
+    def __init__(
+        self, command: Sequence[str], home: Path, *, size: tuple[int, int] = (80, 24), **variables: str
+    ) -> None:
+        """size: columns, rows. variables: of the environment, besides a home of its own and no colour queries."""
+        columns, rows = size
+        self._screen = pyte.Screen(columns, rows)
+        self._stream = pyte.ByteStream(self._screen)
+        self._rest = b""
+        self._master, slave = pty.openpty()
+        self._resize_pty(columns, rows)
+        more = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "TEXTUAL_ANIMATIONS": "none", **variables}
+        self.process = subprocess.Popen(
+            list(command),
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**surroundings(home), **more},
+            preexec_fn=_own_terminal,
+        )
+        os.close(slave)
+
+    @property
+    def text(self) -> str:
+        """The screen, its rows without the blanks on the right."""
+        return "\n".join(line.rstrip() for line in self._screen.display)
+
+    def wait(self, expected: str | Callable[[str], object], seconds: float = LIMIT) -> str:
+        """Reads until the screen shows a text, wrapped or not (or the condition holds); returns the screen.
+
+        The limit is generous: it is reached only by what never comes.
+        """
+        condition = expected if callable(expected) else (lambda screen: expected in " ".join(screen.split()))
+        end = time.monotonic() + seconds
+        while not condition(self.text):
+            assert time.monotonic() < end, f"{expected!r} was never on the screen:\n{self.text}"
+            if not self._read(0.1) and self.process.poll() is not None:
+                assert condition(self.text), f"the program ended ({self.process.returncode}) with:\n{self.text}"
+        return self.text
+
+    def wait_gone(self, text: str, seconds: float = LIMIT) -> str:
+        """Reads until the screen no longer shows a text."""
+        return self.wait(lambda screen: text not in screen, seconds)
+
+    def press(self, *keys: str) -> None:
+        """Sends keys by name, such as "enter", "f4", "ctrl+q", or as text."""
+        for key in keys:
+            data = KEYS.get(key) or (chr(ord(key[-1]) & 0x1F) if key.startswith("ctrl+") else key)
+            os.write(self._master, data.encode())
+
+    def type(self, text: str) -> None:
+        """Types a text."""
+        os.write(self._master, text.encode())
+
+    def resize(self, columns: int, rows: int) -> None:
+        self._screen.resize(rows, columns)
+        self._resize_pty(columns, rows)
+        self.process.send_signal(signal.SIGWINCH)
+
+    def kill(self, number: int = signal.SIGKILL) -> int:
+        """Sends a signal and waits for the end; returns the exit status."""
+        self.process.send_signal(number)
+        return self.ended()
+
+    def hang_up(self) -> int:
+        """The window is closed: the terminal is gone."""
+        os.close(self._master)
+        self._master = -1
+        return self.process.wait(60)
+
+    def ended(self, seconds: float = 60.0) -> int:
+        """Reads until the program has ended; returns its exit status."""
+        end = time.monotonic() + seconds
+        while self.process.poll() is None:
+            assert time.monotonic() < end, f"the program never ended:\n{self.text}"
+            self._read(0.05)
+        while self._read(0.0):
+            pass
+        return self.process.returncode
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        if self._master >= 0:
+            os.close(self._master)
+
+    def _read(self, seconds: float) -> bool:
+        """Takes what the program has written; False if there is nothing."""
+        if not select.select([self._master], [], [], seconds)[0]:
+            return False
+        try:
+            data = self._rest + os.read(self._master, 65536)
+        except OSError:  # the program has ended
+            return False
+        unfinished = UNFINISHED.search(data)
+        self._rest = unfinished.group() if unfinished else b""
+        self._stream.feed(UNKNOWN.sub(b"", data[: len(data) - len(self._rest)]))
+        return True
+
+    def _resize_pty(self, columns: int, rows: int) -> None:
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def program(*arguments: str | Path) -> list[str]:
+    """The command line of `exl2-tui` with these arguments."""
+    return [sys.executable, "-m", "exl2_tui", *map(str, arguments)]
+
+
+def surroundings(home: Path) -> dict[str, str]:
+    """Environment variables for a program with this home. One thread: on a busy machine several wait for each other."""
+    return {**os.environ, "EXL2_TUI_HOME": str(home), "HF_HUB_CACHE": str(home / "no-hub"), "OMP_NUM_THREADS": "1"}
+
+
+def settings(home: Path, more: Mapping[str, str] | None = None) -> None:
+    """Settings without questions to the terminal. more: further tables by name, as TOML."""
+    home.mkdir(exist_ok=True)
+    tables = {"appearance": 'theme = "dark"', **(more or {})}
+    (home / "settings.toml").write_text("".join(f"[{name}]\n{text}\n\n" for name, text in tables.items()))
+
+
+def _own_terminal() -> None:
+    """In the child: a session whose terminal the pseudo-terminal is, so that closing it hangs up."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -1,0 +1,182 @@
+"""Pulling the plug while converting: the same conversion goes on, wherever and by whomever it is resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from exl2_tui import job_journal
+from tests.e2e.conftest import Open
+from tests.e2e.terminal import Terminal, program, surroundings
+from tests.quant.tiny import make_tiny
+
+LIMIT = 120.0
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A model of seconds, but with enough layers to be stopped between two of them."""
+    return make_tiny(tmp_path / "tiny", layers=6)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(f"Line {number} of a text about nothing much." for number in range(400)))
+    return path
+
+
+@pytest.fixture
+def command(tiny: Path, text: Path, tmp_path: Path) -> list[str]:
+    """The conversion as one would start it in a shell."""
+    work, output = tmp_path / "work", tmp_path / "out"
+    return program("convert", "-i", tiny, "-o", work, "-cf", output, "-c", text, "-r", "6", "-l", "64")
+
+
+def in_shell(command: list[str], home: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, env=surroundings(home), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def until(condition: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+    """Waits for a condition, as long as the process lives."""
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert process.poll() is None, "the process ended first"
+        assert time.monotonic() < end, "the condition was never met"
+        time.sleep(0.01)
+
+
+def saved_layers(work: Path, stage: str) -> int:
+    """How many steps of a stage the journal says are safe."""
+    return sum(
+        type(event).__name__ == "Checkpointed" and event.stage == stage  # type: ignore[attr-defined]
+        for _, event in job_journal.read(work)[0]
+    )
+
+
+def at_list(terminal: Terminal) -> None:
+    terminal.wait("ctx")
+    terminal.press("f4")
+    terminal.wait("tiny")
+
+
+def digest(model: Path) -> bytes:
+    return (model / "output.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_conversion_is_recognised_and_goes_on_in_the_app(
+    app: Open, command: list[str], home: Path, tmp_path: Path
+) -> None:
+    work, output = tmp_path / "work", tmp_path / "out"
+    process = in_shell(command, home)
+    until(lambda: saved_layers(work, "quantize") >= 2, process)
+    process.kill()
+    process.wait()
+
+    terminal = app()
+    at_list(terminal)
+    terminal.wait("interrupted")
+    terminal.wait("Its process ended")
+    terminal.press("r")
+    terminal.wait("running")
+    terminal.press("enter")
+    terminal.wait("KL divergence")
+    terminal.press("ctrl+q")
+    assert terminal.ended() == 0
+
+    whole = tmp_path / "whole"
+    again = [str(whole) if part == str(output) else part for part in command]
+    again = [str(tmp_path / "other") if part == str(work) else part for part in again]
+    assert in_shell(again, home).wait(LIMIT) == 0
+    assert digest(output) == digest(whole)
+
+
+@pytest.mark.slow
+def test_a_conversion_in_a_shell_is_live_in_the_app_and_can_be_paused_there(
+    app: Open, command: list[str], home: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    process = in_shell(command, home)
+    until(lambda: saved_layers(work, "measure") >= 1, process)
+    terminal = app()
+    at_list(terminal)
+    terminal.wait("elsewhere")
+    terminal.press("enter")
+    terminal.wait("left")
+    before = saved_layers(work, "measure") + saved_layers(work, "quantize")
+    terminal.wait(lambda _: saved_layers(work, "measure") + saved_layers(work, "quantize") > before)
+    terminal.press("p")
+    assert process.wait(LIMIT) == 130  # as after Ctrl-C
+    terminal.wait("paused")
+    terminal.press("r")
+    terminal.wait("KL divergence")
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_end_of_an_app_that_converts(app: Open, command: list[str], home: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    first = in_shell(command, home)
+    until(lambda: saved_layers(work, "measure") >= 1, first)
+    first.send_signal(signal.SIGINT)
+    assert first.wait(LIMIT) == 130
+
+    terminal = app()
+    at_list(terminal)
+    terminal.wait("paused")
+    terminal.press("r")
+    terminal.wait(lambda _: saved_layers(work, "measure") >= 3)
+    assert terminal.kill(signal.SIGTERM) == 0
+
+    again = app()
+    at_list(again)
+    again.wait("paused")
+    again.press("ctrl+q")
+    assert again.ended() == 0
+    finished = subprocess.run(
+        program("jobs", "resume", work),
+        env=surroundings(home),
+        capture_output=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.slow
+def test_a_model_that_goes_away_while_it_is_converted(
+    app: Open, command: list[str], tiny: Path, home: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    process = in_shell(command, home)
+    until(lambda: saved_layers(work, "measure") >= 1, process)
+    tiny.rename(tmp_path / "elsewhere")
+    assert process.wait(LIMIT) == 1
+    terminal = app(size=(120, 40))
+    terminal.wait("ctx")
+    terminal.press("f4")
+    terminal.wait("failed")
+    terminal.wait("No such file")
+    (tmp_path / "elsewhere").rename(tiny)
+    terminal.press("r")
+    terminal.wait("finished")
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_for_the_work_files(command: list[str], home: Path, tmp_path: Path) -> None:
+    """The limit of one file stands for the disk: the states of the calibration rows no longer fit."""
+    work = tmp_path / "work"
+    limited = ["sh", "-c", 'ulimit -f 40; exec "$@"', "sh", *command]
+    result = subprocess.run(limited, env=surroundings(home), capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "cannot be written" in result.stderr or "disk is full" in result.stderr, result.stderr
+    assert in_shell(command, home).wait(LIMIT) == 0
+    assert json.loads((work / "job.json").read_bytes())["stage"] == "done"
+    shutil.rmtree(work)
