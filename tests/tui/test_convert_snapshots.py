@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Input
+from textual.widgets import Footer, Input
+from textual.widgets._footer import FooterKey
 
 from exl2_tui.core.events import Checkpointed, FieldNote, ModelsListed
 from tests.tui import convert_fakes as fake
@@ -111,6 +112,13 @@ async def quitting(place: ConvertDriver) -> None:
     await place.pilot.press("ctrl+q")
 
 
+def footer_is_drawn(place: ConvertDriver) -> bool:
+    """Whether the footer has caught up with what can be done now; it is made anew a moment after that changes."""
+    screen = place.app.screen
+    wanted = {active.binding.action for active in screen.active_bindings.values() if active.binding.show}
+    return not screen.query(Footer) or wanted <= {key.action for key in screen.query(FooterKey)}
+
+
 SCENES = [(scene, "dark") for scene in (empty, listed, source, target, check, measuring, quantizing, finished)]
 SCENES += [(failed, "dark"), (quitting, "dark")]
 SCENES += [(scene, look) for scene in (target, finished) for look in ("light", "nocolor")]
@@ -137,6 +145,7 @@ def test_look(
         place = ConvertDriver(pilot)
         await scene(place)
         await place.settle()
+        await until(lambda: footer_is_drawn(place))
         await pilot.pause(0.1)
         await place.settle()
 
