@@ -23,12 +23,15 @@ from exl2_tui.core.checkpoint import Checkpoint, open_file
 from exl2_tui.core.checkpoint.checksums import read_sums
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import CancelledError, Exl2Error, JobError, QuantizationError, UnsupportedError
-from exl2_tui.core.events import Evaluated, Event, JobFinished, LayerMeasured, LayerQuantized
+from exl2_tui.core.events import Evaluated, Event, JobFinished, LayerMeasured, LayerQuantized, Tuned
 from exl2_tui.core.model.layout import model_linears
 from exl2_tui.core.quant import output, workdir
 from exl2_tui.core.quant.job import ConvertJob
 from exl2_tui.core.quant.measurement import Measurement
 from exl2_tui.core.requests import ConvertRequest
+
+TUNED_BITS = 3.0
+"""At which the tiny model loses enough for norms and scales to be tuned."""
 
 
 def request(source: Path, work: Path, **changes: object) -> ConvertRequest:
@@ -151,10 +154,12 @@ def test_head_bits_inside_the_budget(tiny: Path, tmp_path: Path) -> None:
         convert(request(tiny, tmp_path / "old", bits=(3.0,), head_bits=None, measurement=old))
 
 
-@pytest.mark.parametrize("recipe", ["classic", "refined"])
-def test_stopped_after_any_event_the_result_is_the_same(tiny: Path, tmp_path: Path, recipe: str) -> None:
-    expected = weights_hash(finished(convert(request(tiny, tmp_path / "whole", recipe=recipe))))
-    asked = request(tiny, tmp_path / "cut", recipe=recipe)
+@pytest.mark.parametrize(("recipe", "bits"), [("classic", 4.0), ("refined", TUNED_BITS)])
+def test_stopped_after_any_event_the_result_is_the_same(tiny: Path, tmp_path: Path, recipe: str, bits: float) -> None:
+    events = convert(request(tiny, tmp_path / "whole", recipe=recipe, bits=(bits,)))
+    assert any(isinstance(event, Tuned) and event.kept for event in events) == (recipe == "refined")
+    expected = weights_hash(finished(events))
+    asked = request(tiny, tmp_path / "cut", recipe=recipe, bits=(bits,))
     generator = random.Random(3)
     for _ in range(60):
         job = ConvertJob.open(asked)
@@ -182,8 +187,8 @@ def in_child(work: Callable[[], None]) -> int:
 
 
 def test_killed_at_50_random_moments_the_result_is_the_same(tiny: Path, tmp_path: Path) -> None:
-    expected = weights_hash(finished(convert(request(tiny, tmp_path / "whole"))))
-    asked = request(tiny, tmp_path / "killed")
+    expected = weights_hash(finished(convert(request(tiny, tmp_path / "whole", bits=(TUNED_BITS,)))))
+    asked = request(tiny, tmp_path / "killed", bits=(TUNED_BITS,))
     generator = random.Random(11)
     kills = 0
     while kills < 50:
@@ -196,7 +201,7 @@ def test_killed_at_50_random_moments_the_result_is_the_same(tiny: Path, tmp_path
             assert os.WEXITSTATUS(status) == 0
     assert weights_hash(finished(convert(asked))) == expected
     leftovers = [file.name for file in (tmp_path / "killed").rglob("*.partial")]
-    assert len(leftovers) <= 50 and weights_hash(tmp_path / "killed" / "model-4bpw") == expected
+    assert len(leftovers) <= 50 and weights_hash(tmp_path / "killed" / f"model-{TUNED_BITS:g}bpw") == expected
 
 
 def test_cancelling_stops_soon_and_resumes(tiny: Path, tmp_path: Path) -> None:

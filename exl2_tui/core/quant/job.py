@@ -236,6 +236,8 @@ class ConvertJob:
         layers, steps = self.model.config.num_hidden_layers, self._tune_steps()
         parts = parts_of(self.model, self._parts())
         for step in range(self.state["step"] - layers - 1, steps):
+            if not states:
+                break
             began = time.perf_counter()
             states = yield from self.recipe.tune_step(step, calibration, parts, states, self.cancel)
             if step + 1 == steps and states:
@@ -374,6 +376,11 @@ class ConvertJob:
             self._saved[name] = states[name], entry
         return states
 
+    def _tuned_steps(self) -> int:
+        """Of the current target."""
+        done = self.state["step"] - self.model.config.num_hidden_layers - 1
+        return max(0, done) if self.state["stage"] == "quantize" else 0
+
     def _tune_steps(self) -> int:
         made = self.state.get("calibration")
         shape = (self._spec().rows, self._spec().length) if made is None else (made["rows"], made["length"])
@@ -422,7 +429,7 @@ class ConvertJob:
         layers, targets = self.model.config.num_hidden_layers, len(self.request.bits)
         measuring = 0 if self.request.measurement else self.recipe.measure_steps()
         quantizing = 0 if self.request.measure_to else targets * layers
-        tuning = 0 if self.request.measure_to else targets * self._tune_steps()
+        tuning = 0 if self.request.measure_to else (targets - self.state["target"]) * self._tune_steps()
         timing = self.state["timing"]
         measured, quantized, tuned = (len(timing.get(name, [])) for name in ("measure", "quantize", "tune"))
         seconds: float | None = None
@@ -433,7 +440,7 @@ class ConvertJob:
             left = (
                 (measuring - measured, measure_mean),
                 (quantizing - quantized, quantize_mean),
-                (tuning - tuned, tune_mean),
+                (tuning - self._tuned_steps(), tune_mean),
             )
             seconds = sum(steps * mean for steps, mean in left)
         return JobProgress(self.name, stage, measured + quantized, measuring + quantizing, detail, seconds)

@@ -83,7 +83,8 @@ class Recipe(Protocol):
         self, step: int, calibration: Calibration, parts: Checkpoint, states: States, cancel: CancelToken | None
     ) -> Generator[Event, None, States]:
         """One step on the finished layers in `parts`. states: of tune_start for step 0, else what the step before
-        returned. The last step returns float16 tensors by full name, which replace those of the parts."""
+        returned. The last step returns float16 tensors by full name, which replace those of the parts. Any step may
+        return {}: then tuning ends, and the parts stay."""
 
 
 class ClassicRecipe:

@@ -320,7 +320,9 @@ class RefinedRecipe:
             self._tuner = Tuner(self.model, parts, (ids.shape[0], ids.shape[1]), self.tuning.schedule)
         state = {name: tensor for name, tensor in states.items() if name != "reference"} or self._tuner.start()
         if step < len(self._tuner.batches):
-            return {"reference": reference, **self._tuner.step(step, ids, reference, state, cancel)}
+            state = self._tuner.step(step, ids, reference, state, cancel)
+            is_worth_it = float(state["first"]) >= self.tuning.schedule.worth
+            return {"reference": reference, **state} if is_worth_it else {}
         logs = state["logs"]
         before = self._tuner.divergence(ids, reference, torch.zeros_like(logs), cancel)
         after = self._tuner.divergence(ids, reference, logs, cancel)

@@ -49,13 +49,15 @@ class Schedule:
     """At most `steps` of about `tokens` tokens each, and at most `passes` over the calibration rows.
 
     rate: Adam's step on the logarithms, falling to 0 along a cosine, if the divergence is 1 nat at first; it goes with
-    the root of that, as the changes that are wanted do.
+    the root of that, as the changes that are wanted do. worth: divergence (nats) below which nothing is tuned; from
+    0.03 down the judging rows never became better.
     """
 
     steps: int = 32
     tokens: int = 1024
     passes: int = 1
     rate: float = 1e-2
+    worth: float = 0.05
 
     def batches(self, count: int, length: int) -> list[list[int]]:
         """The rows of every step, out of `count` rows of `length` tokens: each comes once before any comes again."""
