@@ -50,7 +50,7 @@ class Schedule:
 
     rate: Adam's step on the logarithms, falling to 0 along a cosine, if the divergence is 1 nat at first; it goes with
     the root of that, as the changes that are wanted do. worth: divergence (nats) below which nothing is tuned; from
-    0.03 down the judging rows never became better.
+    0.07 down the judging rows never became better.
     """
 
     steps: int = 32
