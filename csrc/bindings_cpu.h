@@ -29,6 +29,10 @@ void linear_pack(int64_t kind, std::vector<int64_t> sizes, std::vector<Tensor> t
 void linear_multiply(const Tensor& x, const Tensor& blob, int64_t out_features, const Tensor& out, int64_t isa,
                      int64_t threads);
 
+// bindings_memory_cpu.cpp
+void large_pages(const Tensor& memory);
+double read_memory(const Tensor& buffer, int64_t threads, int64_t isa);
+
 // bindings_model_cpu.cpp
 int64_t model_create(std::vector<int64_t> sizes, double eps, std::vector<Tensor> shared, std::vector<Tensor> layers,
                      std::vector<int64_t> windows, int64_t isa, int64_t chunk, int64_t threads);

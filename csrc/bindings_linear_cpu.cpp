@@ -1,8 +1,4 @@
 // Ops of the packed linears: from a checkpoint's tensors to a blob, and one product by itself.
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <cstdlib>
 #include <memory>
 
@@ -76,21 +72,6 @@ uint8_t* blob_of(const Tensor& blob) {
   return data;
 }
 
-// Weights are streamed once per token: with pages of 2 MiB instead of 4 KiB neither the address translation nor the
-// prefetcher has to start anew every 64 cache lines. A wish, not a demand; only whole large pages inside the blob
-// count.
-void ask_for_large_pages(uint8_t* data, int64_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data;
-  (void)bytes;
-#endif
-}
-
 struct Free {
   void operator()(uint8_t* memory) const { std::free(memory); }
 };
@@ -107,7 +88,7 @@ void linear_pack(int64_t kind, std::vector<int64_t> sizes, std::vector<Tensor> t
   const LinearSource source = source_of(kind, sizes, tensors, sizes.at(3) != 0);
   STD_TORCH_CHECK(blob.numel() >= kernels.packed_bytes(source), "blob: too small");
   uint8_t* packed = blob_of(blob);
-  ask_for_large_pages(packed, blob.numel());
+  large_pages(blob);
   const int64_t tiles = (source.out_features + kLinearTileColumns - 1) / kLinearTileColumns;
   Crew crew(static_cast<int>(threads));
   crew.share(tiles, crew.even_piece(tiles),

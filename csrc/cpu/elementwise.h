@@ -88,6 +88,16 @@ static void to_float(FloatType type, const void* x, int64_t n, float* out) {
   }
 }
 
+static float sum_row(const float* x, int64_t n) {
+  F total[4] = {splat(0), splat(0), splat(0), splat(0)};
+  int64_t i = 0;
+  for (; i + 4 * kWidth <= n; i += 4 * kWidth) {
+    for (int lane = 0; lane < 4; ++lane) total[lane] = add(total[lane], load(x + i + lane * kWidth));
+  }
+  each_vector(n - i, [&](int64_t j, int part) { total[0] = add(total[0], load_part(x + i + j, part)); });
+  return sum(add(add(total[0], total[1]), add(total[2], total[3])));
+}
+
 EXL2_INLINE F saturate_half(F v) { return min(max(v, splat(-65504.0f)), splat(65504.0f)); }
 
 static void to_half(const float* x, int64_t n, uint16_t* out) {

@@ -25,6 +25,8 @@ struct Kernels {
   void (*exp)(const float* x, int64_t n, float* out);
   // Round to nearest even; beyond the range of half it saturates.
   void (*to_half)(const float* x, int64_t n, uint16_t* out);
+  // Of a row: reads it at the speed of memory, which is what the read bandwidth is measured with.
+  float (*sum)(const float* x, int64_t n);
   // Writes one token's key and value (D each) into the cache.
   void (*store_token)(const CacheHead& cache, int64_t position, const float* key, const float* value);
   // Causal softmax attention in one pass over the cache.

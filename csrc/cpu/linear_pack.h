@@ -1,6 +1,5 @@
-// Packing: a weight as it lies on disk -> the blob of linear_layout.h. Runs once per load, at memory speed: on disk a
-// row of words holds one word of each column, so 16 neighbouring columns are one vector, and every step below is a loop
-// over 16 lanes that the compiler vectorizes for the file's instruction set.
+// Packing: a weight as it lies on disk -> the blob of linear_layout.h. Runs once per load: on disk a row of words holds
+// one word of each column, so 16 neighbouring columns are one vector, and every step below works on such vectors.
 #pragma once
 
 #include "linear_layout.h"
@@ -11,9 +10,9 @@ namespace EXL2_ISA {
 // Bit planes of a width: `low` bits in the first plane, bits - low in the second.
 constexpr int low_plane(int bits) { return bits == 3 ? 2 : bits == 5 || bits == 6 ? 4 : bits; }
 
-// Consecutive word rows are read for this many tiles at a time: 512 bytes of each row, so that a cache line fetched
-// from the file is used whole and pages are not revisited for each tile.
-constexpr int kPackTiles = 8;
+// Consecutive word rows are read for this many tiles at a time: 1 KiB of each row, so that a cache line fetched from the
+// file is used whole and pages are not revisited for each tile.
+constexpr int kPackTiles = 16;
 
 struct CodeSource {
   const uint32_t* words;  // (.., N)
@@ -21,54 +20,85 @@ struct CodeSource {
   int bits;
 };
 
-// 16 words, as an array of its own: with a pointer the compiler would have to fear that it overlaps what is written.
-struct Words {
-  uint32_t v[kColumns];
-};
+// One value of each of 16 columns. GCC and Clang make of it what the instruction set has: one register, two, or four.
+typedef uint32_t Words __attribute__((vector_size(kColumns * 4)));
 
-static EXL2_INLINE Words load_words(const uint32_t* p, int columns) {
-  Words words = {};
+// By reference, as all vectors here: passing them by value is a matter of the instruction set.
+static EXL2_INLINE void load_words(Words& words, const uint32_t* p, int columns) {
   if (columns == kColumns) {
-    memcpy(words.v, p, sizeof words.v);
+    memcpy(&words, p, sizeof words);
   } else {
-    for (int c = 0; c < columns; c++) words.v[c] = p[c];
+    words = Words{};
+    memcpy(&words, p, size_t(columns) * 4);
   }
-  return words;
 }
 
-// Codes of `row` (of the stream that starts at source.words) in byte `byte` of each lane of `quad`.
-static EXL2_INLINE void add_row(Words& quad, const CodeSource& source, int64_t row, int64_t column, int columns,
-                                int byte) {
-  const int64_t bit = row * source.bits;
-  const uint32_t* p = source.words + bit / 32 * source.ld + column;
-  const int shift = int(bit % 32);
-  const uint32_t mask = (1u << source.bits) - 1;
-  Words words = load_words(p, columns);
-  for (int c = 0; c < kColumns; c++) words.v[c] >>= shift;
-  if (shift + source.bits > 32) {  // the code straddles two word rows
-    const Words high = load_words(p + source.ld, columns);
-    for (int c = 0; c < kColumns; c++) words.v[c] |= high.v[c] << (32 - shift);
-  }
-  for (int c = 0; c < kColumns; c++) quad.v[c] |= (words.v[c] & mask) << (8 * byte);
+// Quad j into the planes of its slab.
+static EXL2_INLINE void add_quad(Words* lines, const Words& quad, int bits, int j) {
+  const int low = low_plane(bits), high = bits - low;
+  lines[j * low / 8] |= (quad & 0x01010101u * ((1u << low) - 1)) << (j * low % 8);
+  if (high > 0) lines[low + j * high / 8] |= (quad >> low & 0x01010101u * ((1u << high) - 1)) << (j * high % 8);
 }
 
-// One slab of one tile. rows[i]: row of the stream for slab row i, negative for padding.
-static inline void pack_slab(uint8_t* out, const CodeSource& source, const int64_t* rows, int64_t column, int columns) {
+// A slab whose rows lie one after another in the stream: exactly BITS words of each column, every shift a constant.
+// words: where the first of them starts. About 200 instructions for 512 codes, so that memory sets the pace.
+template <int BITS>
+static void pack_slab_in_order(uint8_t* out, const uint32_t* words, int64_t ld, int columns) {
+  Words in[BITS], lines[BITS] = {};
+  for (int i = 0; i < BITS; i++) load_words(in[i], words + i * ld, columns);
+#pragma GCC unroll 8
+  for (int j = 0; j < kSlabQuads; j++) {
+    Words quad = {};
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) {
+      const int bit = (4 * j + r) * BITS, shift = bit % 32;
+      Words code = in[bit / 32] >> shift;
+      if (shift + BITS > 32) code |= in[bit / 32 + 1] << (32 - shift);  // straddles two words
+      quad |= (code & ((1u << BITS) - 1)) << (8 * r);
+    }
+    add_quad(lines, quad, BITS, j);
+  }
+  memcpy(out, lines, sizeof lines);
+}
+
+// Any rows of the stream, as act-order GPTQ has them. rows[i]: row for slab row i, negative for padding.
+static inline void pack_slab_of_rows(uint8_t* out, const CodeSource& source, const int64_t* rows, int64_t column,
+                                     int columns) {
   Words lines[8] = {};
-  const int low = low_plane(source.bits), high = source.bits - low;
-  const uint32_t low_mask = 0x01010101u * ((1u << low) - 1), high_mask = 0x01010101u * ((1u << high) - 1);
   for (int j = 0; j < kSlabQuads; j++) {
     Words quad = {};
     for (int r = 0; r < 4; r++) {
-      if (rows[4 * j + r] >= 0) add_row(quad, source, rows[4 * j + r], column, columns, r);
+      const int64_t row = rows[4 * j + r];
+      if (row < 0) continue;
+      const uint32_t* p = source.words + row * source.bits / 32 * source.ld + column;
+      const int shift = int(row * source.bits % 32);
+      Words code, next;
+      load_words(code, p, columns);
+      code >>= shift;
+      if (shift + source.bits > 32) {
+        load_words(next, p + source.ld, columns);
+        code |= next << (32 - shift);
+      }
+      quad |= (code & ((1u << source.bits) - 1)) << (8 * r);
     }
-    Words& line = lines[j * low / 8];
-    for (int c = 0; c < kColumns; c++) line.v[c] |= (quad.v[c] & low_mask) << (j * low % 8);
-    if (high == 0) continue;
-    Words& second = lines[low + j * high / 8];
-    for (int c = 0; c < kColumns; c++) second.v[c] |= (quad.v[c] >> low & high_mask) << (j * high % 8);
+    add_quad(lines, quad, source.bits, j);
   }
   memcpy(out, lines, size_t(source.bits) * kLine);
+}
+
+// One slab of one tile; in_order: rows[] count up by one, from a multiple of 32.
+static inline void pack_slab(uint8_t* out, const CodeSource& source, const int64_t* rows, bool in_order, int64_t column,
+                             int columns) {
+  if (!in_order) return pack_slab_of_rows(out, source, rows, column, columns);
+  const uint32_t* words = source.words + rows[0] * source.bits / 32 * source.ld + column;
+  switch (source.bits) {
+    case 2: return pack_slab_in_order<2>(out, words, source.ld, columns);
+    case 3: return pack_slab_in_order<3>(out, words, source.ld, columns);
+    case 4: return pack_slab_in_order<4>(out, words, source.ld, columns);
+    case 5: return pack_slab_in_order<5>(out, words, source.ld, columns);
+    case 6: return pack_slab_in_order<6>(out, words, source.ld, columns);
+    case 8: return pack_slab_in_order<8>(out, words, source.ld, columns);
+  }
 }
 
 // The words of the slab that starts at `row`, in some columns: word rows are pages apart, which no hardware prefetcher
@@ -91,17 +121,19 @@ static inline void pack_codes(const LinearSource& s, const Header& h, uint8_t* b
     if (s.kind == LinearKind::kExl2) source.words = s.q_weight + int64_t(s.q_groups[2 * g + 1]) * s.N;
     for (int64_t first = 0; first < group_rows; first += kSlabRows) {
       int64_t rows[kSlabRows];
+      bool in_order = true;
       for (int64_t k = 0; k < kSlabRows; k++) {
         const int64_t i = first + k;
         rows[k] = i >= group_rows               ? -1
                   : s.kind == LinearKind::kExl2 ? i  // stored in packed order, one stream per group
                   : s.perm                      ? s.perm[packed_row + i]
                                                 : packed_row + i;
+        in_order = in_order && rows[k] == rows[0] + k && rows[0] % kSlabRows == 0;
       }
       prefetch_rows(source, rows[0] + kSlabRows, tile_begin * kColumns, tile_end * kColumns);
       for (int64_t t = tile_begin; t < tile_end; t++) {
         const int64_t left = s.N - t * kColumns;
-        pack_slab(blob + h.tiles_at + t * h.tile_bytes + code_offset, source, rows, t * kColumns,
+        pack_slab(blob + h.tiles_at + t * h.tile_bytes + code_offset, source, rows, in_order, t * kColumns,
                   int(left < kColumns ? left : kColumns));
       }
       code_offset += int64_t(source.bits) * kLine;
@@ -127,17 +159,50 @@ static inline void pack_params(const LinearSource& s, const Header& h, uint8_t* 
   }
 }
 
-// (N, K) -> tile of (K, 16). In steps of 64 rows, so that the 16 input streams and the output stay in L1.
+// 16 values of each of 16 rows become 16 of each of 16 columns: four rounds of interleaving row i with row i + 8.
+template <typename V, typename T>
+static EXL2_INLINE void transpose(V* in, T* out) {
+  const V first = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+  const V second = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  V mixed[kColumns];
+#pragma GCC unroll 4
+  for (int round = 0; round < 4; round++) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kColumns / 2; i++) {
+      mixed[2 * i] = __builtin_shuffle(in[i], in[i + 8], first);
+      mixed[2 * i + 1] = __builtin_shuffle(in[i], in[i + 8], second);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kColumns; i++) in[i] = mixed[i];
+  }
+  memcpy(out, in, kColumns * sizeof(V));
+}
+
+// (N, K) -> tile of (K, 16), a cache line of each of the 16 rows at a time: rows are often a power of two apart, and then
+// their lines push each other out of L1 before they could be read twice. For the same reason lines are fetched to L2.
 template <typename T>
 static void pack_dense(const LinearSource& s, const Header& h, T* tile, int64_t t) {
+  typedef T V __attribute__((vector_size(kColumns * sizeof(T))));
+  constexpr int kLineValues = kLine / int(sizeof(T)), kParts = kLineValues / kColumns;
+  constexpr int kAhead = 512 / int(sizeof(T));
   const T* weight = static_cast<const T*>(s.weight);
-  const int64_t used = s.K * kColumns * int64_t(sizeof(T));
+  const int64_t used = s.K * kColumns * int64_t(sizeof(T)), column = t * kColumns;
   memset(reinterpret_cast<uint8_t*>(tile) + used, 0, size_t(h.tile_bytes - used));
-  for (int64_t k0 = 0; k0 < s.K; k0 += 64) {
-    const int64_t k1 = k0 + 64 < s.K ? k0 + 64 : s.K;
+  int64_t k = 0;
+  if (column + kColumns <= s.N) {
+    for (; k + kLineValues <= s.K; k += kLineValues) {
+      V in[kParts][kColumns];
+      for (int64_t c = 0; c < kColumns; c++) {
+        const T* row = weight + (column + c) * s.K + k;
+        __builtin_prefetch(row + kAhead, 0, 2);
+        for (int part = 0; part < kParts; part++) memcpy(&in[part][c], row + part * kColumns, sizeof(V));
+      }
+      for (int part = 0; part < kParts; part++) transpose(in[part], tile + (k + part * kColumns) * kColumns);
+    }
+  }
+  for (; k < s.K; k++) {
     for (int64_t c = 0; c < kColumns; c++) {
-      const int64_t n = t * kColumns + c;
-      for (int64_t k = k0; k < k1; k++) tile[k * kColumns + c] = n < s.N ? weight[n * s.K + k] : T(0);
+      tile[k * kColumns + c] = column + c < s.N ? weight[(column + c) * s.K + k] : T(0);
     }
   }
 }

@@ -25,10 +25,11 @@ from exl2_tui.core.model.footprint import cache_bytes
 from exl2_tui.core.model.layout import EMBEDDING
 from exl2_tui.core.model.memory import available_memory
 from exl2_tui.core.model.protocol import Cache, LanguageModel
+from exl2_tui.core.ops import native
 
 PROMPT_STEP = 512  # tokens per forward call while a prompt is run, as in a long chat
 SMALLEST_BUFFER = 64 << 20
-LARGEST_BUFFER = {"cpu": 1 << 30, "cuda": 4 << 30}
+LARGEST_BUFFER = {"cpu": 512 << 20, "cuda": 4 << 30}
 
 Progress = Callable[[SpeedProgress], None]
 
@@ -72,17 +73,35 @@ class SpeedReport:
     peak_memory: int
 
 
-def read_bandwidth(device: torch.device | str = "cpu", passes: int = 7) -> float:
-    """Bytes per second at which all threads together read memory: the best of several sums over a large buffer."""
+def read_buffer(device: torch.device | str = "cpu") -> Tensor:
+    """Memory for read_bandwidth(), much larger than any cache; on large pages, as weights are."""
     device = torch.device(device)
     free = available_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
     room = SMALLEST_BUFFER if free is None else free // 8
     size = max(SMALLEST_BUFFER, min(LARGEST_BUFFER[device.type], room))
-    buffer = torch.ones(size // 4, device=device)
+    buffer = torch.empty(size // 4, device=device)
+    if device.type == "cpu" and native.capabilities().native:
+        native.ops().large_pages(buffer)
+    return buffer.fill_(1.0)
+
+
+def read_bandwidth(
+    device: torch.device | str = "cpu", passes: int = 7, *, threads: int | None = None, buffer: Tensor | None = None
+) -> float:
+    """Bytes per second at which `threads` threads together read memory: the best of several sums over a large buffer.
+
+    threads: None takes as many as models do; CPU only. buffer: of read_buffer(), to measure often without a new one.
+    """
+    buffer = read_buffer(device) if buffer is None else buffer
+    is_native = buffer.device.type == "cpu" and native.capabilities().native
+    count = threads or torch.get_num_threads()
     best = 0.0
     for _ in range(passes):
         started = time.perf_counter()
-        float(buffer.sum())  # the conversion waits for a GPU
+        if is_native:
+            native.ops().read_memory(buffer, count, native.isa_code())
+        else:
+            float(buffer.sum())  # the conversion waits for a GPU
         best = max(best, buffer.nbytes / (time.perf_counter() - started))
     return best
 

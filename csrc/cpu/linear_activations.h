@@ -1,0 +1,142 @@
+// Activations in the form that the products read them: gathered by the weight's row permutation and, on the integer
+// path, quantized to one or two bytes per block of rows.
+//
+// They lie in scratch by token blocks of Lanes::kTokens (the last one shorter), each [row quad][token][4 rows] int8, or
+// [row][token] float, so that the inner loops read them in address order.
+#pragma once
+
+#include "linear_pack.h"
+
+namespace exl2 {
+namespace EXL2_ISA {
+
+using F = Lanes::F;
+using I = Lanes::I;
+using Acc = Lanes::Acc;
+
+constexpr int kTokens = Lanes::kTokens;
+
+static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Per token of the integer path: x_bytes of activations, then for each block its scale and, for each term, where its
+// sum of products starts: -sum(x), times the zero point where that is one number (EXL2). So (q - zero) costs nothing.
+struct BlockMeta {
+  float scale;
+  int32_t start[2];
+};
+
+static inline int64_t token_bytes(const Header& h) {
+  return h.exact ? h.packed_rows * 4 : h.x_bytes + h.n_blocks * int64_t(sizeof(BlockMeta));
+}
+
+static inline int64_t token_block_at(const Header& h, int64_t token) {  // token: multiple of kTokens
+  return align_line(token_bytes(h) * kTokens) * (token / kTokens);
+}
+
+static int64_t scratch_bytes(const uint8_t* blob, int64_t M) {
+  const Header& h = header_of(blob);
+  return token_block_at(h, M / kTokens * kTokens) + align_line(token_bytes(h) * (M % kTokens));
+}
+
+// Part of the activations of one token block: tokens are interleaved, mb of them.
+struct Activations {
+  const uint8_t* base;
+  int64_t mb;
+  const int32_t* quads(int64_t x_offset) const { return reinterpret_cast<const int32_t*>(base + x_offset * mb); }
+  const BlockMeta* meta(const Header& h, int64_t block) const {
+    return reinterpret_cast<const BlockMeta*>(base + h.x_bytes * mb) + block * mb;
+  }
+  const float* rows(int64_t row) const { return reinterpret_cast<const float*>(base) + row * mb; }
+};
+
+static inline Activations activations_of(const Header& h, const uint8_t* scratch, int64_t token, int64_t M) {
+  return {scratch + token_block_at(h, token), min64(kTokens, M - token)};
+}
+
+// --- prepare ---
+
+// Rows [row, row + 16) of one token's activations, in packed order; zero where a group is padded.
+static inline F gather_rows(const Header& h, const int32_t* map, const float* x, int64_t row) {
+  return map ? Lanes::gather(x, map + row) : Lanes::load_partial(x + row, int(min64(16, h.packed_rows - row)));
+}
+
+// One block of one token: quads[i * mb] receives rows 4i..4i+3.
+static inline void quantize_block(const Header& h, const Section& s, const int32_t* map, const float* x, int64_t row,
+                                  int32_t* quads, int64_t mb, BlockMeta& meta) {
+  const int steps = s.slabs * 2;  // of 16 rows
+  F values[8];
+  F top = Lanes::zero(), poison = Lanes::zero();
+  for (int i = 0; i < steps; i++) {
+    values[i] = gather_rows(h, map, x, row + i * 16);
+    top = Lanes::max_abs(top, values[i]);
+    poison = Lanes::fma(values[i], Lanes::zero(), poison);  // NaN if any is NaN or infinite: never hidden by rounding
+  }
+  const float range = s.terms == 1 ? 127.0f : 32639.0f;  // 32639 = 127 * 256 + 127: both bytes fit int8
+  const float amax = Lanes::reduce_max(top);
+  const float inverse = amax > 1e-30f ? range / amax : 0.0f;
+  meta.scale = (amax > 1e-30f ? amax / range : 0.0f) + Lanes::reduce_add(poison);
+  I sum[2] = {Lanes::zero_i(), Lanes::zero_i()};
+  for (int i = 0; i < steps; i++) {
+    I low = Lanes::round(Lanes::mul(values[i], Lanes::set1(inverse)));
+    int32_t bytes[4];
+    if (s.terms == 2) {
+      const I high = Lanes::high_byte(low);  // (v + 128) >> 8, so that what is left fits int8
+      low = Lanes::sub_i(low, Lanes::shift_left8(high));
+      sum[0] = Lanes::add_i(sum[0], high);
+      Lanes::store_bytes(bytes, high);
+      for (int q = 0; q < 4; q++) quads[(i * 4 + q) * mb] = bytes[q];
+    }
+    sum[s.terms - 1] = Lanes::add_i(sum[s.terms - 1], low);
+    Lanes::store_bytes(bytes, low);
+    int32_t* out = quads + (s.terms - 1) * s.slabs * kSlabQuads * mb;
+    for (int q = 0; q < 4; q++) out[(i * 4 + q) * mb] = bytes[q];
+  }
+  for (int t = 0; t < 2; t++) meta.start[t] = -common_zero(h, s) * Lanes::reduce_add_i(sum[t]);
+}
+
+// Work is numbered (token block, block of rows), so that one token is shared by all parts as well as many are.
+static void prepare(const uint8_t* blob, const float* x, int64_t M, int64_t ldx, uint8_t* scratch, int part,
+                    int parts) {
+  const Header& h = header_of(blob);
+  const int32_t* map = h.has_row_map ? reinterpret_cast<const int32_t*>(blob + h.row_map_at) : nullptr;
+  const int64_t token_blocks = (M + kTokens - 1) / kTokens;
+  constexpr int64_t kRows = 16;
+  const int64_t units = h.exact ? (h.packed_rows + kRows - 1) / kRows : h.n_blocks;  // per token block
+  const int64_t begin = token_blocks * units * part / parts, end = token_blocks * units * (part + 1) / parts;
+  for (int64_t at = begin; at < end;) {
+    const int64_t token = at / units * kTokens, first = at % units;
+    const int64_t last = min64(units, first + end - at);
+    const Activations a = activations_of(h, scratch, token, M);
+    uint8_t* base = const_cast<uint8_t*>(a.base);
+    if (h.exact) {
+      for (int64_t m = 0; m < a.mb; m++) {
+        float* out = reinterpret_cast<float*>(base) + m;
+        for (int64_t row = first * kRows; row < min64(h.packed_rows, last * kRows); row += kRows) {
+          const int rows = int(min64(kRows, h.packed_rows - row));
+          if (a.mb == 1) {
+            Lanes::store_partial(out + row, gather_rows(h, map, x + token * ldx, row), rows);
+            continue;
+          }
+          alignas(kLine) float values[16];
+          Lanes::store_partial(values, gather_rows(h, map, x + (token + m) * ldx, row), 16);
+          for (int r = 0; r < rows; r++) out[(row + r) * a.mb] = values[r];
+        }
+      }
+    } else {
+      const Section* s = sections_of(blob);
+      for (int64_t block = first; block < last; block++) {
+        while (block >= s->first_block + int64_t(s->blocks_per_group) * s->groups) s++;
+        const int64_t index = block - s->first_block, rows = int64_t(s->slabs) * kSlabRows;
+        int32_t* quads = const_cast<int32_t*>(a.quads(s->x_offset + index * rows * s->terms));
+        BlockMeta* meta = const_cast<BlockMeta*>(a.meta(h, block));
+        for (int64_t m = 0; m < a.mb; m++) {
+          quantize_block(h, *s, map, x + (token + m) * ldx, s->first_row + index * rows, quads + m, a.mb, meta[m]);
+        }
+      }
+    }
+    at += last - first;
+  }
+}
+
+}  // namespace EXL2_ISA
+}  // namespace exl2

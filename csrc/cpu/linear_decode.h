@@ -1,0 +1,181 @@
+// The product for few tokens: weights are unpacked in registers, each line is read once for all of them.
+//
+// Bytes moved per (group, tile of 16 columns): b/8 * 16 * rows of codes and 8 (EXL2) or 64 (GPTQ) of scales, nothing
+// twice; activations and their scales come from L1. Instructions for a quad of 64 codes, one token and one term: 0.5 to
+// 1.5 to load, shift and mask, a broadcast and the multiply-add, and an eighth of a block's dozen for its scale. So one
+// core of Zen 5 unpacks 50 to 110 GB/s out of L2, all widths above what memory delivers to it.
+#pragma once
+
+#include "linear_codes.h"
+
+namespace exl2 {
+namespace EXL2_ISA {
+
+template <int BITS, int TERMS, int MB, typename Params>
+static EXL2_INLINE void direct_integer(const Header& h, const Section& s, const Params& params, const uint8_t* tile,
+                                       const Activations& a, F* out) {
+  // A chain of dependent multiply-adds per token would wait for its own latency: short of tokens, use several.
+  constexpr int CHAINS = MB * TERMS >= 4 ? 1 : 4 / (MB * TERMS);
+  const uint8_t* codes = tile + s.code_offset;
+  const int32_t* x = a.quads(s.x_offset);
+  const BlockMeta* meta = a.meta(h, s.first_block);
+  const int64_t term = int64_t(s.slabs) * kSlabQuads * MB;
+  for (int g = s.first_group; g < s.first_group + s.groups; g++) {
+    const F scale = params.scale(g);
+    const I zero = params.zero(g, BITS);
+    for (int b = 0; b < s.blocks_per_group; b++, meta += MB, x += term * TERMS) {
+      Acc acc[TERMS][MB][CHAINS];
+      for (int t = 0; t < TERMS; t++) {
+        for (int m = 0; m < MB; m++) {
+          acc[t][m][0] = Lanes::start(Params::start(zero, meta[m].start[t]));
+          for (int c = 1; c < CHAINS; c++) acc[t][m][c] = Lanes::start(Lanes::zero_i());
+        }
+      }
+      const int32_t* quad = x;
+      for (int slab = 0; slab < s.slabs; slab++, codes += BITS * kLine, quad += kSlabQuads * MB) {
+        I lines[BITS];
+        load_slab<BITS, kDecodeAhead>(lines, codes);
+        for_each_quad([&](auto j) EXL2_INLINE_LAMBDA {
+          constexpr int J = decltype(j)::value;
+          const I code = unpack<BITS, J>(lines);
+          for (int t = 0; t < TERMS; t++) {
+            for (int m = 0; m < MB; m++) {
+              Lanes::dot4<BITS, J / CHAINS, J / CHAINS == (kSlabQuads - 1) / CHAINS>(acc[t][m][J % CHAINS], code,
+                                                                                     quad[t * term + J * MB + m]);
+            }
+          }
+        });
+      }
+      for (int m = 0; m < MB; m++) {
+        I sum[TERMS];
+        for (int t = 0; t < TERMS; t++) {
+          sum[t] = Lanes::value(acc[t][m][0]);
+          for (int c = 1; c < CHAINS; c++) sum[t] = Lanes::add_i(sum[t], Lanes::value(acc[t][m][c]));
+        }
+        if constexpr (TERMS == 2) sum[0] = Lanes::add_i(Lanes::shift_left8(sum[0]), sum[1]);
+        out[m] = Lanes::fma(Lanes::to_float(sum[0]), Lanes::mul(scale, Lanes::set1(meta[m].scale)), out[m]);
+      }
+    }
+  }
+}
+
+template <int BITS, int MB, typename Params>
+static EXL2_INLINE void direct_exact(const Header&, const Section& s, const Params& params, const uint8_t* tile,
+                                     const Activations& a, F* out) {
+  const uint8_t* codes = tile + s.code_offset;
+  const float* x = a.rows(s.first_row);
+  for (int g = s.first_group; g < s.first_group + s.groups; g++) {
+    const F zero = Lanes::to_float(params.zero(g, BITS));
+    F acc[MB][4];  // one chain per row of a quad
+    for (int m = 0; m < MB; m++) {
+      for (int r = 0; r < 4; r++) acc[m][r] = Lanes::zero();
+    }
+    for (int slab = 0; slab < s.slabs * s.blocks_per_group; slab++, codes += BITS * kLine, x += kSlabRows * MB) {
+      I lines[BITS];
+      load_slab<BITS, kDecodeAhead>(lines, codes);
+      for_each_quad([&](auto j) EXL2_INLINE_LAMBDA {
+        constexpr int J = decltype(j)::value;
+        const I code = unpack<BITS, J>(lines);
+        F row[4];
+        Lanes::rows_of_quad(row, code);
+        for (int r = 0; r < 4; r++) {
+          const F weight = Lanes::sub(row[r], zero);
+          for (int m = 0; m < MB; m++) acc[m][r] = Lanes::fma(weight, Lanes::set1(x[(J * 4 + r) * MB + m]), acc[m][r]);
+        }
+      });
+    }
+    const F scale = params.scale(g);
+    for (int m = 0; m < MB; m++) {
+      const F sum = Lanes::add(Lanes::add(acc[m][0], acc[m][1]), Lanes::add(acc[m][2], acc[m][3]));
+      out[m] = Lanes::fma(sum, scale, out[m]);
+    }
+  }
+}
+
+template <int BITS, int MB, typename Params>
+struct DirectInteger {
+  template <typename... Args>
+  static EXL2_INLINE void run(const Header& h, const Section& s, Args&&... args) {
+    if (may_have_terms(BITS, 1) && s.terms == 1) direct_integer<BITS, 1, MB, Params>(h, s, args...);
+    if (may_have_terms(BITS, 2) && s.terms == 2) direct_integer<BITS, 2, MB, Params>(h, s, args...);
+  }
+};
+
+template <int BITS, int MB, typename Params>
+struct DirectExact {
+  template <typename... Args>
+  static EXL2_INLINE void run(Args&&... args) {
+    direct_exact<BITS, MB, Params>(args...);
+  }
+};
+
+template <DenseType TYPE, int MB>
+static EXL2_INLINE void direct_dense(const Header& h, const uint8_t* tile, const Activations& a, F* out) {
+  constexpr int CHAINS = 8 / MB;
+  constexpr int kRowBytes = dense_row_bytes(TYPE);
+  F acc[MB][CHAINS];
+  for (int m = 0; m < MB; m++) {
+    acc[m][0] = out[m];
+    for (int c = 1; c < CHAINS; c++) acc[m][c] = Lanes::zero();
+  }
+  const float* x = a.rows(0);
+  int64_t row = 0;
+  for (; row + CHAINS <= h.K; row += CHAINS) {
+    for (int c = 0; c < CHAINS; c++) {
+      if ((c * kRowBytes) % kLine == 0) __builtin_prefetch(tile + (row + c) * kRowBytes + kDecodeAhead, 0, 3);
+      const F weight = load_dense<TYPE>(tile, row + c);
+      for (int m = 0; m < MB; m++) acc[m][c] = Lanes::fma(weight, Lanes::set1(x[(row + c) * MB + m]), acc[m][c]);
+    }
+  }
+  for (; row < h.K; row++) {
+    const F weight = load_dense<TYPE>(tile, row);
+    for (int m = 0; m < MB; m++) acc[m][0] = Lanes::fma(weight, Lanes::set1(x[row * MB + m]), acc[m][0]);
+  }
+  for (int m = 0; m < MB; m++) {
+    out[m] = acc[m][0];
+    for (int c = 1; c < CHAINS; c++) out[m] = Lanes::add(out[m], acc[m][c]);
+  }
+}
+
+template <int MB, typename Params>
+static EXL2_INLINE void direct_quantized(const uint8_t* blob, const uint8_t* tile, const Activations& a, F* out) {
+  const Header& h = header_of(blob);
+  const Params params(blob, tile);
+  const Section* end = sections_of(blob) + h.n_sections;
+  for (const Section* s = sections_of(blob); s < end; s++) {
+    if (h.exact) {
+      for_width<DirectExact, MB, Params>(s->bits, h, *s, params, tile, a, out);
+    } else {
+      for_width<DirectInteger, MB, Params>(s->bits, h, *s, params, tile, a, out);
+    }
+  }
+}
+
+template <int MB>
+static void multiply_direct(const uint8_t* blob, const uint8_t* scratch, float* out, int64_t ldo, int64_t tile_begin,
+                            int64_t tile_end) {
+  const Header& h = header_of(blob);
+  const Activations a{scratch, MB};
+  const float* bias = reinterpret_cast<const float*>(blob + h.bias_at);
+  for (int64_t t = tile_begin; t < tile_end; t++) {
+    const uint8_t* tile = tile_of(blob, t);
+    F sum[MB];
+    for (int m = 0; m < MB; m++) sum[m] = Lanes::load(bias + t * kColumns);
+    if (h.kind == int32_t(LinearKind::kExl2)) {
+      direct_quantized<MB, Exl2Params>(blob, tile, a, sum);
+    } else if (h.kind == int32_t(LinearKind::kGptq)) {
+      direct_quantized<MB, GptqParams>(blob, tile, a, sum);
+    } else if (h.dense_type == int32_t(DenseType::kF16)) {
+      direct_dense<DenseType::kF16, MB>(h, tile, a, sum);
+    } else if (h.dense_type == int32_t(DenseType::kBF16)) {
+      direct_dense<DenseType::kBF16, MB>(h, tile, a, sum);
+    } else {
+      direct_dense<DenseType::kF32, MB>(h, tile, a, sum);
+    }
+    const int columns = int(min64(kColumns, h.out_features - t * kColumns));
+    for (int m = 0; m < MB; m++) Lanes::store_partial(out + m * ldo + t * kColumns, sum[m], columns);
+  }
+}
+
+}  // namespace EXL2_ISA
+}  // namespace exl2
