@@ -37,7 +37,7 @@ KEYS = {
 }
 
 
-LIMIT = float(os.environ.get("XL", "90"))
+LIMIT = 90.0
 
 
 class Terminal:
@@ -69,6 +69,10 @@ class Terminal:
         """The screen, its rows without the blanks on the right."""
         return "\n".join(line.rstrip() for line in self._screen.display)
 
+    def row(self, label: str) -> str:
+        """The row with this label, "" if there is none."""
+        return next((line for line in self._screen.display if label in line), "")
+
     def wait(self, expected: str | Callable[[str], object], seconds: float = LIMIT) -> str:
         """Reads until the screen shows a text, wrapped or not (or the condition holds); returns the screen.
 
@@ -85,6 +89,17 @@ class Terminal:
     def wait_gone(self, text: str, seconds: float = LIMIT) -> str:
         """Reads until the screen no longer shows a text."""
         return self.wait(lambda screen: text not in screen, seconds)
+
+    def step(self, *keys: str) -> None:
+        """Sends keys one by one, each after the program has drawn what the one before it did: those that arrive before
+        the focus has moved go to where it was."""
+        for key in keys:
+            self.press(key)
+            end = time.monotonic() + LIMIT
+            while not self._read(0.1) and time.monotonic() < end:
+                pass
+            while self._read(0.5):
+                pass
 
     def press(self, *keys: str) -> None:
         """Sends keys by name, such as "enter", "f4", "ctrl+q", or as text."""

@@ -164,7 +164,8 @@ async def test_enter_enter_enter_converts_the_first_model(app: Callable[[], Exl2
         assert isinstance(place.app.screen, ProgressScreen)
 
 
-async def test_every_field_is_checked_while_typing(app: Callable[[], Exl2App]) -> None:
+async def test_every_field_is_checked_while_typing(app: Callable[[], Exl2App], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exl2_tui.screens.convert_wizard.CHECK_DELAY", 1.5)  # a busy machine takes its time over keys
     async with app().run_test(size=SIZE) as pilot:
         place = ConvertDriver(pilot)
         screen = await place.wizard()
