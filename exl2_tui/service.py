@@ -28,10 +28,12 @@ from exl2_tui.core.events import (
     ModesListed,
     PromptPart,
     PromptPreview,
+    SamplerPreview,
+    SamplerStep,
     TokenDelta,
     Unloaded,
 )
-from exl2_tui.core.requests import ChatRequest, CompletionRequest, LoadOptions, Message
+from exl2_tui.core.requests import ChatRequest, CompletionRequest, LoadOptions, Message, SamplerSettings
 
 if TYPE_CHECKING:
     from exl2_tui.core.prompts import EncodedPrompt
@@ -54,6 +56,7 @@ class ServiceEngine(Protocol):
     def chat(self, request: ChatRequest, request_id: int, cancel: CancelToken) -> Iterator[Event]: ...
     def complete(self, request: CompletionRequest, request_id: int, cancel: CancelToken) -> Iterator[Event]: ...
     def preview(self, messages: Sequence[Message], mode: str, *, user_name: str, bot_name: str) -> EncodedPrompt: ...
+    def explain_sampling(self, settings: SamplerSettings) -> tuple[SamplerStep, ...]: ...
 
 
 class ServiceLibrary(Protocol):
@@ -168,6 +171,20 @@ class Service:
             yield PromptPreview(token, prompt.mode, parts, len(prompt.ids), prompt.stop_strings, prompt.note)
 
         self._side.submit(_Task(next(self._ids), run, lambda: PromptPreview(token, mode, (), 0, error="Stopped")))
+
+    def preview_sampler(self, settings: SamplerSettings, token: int) -> None:
+        """Answers with SamplerPreview(token, ...), also while text is generated."""
+
+        def run(_: CancelToken) -> Iterator[Event]:
+            if self._engine is None or self._engine.loaded is None:
+                yield SamplerPreview(token, error="No model is loaded")
+                return
+            try:
+                yield SamplerPreview(token, self._engine.explain_sampling(settings))
+            except Exl2Error as error:
+                yield SamplerPreview(token, error=f"{error.message}. {error.hint or ''}".strip())
+
+        self._side.submit(_Task(next(self._ids), run, lambda: SamplerPreview(token, error="Stopped")))
 
     def list_modes(self) -> None:
         """Answers with ModesListed."""

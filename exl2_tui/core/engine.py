@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import sys
 import time
@@ -15,15 +16,16 @@ from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import MemoryLimitError, NotFoundError, PromptError
-from exl2_tui.core.events import Event, LoadFinished, LoadProgress, PromptReady
+from exl2_tui.core.events import Event, LoadFinished, LoadProgress, PromptReady, SamplerStep, TokenChance
 from exl2_tui.core.generation.generator import Generator
 from exl2_tui.core.generation.overflow import fit
+from exl2_tui.core.generation.sampler import Sampler
 from exl2_tui.core.library.describe import describe
 from exl2_tui.core.model.footprint import DENSE
 from exl2_tui.core.model.loader import load_model, plan_load
 from exl2_tui.core.model.protocol import LanguageModel
 from exl2_tui.core.prompts import EncodedPrompt, encode_chat
-from exl2_tui.core.requests import ChatRequest, CompletionRequest, LoadOptions, Message
+from exl2_tui.core.requests import ChatRequest, CompletionRequest, LoadOptions, Message, SamplerSettings
 from exl2_tui.core.speed import weight_bytes_per_token
 from exl2_tui.core.tokenizer import Tokenizer
 
@@ -143,17 +145,21 @@ class Engine:
     def chat(self, request: ChatRequest, request_id: int = 0, cancel: CancelToken | None = None) -> Iterator[Event]:
         """Answers the last user message: PromptReady, PrefillProgress, TokenDelta..., GenerationFinished.
 
+        If the messages end with one of the assistant, that answer is continued; the deltas hold only what is new.
         Keep the token_ids of the deltas in the assistant's Message: then the next request finds the whole conversation
         in the cache. Raises PromptError, ContextError, GenerationError.
         """
         current = self.current
-        if not request.messages or request.messages[-1].role != "user":
+        messages, begun = _split_begun(request.messages)
+        if not messages or messages[-1].role != "user":
             raise PromptError("there is no question to answer", hint="End the messages with one of the user")
+        begun_ids = _ids_of(begun, current.tokenizer) if begun is not None else ()
 
         def encode(messages: Sequence[Message]) -> EncodedPrompt:
-            return self.preview(messages, request.mode, user_name=request.user_name, bot_name=request.bot_name)
+            prompt = self.preview(messages, request.mode, user_name=request.user_name, bot_name=request.bot_name)
+            return dataclasses.replace(prompt, ids=prompt.ids + begun_ids)
 
-        prompt, dropped = fit(request.messages, encode, current.generator.context_size, request.max_new_tokens)
+        prompt, dropped = fit(messages, encode, current.generator.context_size, request.max_new_tokens)
         yield PromptReady(
             request_id,
             prompt.mode,
@@ -170,7 +176,7 @@ class Engine:
             max_new_tokens=request.max_new_tokens,
             request_id=request_id,
             cancel=cancel,
-            strip=True,
+            strip=begun is None,
         )
 
     def complete(
@@ -201,6 +207,47 @@ class Engine:
         return encode_chat(
             messages, mode, current.tokenizer, current.config, current.path, user_name=user_name, bot_name=bot_name
         )
+
+    def explain_sampling(self, settings: SamplerSettings, show: int = 32) -> tuple[SamplerStep, ...]:
+        """What each step of a sampler with these settings would leave over after the last prompt, `show` tokens of it.
+
+        Safe from any thread, also while text is generated. Raises NotFoundError if no prompt has been run yet.
+        """
+        current = self.current
+        end = current.generator.prompt_end
+        if end is None:
+            raise NotFoundError("no prompt has been run yet", hint="Ask something first")
+        sampler = Sampler(settings, current.tokenizer.vocab_size)
+        return tuple(
+            SamplerStep(
+                step.name,
+                step.survivors,
+                tuple(TokenChance(token, _token_text(token, current.tokenizer), chance) for token, chance in step.best),
+            )
+            for step in sampler.explain(end.logits, sampler.history(end.ids), show)
+        )
+
+
+def _split_begun(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], Message | None]:
+    """The messages, and the answer at their end that is to be continued, if there is one."""
+    if messages and messages[-1].role == "assistant" and messages[-1].content:
+        return messages[:-1], messages[-1]
+    return messages, None
+
+
+def _ids_of(begun: Message, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens of an answer that was begun: its own, if they spell its text (the first space is not shown)."""
+    ids = begun.token_ids
+    if ids and tokenizer.decode(ids, continuation=True).lstrip() == begun.content.lstrip():
+        return ids
+    return tuple(tokenizer.encode(begun.content))
+
+
+def _token_text(token: int, tokenizer: Tokenizer) -> str:
+    """A token as people read it: its text, or the vocabulary's spelling of a control token."""
+    if token in tokenizer.special_ids:
+        return tokenizer.piece(token)
+    return tokenizer.text_bytes(token).decode("utf-8", "replace")
 
 
 def model_name(path: Path) -> str:

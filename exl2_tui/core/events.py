@@ -155,6 +155,40 @@ class PromptPreview(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class TokenChance:
+    """A token that may come next, as text, with its probability among those a step leaves over."""
+
+    token: int
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerStep:
+    """What one step of the sampler leaves over: how many tokens, and the most probable ones, most probable first.
+
+    name: "model", then those of "penalties", "temperature", "top_k", "top_p", "min_p", "typical_p" or "greedy" that
+    the settings switch on, in the order in which the sampler takes them.
+    """
+
+    name: str
+    survivors: int
+    best: tuple[TokenChance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerPreview(Event):
+    """Answers Service.preview_sampler: what every step would do to the token after the last prompt.
+
+    `token` is the number the caller gave. `error` is the reason why there are no steps, else "".
+    """
+
+    token: int
+    steps: tuple[SamplerStep, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ModeChoice:
     """One row of the mode picker."""
 

@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from support.fake_model import FakeModel, FakeTokenizer, fake_engine, loaded_model
 
 from exl2_tui.core.engine import Engine, model_name
 from exl2_tui.core.errors import CheckpointError, ContextError, NotFoundError, PromptError
 from exl2_tui.core.events import Event, GenerationFinished, PrefillProgress, PromptReady, TokenDelta
+from exl2_tui.core.generation import filters
+from exl2_tui.core.generation.filters import Candidates
+from exl2_tui.core.generation.sampler import Sampler
 from exl2_tui.core.requests import ChatRequest, CompletionRequest, LoadOptions, Message, SamplerSettings
 
 GREEDY = SamplerSettings.greedy()
@@ -103,7 +107,7 @@ def test_a_message_longer_than_the_context() -> None:
 
 def test_there_must_be_a_question() -> None:
     engine = fake_engine(answers())
-    for messages in ([], [Message("system", "x")], [Message("user", "q"), Message("assistant", "a")]):
+    for messages in ([], [Message("system", "x")], [Message("user", "q"), Message("assistant", "")]):
         with pytest.raises(PromptError, match="no question"):
             ask(engine, messages)
 
@@ -199,3 +203,60 @@ def test_model_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert model_name(Path("hub/models--Qwen--Qwen2.5-0.5B/snapshots/060db64")) == "Qwen/Qwen2.5-0.5B"
     monkeypatch.chdir(tmp_path)
     assert model_name(Path()) == tmp_path.name
+
+
+def test_the_sampler_is_explained_step_by_step_as_it_filters() -> None:
+    engine = fake_engine(answers())
+    with pytest.raises(NotFoundError, match="no prompt has been run"):
+        engine.explain_sampling(SamplerSettings())
+    ask(engine, [Message("user", "hello?")])
+    end = engine.current.generator.prompt_end
+    assert end is not None
+    settings = SamplerSettings(0.7, 40, 0.9, 0.02, 0.95, 1.3)
+    steps = engine.explain_sampling(settings, show=300)
+    assert [step.name for step in steps] == [
+        "model", "penalties", "temperature", "top_k", "top_p", "min_p", "typical_p",
+    ]  # fmt: skip
+    size = engine.current.tokenizer.vocab_size
+    seen = Sampler(settings, size).history(end.ids).seen()
+    ids = torch.arange(size)
+    logits = end.logits[:size]
+    candidates = Candidates(ids, logits)
+    wanted = [candidates]
+    candidates = Candidates(ids, filters.penalize(logits, seen, 1.3, 0, 0))
+    wanted.append(candidates)
+    for narrow, value in (
+        (filters.scale, 0.7),
+        (filters.keep_top_k, 40),
+        (filters.keep_top_p, 0.9),
+        (filters.keep_min_p, 0.02),
+        (filters.keep_typical, 0.95),
+    ):
+        candidates = narrow(candidates, value)  # type: ignore[operator]
+        wanted.append(candidates)
+    for step, left in zip(steps, wanted, strict=True):
+        assert step.survivors == len(left)
+        assert {chance.token for chance in step.best} == set(left.ids.tolist())
+        chances = dict(zip(left.ids.tolist(), left.probabilities().tolist(), strict=True))
+        assert {chance.token: chance.probability for chance in step.best} == pytest.approx(chances)
+    texts = {chance.token: chance.text for chance in steps[0].best}
+    assert texts[1] == "<s>" and texts[5 + ord("o")] == "o"
+    assert [step.name for step in engine.explain_sampling(GREEDY)] == ["model", "greedy"]
+    assert engine.explain_sampling(GREEDY)[-1].best[0].text == "o"  # what it said
+
+
+def test_an_answer_goes_on_where_it_was_stopped() -> None:
+    engine = fake_engine(answers())
+    question = Message("user", "hello?")
+    _, whole = ask(engine, [question])
+    _, begun = ask(engine, [question], max_new_tokens=3)
+    assert whole.content.startswith(begun.content) and begun.content != whole.content
+    events, rest = ask(engine, [question, begun])
+    assert begun.content + rest.content == whole.content
+    assert (begun.token_ids or ()) + (rest.token_ids or ()) == whole.token_ids
+    # Without its tokens, as after a crash, the text is encoded again; a space that begins the rest is kept.
+    begun = Message("assistant", "ok,")
+    _, rest = ask(engine, [question, begun])
+    assert rest.content == " and"
+    with pytest.raises(PromptError, match="no question"):
+        ask(engine, [begun])

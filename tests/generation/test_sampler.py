@@ -215,6 +215,6 @@ def test_masked_logits_and_every_filter_together() -> None:
     history = sampler.history(range(2000))
     assert all(sampler.sample(logits, history) < 1000 for _ in range(200))
     names = [step.name for step in sampler.explain(logits, history)]
-    assert names == ["penalties", "temperature", "top_p", "min_p", "typical_p"]
+    assert names == ["model", "penalties", "temperature", "top_p", "min_p", "typical_p"]
     survivors = [step.survivors for step in sampler.explain(logits, history)]
     assert survivors == sorted(survivors, reverse=True)

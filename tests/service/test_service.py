@@ -24,10 +24,13 @@ from exl2_tui.core.events import (
     ModelsListed,
     ModesListed,
     PromptPreview,
+    SamplerPreview,
+    SamplerStep,
+    TokenChance,
     TokenDelta,
     Unloaded,
 )
-from exl2_tui.core.requests import ChatRequest, CompletionRequest, LoadOptions, Message
+from exl2_tui.core.requests import ChatRequest, CompletionRequest, LoadOptions, Message, SamplerSettings
 from exl2_tui.service import Service, join_deltas
 
 INFO = LoadFinished("fake", "LlamaForCausalLM", "fake", 512, 1, 1, 0.0, "cpu", "fake")
@@ -87,6 +90,11 @@ class SlowEngine:
 
     def preview(self, messages: Sequence[Message], mode: str, *, user_name: str, bot_name: str) -> Any:
         raise NotFoundError(f"no mode {mode}")
+
+    def explain_sampling(self, settings: SamplerSettings) -> tuple[SamplerStep, ...]:
+        if settings.temperature == 0:
+            raise NotFoundError("no prompt has been run yet", hint="Ask something first")
+        return (SamplerStep("model", 2, (TokenChance(1, " x", 0.75),)),)
 
 
 class FakeLibrary:
@@ -314,6 +322,21 @@ def test_small_questions_are_answered_while_text_is_generated(bench: Bench) -> N
     assert isinstance(modes, ModesListed)
     assert modes.modes[0].name == "auto" and "chatml" in [mode.name for mode in modes.modes]
     assert not any(isinstance(e, GenerationFinished) for e in bench.heard.of(running))
+
+
+def test_the_sampler_is_previewed_while_text_is_generated(bench: Bench) -> None:
+    bench.service.preview_sampler(SamplerSettings(), 1)
+    answer = bench.heard.wait(lambda e: isinstance(e, SamplerPreview) and e.token == 1)
+    assert answer == SamplerPreview(1, error="No model is loaded")
+    bench.load()
+    request = bench.ask()
+    bench.service.preview_sampler(SamplerSettings(), 2)
+    answer = bench.heard.wait(lambda e: isinstance(e, SamplerPreview) and e.token == 2)
+    assert answer == SamplerPreview(2, (SamplerStep("model", 2, (TokenChance(1, " x", 0.75),)),))
+    bench.service.preview_sampler(SamplerSettings.greedy(), 3)
+    answer = bench.heard.wait(lambda e: isinstance(e, SamplerPreview) and e.token == 3)
+    assert answer == SamplerPreview(3, error="no prompt has been run yet. Ask something first")
+    bench.service.cancel(request)
 
 
 def test_a_preview_without_a_model(bench: Bench) -> None:

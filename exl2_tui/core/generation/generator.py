@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from collections.abc import Generator as PythonGenerator
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from exl2_tui.core.cancel import CancelToken
@@ -27,6 +29,14 @@ LARGEST_CHUNK = 2048
 TAIL = 8
 
 
+@dataclass(frozen=True, slots=True)
+class PromptEnd:
+    """What the model expected after a prompt: the prompt's ids and the logits (V,) float32 of the token behind it."""
+
+    ids: tuple[int, ...]
+    logits: Tensor
+
+
 class Generator:
     """Runs prompts one after another and keeps in the cache what the next one can use again.
 
@@ -40,6 +50,12 @@ class Generator:
         self._cache = cache
         self._run: list[int] = []
         self._chunk = FIRST_CHUNK
+        self._prompt_end: PromptEnd | None = None
+
+    @property
+    def prompt_end(self) -> PromptEnd | None:
+        """Of the last prompt that was run, for people who want to see what a sampler would do there. Never changed."""
+        return self._prompt_end
 
     @property
     def context_used(self) -> int:
@@ -91,6 +107,7 @@ class Generator:
         try:
             logits: Tensor | TopLogits = yield from self._prefill(ids, cached, request_id, cancel)
             prefilled = first = last = time.perf_counter()
+            self._prompt_end = PromptEnd(tuple(ids), logits.detach().to("cpu", torch.float32, copy=True))
             history = sampler.history(ids)
             while generated < max_new_tokens:
                 cancel.check()

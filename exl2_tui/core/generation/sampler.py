@@ -95,15 +95,20 @@ class Sampler:
             return self._sample(logits, history)
 
     def explain(self, logits: Tensor, history: TokenHistory, show: int = 20) -> tuple[SamplingStep, ...]:
-        """What each step of `sample` would leave over; draws nothing and changes nothing."""
-        candidates = self._candidates(logits, history)
-        steps = [_describe("penalties" if self.uses_history else "model", candidates, show)]
-        if self.settings.temperature == 0:
-            return (*steps, _describe("greedy", filters.keep_top_k(candidates, 1), show))
-        for name, narrow in self._filters:
-            candidates = narrow(candidates)
-            steps.append(_describe(name, candidates, show))
-        return tuple(steps)
+        """What each step of `sample` would leave over, the model's own choice first; draws and changes nothing."""
+        with _one_thread():
+            model = logits.detach().to("cpu", torch.float32)[: self.vocab_size]
+            candidates = self._candidates(logits, history)
+            steps = [_describe("model", Candidates(self._ids[: model.numel()], model), show)]
+            if self.uses_history:
+                steps.append(_describe("penalties", candidates, show))
+            narrowing = self._filters
+            if self.settings.temperature == 0:
+                narrowing = (("greedy", lambda c: filters.keep_top_k(c, 1)),)
+            for name, narrow in narrowing:
+                candidates = narrow(candidates)
+                steps.append(_describe(name, candidates, show))
+            return tuple(steps)
 
     def _sample(self, logits: Tensor | TopLogits, history: TokenHistory) -> int:
         candidates = self._preselected(logits, history) if isinstance(logits, TopLogits) else None
