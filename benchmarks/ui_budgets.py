@@ -1,4 +1,6 @@
-"""Measures the app against its budgets, with a model that only pretends: python benchmarks/ui_budgets.py [--json]
+"""Measures the app against its budgets: python benchmarks/ui_budgets.py [--json]
+
+All but the last with a model that only pretends.
 
 first frame   from starting the interpreter until the first frame is written, in a pseudo-terminal
 flush         one flush of new text into a chat of 100 turns
@@ -6,6 +8,8 @@ key echo      from a key press to its character on screen while 1,000 tokens/s a
 quit          from ctrl+q to the end of the process while an answer is written
 idle          CPU seconds per second with nothing going on
 widgets       widgets on the chat screen with 100 turns of code, lists and tables
+open          from choosing a chat of 500 turns until its end is drawn
+engine loss   what drawing takes from the tokens/s of the real engine with the built-in model (engine_under_ui.py)
 """
 
 from __future__ import annotations
@@ -14,11 +18,7 @@ import argparse
 import asyncio
 import json
 import os
-import pty
-import select
 import statistics
-import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +27,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.engine_under_ui import measure as engine_under_ui  # noqa: E402
+from benchmarks.ui_terminal import Terminal  # noqa: E402
+
 BUDGETS = {
     "first frame, ms": 300.0,
     "flush with 100 turns, ms": 15.0,
@@ -34,6 +37,8 @@ BUDGETS = {
     "quit while writing, ms": 1000.0,
     "idle CPU, %": 1.0,
     "widgets with 100 turns": 600.0,
+    "open a chat of 500 turns, ms": 500.0,
+    "engine loss, %": 5.0,
 }
 
 CHILD = """
@@ -46,75 +51,14 @@ run(None, service_factory=lambda post: TypingService(post, [ANSWERS[0] * 200], s
 """
 
 
-class Terminal:
-    """The app in a pseudo-terminal of 120x40, read and written like a person would."""
-
-    def __init__(self, speed: float) -> None:
-        import fcntl
-        import termios
-
-        self.master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-        home = tempfile.mkdtemp(prefix="exl2-tui-bench-")
-        Path(home, "settings.toml").write_text('[appearance]\ntheme = "dark"\n[chat]\nmax_new_tokens = 100000\n')
-        environment = {**os.environ, "EXL2_TUI_HOME": home, "TERM": "xterm-256color"}
-        self.started = time.perf_counter()
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD.format(root=str(ROOT), speed=speed)],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=environment,
-            start_new_session=True,
-        )
-        os.close(slave)
-        self.seen = b""
-
-    def read(self, seconds: float) -> bytes:
-        """What the app writes within that time, or less if it is quiet."""
-        if not select.select([self.master], [], [], seconds)[0]:
-            return b""
-        try:
-            data = os.read(self.master, 65536)
-        except OSError:
-            return b""
-        self.seen += data
-        return data
-
-    def wait_for(self, text: bytes, seconds: float = 15.0) -> float:
-        """Seconds since the call until the text appeared in what was written."""
-        begin = time.perf_counter()
-        start = len(self.seen)
-        while text not in self.seen[max(0, start - len(text)) :]:
-            if time.perf_counter() - begin > seconds:
-                raise TimeoutError(f"{text!r} never appeared")
-            self.read(0.05)
-        return time.perf_counter() - begin
-
-    def drain(self, seconds: float) -> None:
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            self.read(0.02)
-
-    def write(self, text: bytes) -> None:
-        os.write(self.master, text)
-
-    def cpu(self) -> float:
-        """CPU seconds the app used so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def quit(self) -> float:
-        """Seconds from ctrl+q until the process is gone."""
-        begin = time.perf_counter()
-        self.write(b"\x11")
-        while self.process.poll() is None and time.perf_counter() - begin < 10:
-            self.read(0.01)
-        return time.perf_counter() - begin
+def started(speed: float) -> Terminal:
+    """The app with a model that only pretends, in a pseudo-terminal."""
+    settings = '[appearance]\ntheme = "dark"\n[chat]\nmax_new_tokens = 100000\n'
+    return Terminal(CHILD.format(root=str(ROOT), speed=speed), settings=settings)
 
 
 def first_frame() -> float:
-    terminal = Terminal(60)
+    terminal = started(60)
     terminal.wait_for(b"Welcome")
     seconds = time.perf_counter() - terminal.started
     terminal.drain(1.0)
@@ -123,7 +67,7 @@ def first_frame() -> float:
 
 
 def idle() -> float:
-    terminal = Terminal(60)
+    terminal = started(60)
     terminal.wait_for(b"nano-chat")
     terminal.drain(4.0)
     before = terminal.cpu()
@@ -135,7 +79,7 @@ def idle() -> float:
 
 def echo_and_quit() -> tuple[float, float]:
     """Median milliseconds until a typed letter is drawn, and milliseconds to quit, both while text streams in."""
-    terminal = Terminal(1000)
+    terminal = started(1000)
     terminal.wait_for(b"nano-chat")
     terminal.drain(2.0)
     terminal.write(b"go\r")
@@ -179,20 +123,63 @@ async def flush_and_widgets() -> tuple[float, float]:
     return statistics.median(costs) * 1000, float(widgets)
 
 
+async def open_long_chat() -> float:
+    """Milliseconds from asking for a chat of 500 turns until its end is on screen, database included."""
+    home = tempfile.mkdtemp(prefix="exl2-tui-bench-")
+    os.environ["EXL2_TUI_HOME"] = home
+    from exl2_tui.app import Exl2App
+    from exl2_tui.settings import Settings
+    from exl2_tui.store.db import ChatDatabase
+    from exl2_tui.store.tree import Chat, Turn
+    from tests.tui.demo import ANSWERS
+    from tests.tui.driver import ChatDriver, until
+    from tests.tui.fakes import FakeService
+
+    app = Exl2App(
+        FakeService,
+        Settings(),
+        model="nano-chat",
+        store_factory=lambda saved, report: ChatDatabase(Path(home, "chats.db"), saved, report),
+    )
+    times = []
+    async with app.run_test(size=(120, 40)) as pilot:
+        driver = ChatDriver(pilot)
+        await driver.start()
+        for name in ("a", "b"):
+            chat = Chat(chat_id=name)
+            for number in range(250):
+                chat.add(Turn("user", f"{name}: question {number}", chat.head))
+                chat.add(Turn("assistant", ANSWERS[number % 2] + f"\n\nend-{name}-{number}", chat.head))
+            app._store.save_chat(chat)
+            for turn in chat.turns.values():
+                app._store.save_turn(chat, turn)
+        for name in "abab":
+            begin = time.perf_counter()
+            await app.chats.load(name)
+            await until(lambda name=name: f"end-{name}-249" in driver.everything)  # type: ignore[misc]
+            await pilot.pause()
+            times.append(time.perf_counter() - begin)
+    app.close(5.0)
+    return statistics.median(times) * 1000
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    frames = [first_frame() for _ in range(5)][1:]  # the first run compiles
+    frames = [first_frame() for _ in range(8)][1:]  # the first run compiles
     echo, leave = echo_and_quit()
     flush, widgets = asyncio.run(flush_and_widgets())
-    values = [statistics.median(frames), flush, echo, leave, idle(), widgets]
+    opened = asyncio.run(open_long_chat())
+    engine, app, loss = engine_under_ui(9)
+    values = [statistics.median(frames), flush, echo, leave, idle(), widgets, opened, loss]
     results = dict(zip(BUDGETS, values, strict=True))
     if options.json:
-        print(json.dumps(results))
+        print(json.dumps({**results, "engine alone, tok/s": engine, "engine under the app, tok/s": app}))
         return
     for name, value in results.items():
         print(f"{name:<30} {value:8.1f}   budget {BUDGETS[name]:6.0f}   {'ok' if value <= BUDGETS[name] else 'OVER'}")
+    print(f"engine alone {engine:,.0f} tok/s, under the app {app:,.0f} tok/s")
 
 
 if __name__ == "__main__":

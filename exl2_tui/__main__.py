@@ -1,6 +1,21 @@
 """`python -m exl2_tui` and the `exl2-tui` command."""
 
-from exl2_tui.cli import main
+import sys
+
+from exl2_tui.terminal import can_draw
+
+
+def main() -> None:
+    """Runs the command line. Without arguments in a terminal it is the application, and nothing else is imported."""
+    if len(sys.argv) == 1 and can_draw():
+        from exl2_tui.app import run
+
+        run()
+    else:
+        from exl2_tui.cli import main as command_line
+
+        command_line()
+
 
 if __name__ == "__main__":
     main()

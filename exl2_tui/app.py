@@ -5,8 +5,8 @@ The first frame is drawn before anything heavy is imported: the service is made 
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
+import gc
 import importlib
 import time
 from collections.abc import Callable
@@ -14,41 +14,50 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from textual import on
+from textual import events, on
 from textual.app import App
 from textual.binding import BindingType
 from textual.message import Message
+from textual.theme import Theme
 from textual.timer import Timer
+from textual.widget import Widget
 
 from exl2_tui.bridge import EventBridge
+from exl2_tui.chats_place import ChatsPlace
 from exl2_tui.clipboard import OSC52_LIMIT, copy_with_helper
 from exl2_tui.commands import KeyCommands
-from exl2_tui.core.events import Event, LoadFinished, ModelsListed, ModesListed, PromptPreview
-from exl2_tui.core.requests import SamplerSettings
+from exl2_tui.core.events import (
+    Event,
+    LoadFinished,
+    MachineFound,
+    ModelsListed,
+    ModesListed,
+    PromptPreview,
+    SamplerPreview,
+)
 from exl2_tui.keymap import bindings, problems
+from exl2_tui.pace import Pace
 from exl2_tui.screens.chat import ChatScreen
 from exl2_tui.session import ChatSession
-from exl2_tui.settings import Settings, data_dir, load_settings, save_settings
+from exl2_tui.settings import Settings, data_dir, is_first_run, load_settings
+from exl2_tui.settings_place import SettingsPlace
 from exl2_tui.signals import leave_on_signals
 from exl2_tui.state import Changes, Clock, Draws, HearsService, ModelService
 from exl2_tui.store.base import ChatStore
 from exl2_tui.store.db import ChatDatabase
-from exl2_tui.store.export import export
 from exl2_tui.store.memory import MemoryStore
-from exl2_tui.store.tree import Chat
 from exl2_tui.text import one_line
 from exl2_tui.themes import THEMES, theme_name
 from exl2_tui.widgets.bars import StatusRow
 
-FLUSH_SECONDS = 0.05
 QUIT_SECONDS = 0.8
-SAVE_SECONDS = 0.3
+SMALLEST = (60, 16)  # cells; below, one line says so
 STYLES = Path(__file__).parent / "styles"
+LATER_STYLES = ("dialogs", "form", "settings", "models", "convert")  # of screens that are not the first one
 
 if TYPE_CHECKING:
     from exl2_tui.convert_place import ConvertFactory, ConvertPlace
     from exl2_tui.models_place import ModelsFactory, ModelsPlace
-    from exl2_tui.settings_form import Group
 
 StoreFactory = Callable[[Callable[[int], object], Callable[[str], object]], ChatStore]
 ServiceFactory = Callable[[Callable[[Event], None]], ModelService]
@@ -61,13 +70,7 @@ class Exl2App(App[None]):
     ENABLE_COMMAND_PALETTE = True
     COMMANDS: ClassVar[set[Any]] = {KeyCommands}
     COMMAND_PALETTE_BINDING = "f22"  # ours is in the keymap
-    CSS_PATH: ClassVar[list[str | Path]] = [
-        STYLES / "base.tcss",
-        STYLES / "dialogs.tcss",
-        STYLES / "form.tcss",
-        STYLES / "models.tcss",
-        STYLES / "convert.tcss",
-    ]  # type: ignore[assignment]
+    CSS_PATH: ClassVar[list[str | Path]] = [STYLES / "base.tcss"]  # type: ignore[assignment]
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 - the base class fixes the type
     VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012
@@ -99,6 +102,7 @@ class Exl2App(App[None]):
         system: str | None = None,
         problem: str = "",
         theme: str = "exl2-dark",
+        first_run: bool = False,
         store_factory: StoreFactory | None = None,
         convert_factory: ConvertFactory | None = None,
         models_factory: ModelsFactory | None = None,
@@ -108,20 +112,24 @@ class Exl2App(App[None]):
         super().__init__()
         for known in THEMES.values():
             self.register_theme(known)
-        self.theme = theme
+        self.set_reactive(App.theme, theme)
+        self._css_variables = self.get_css_variables()
+        self.stylesheet.set_variables(self._css_variables)
         self._service_factory = service_factory
         self._problems = [problem] if problem else []
         self._mounted = False
         self.clock = clock
         self._bridge = EventBridge(lambda: self.post_message(self.Wake()))
         self._flush_timer: Timer | None = None
-        self._save_timer: Timer | None = None
-        self._last_flush = 0.0
+        self._pace = Pace()
         self._model = model
+        self._first_run = first_run
         self.service: ModelService | None = None
         self.wall_clock = wall_clock
         self._store = (store_factory or _memory)(lambda token: self.post_message(self.Saved(token)), self.report)
         self.session = ChatSession(settings, self._store, clock=clock, wall_clock=wall_clock)
+        self.chats = ChatsPlace(self, self._store)
+        self.preferences = SettingsPlace(self)
         self._convert_factory = convert_factory
         self._models_factory = models_factory
         if mode:
@@ -157,12 +165,12 @@ class Exl2App(App[None]):
             ChatScreen(
                 self.session,
                 copy=self.copy,
-                mode_chosen=self._remember_mode,
+                mode_chosen=self.preferences.remember_mode,
                 store=self._store,
-                pick_chat=self._pick_chat,
-                open_chat=self._chat_chosen,
-                export=self._export,
-                sampler=self.edit_sampler,
+                pick_chat=self.chats.pick,
+                open_chat=self.chats.open,
+                export=self.chats.export,
+                sampler=self.preferences.open_sampler,
                 clock=self.clock,
                 wall_clock=self.wall_clock,
             )
@@ -173,19 +181,65 @@ class Exl2App(App[None]):
             self.notify(one_line(wrong), severity="warning", timeout=12, markup=False)
         self.call_after_refresh(self._start_service)
 
+    def get_theme(self, theme_name: str) -> Theme | None:
+        """Asked hundreds of times while styles are matched; Textual would copy its table of themes each time."""
+        return self._registered_themes.get(theme_name) or super().get_theme(theme_name)
+
+    def refresh_css(self, animate: bool = True) -> None:
+        """Parses the style sheets again only if a colour changed: Textual would do it for the first frame, too."""
+        variables = self.get_css_variables()
+        if variables != self._css_variables:
+            self._css_variables = variables
+            super().refresh_css(animate)
+
     def _start_service(self) -> None:
-        """After the first frame: only now the engine's modules are imported."""
+        """After the first frame: only now the engine's modules are imported, and styles that other screens need."""
+        for name in LATER_STYLES:
+            self.stylesheet.read(STYLES / f"{name}.tcss")
+        gc.enable()
+        gc.freeze()  # what is there now stays; a collection need not walk over it in the middle of an answer
         self.service = self._service_factory(self.push_event)
         self.session.attach(self.service)
         self.repaint(self.session.load(self._model, self.settings.load))
         self.run_worker(_import_the_rest, thread=True, group="imports", exit_on_error=False)
+        if self._first_run:
+            self.welcome()
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Where nothing can be drawn in a useful way, one line says so instead of garbage."""
+        from exl2_tui.screens.too_small import TooSmall
+
+        small = event.size.width < SMALLEST[0] or event.size.height < SMALLEST[1]
+        if small and not isinstance(self.screen, TooSmall):
+            self.push_screen(TooSmall(SMALLEST))
+        elif not small and isinstance(self.screen, TooSmall):
+            self.pop_screen()
+
+    def welcome(self) -> None:
+        """What this machine has and where to begin; on the first start, and from the palette."""
+        from exl2_tui.screens.first_run import FirstRun
+
+        def chosen(choice: str | None) -> None:
+            self.preferences.change(self.settings)  # writes the file, so that this is not shown again
+            if choice == "models":
+                self.action_models()
+            elif choice == "convert":
+                self.action_convert()
+            elif choice is not None and choice.startswith("folder "):
+                self.add_folder(choice.removeprefix("folder "))
+                self.action_models()
+
+        self.push_screen(FirstRun(), chosen)
+        if self.service is not None:
+            self.service.describe_machine()
+            self.service.list_models()
 
     # Events
 
     @on(Wake)
     def _woken(self) -> None:
-        """Flushes at once when it is quiet, else when the pace of FLUSH_SECONDS allows."""
-        wait = FLUSH_SECONDS - (time.monotonic() - self._last_flush)
+        """Flushes at once when it is quiet, else when the pace allows."""
+        wait = self._pace.wait(self.session.meters.speed if self.session.writing is not None else 0.0)
         if wait <= 0:
             self._drain_bridge()
         elif self._flush_timer is None:
@@ -195,7 +249,7 @@ class Exl2App(App[None]):
         self._flush_timer = None
         changes = Changes()
         for event in self._bridge.drain():
-            if isinstance(event, PromptPreview | ModesListed | ModelsListed):
+            if isinstance(event, PromptPreview | ModesListed | ModelsListed | SamplerPreview | MachineFound):
                 for screen in self.screen_stack:
                     if isinstance(screen, HearsService):
                         screen.service_event(event)
@@ -208,9 +262,9 @@ class Exl2App(App[None]):
                 continue
             changes = changes | self.session.apply(event)
             if isinstance(event, LoadFinished):
-                self._remember_model()
+                self.preferences.remember_model(self._model, event)
         self.repaint(changes)
-        self._last_flush = time.monotonic()
+        self._pace.drawn()
 
     @on(Saved)
     def _turn_saved(self, event: Saved) -> None:
@@ -226,64 +280,13 @@ class Exl2App(App[None]):
         if changes.jobs:
             self.convert.repaint()
 
-    # Chats
-
     def close(self, timeout: float) -> None:
         """After the app has ended: what waits is written."""
         self.session.keep_unfinished()
         self._store.close(timeout)
-        if self._save_timer is not None:
-            self._write_settings(self.settings)
+        self.preferences.finish()
         self.convert.close(timeout)
         self.models.close(timeout)
-
-    def _pick_chat(self) -> None:
-        from exl2_tui.screens.chat_picker import ChatPicker
-
-        def export(chat_id: str) -> None:
-            self.run_worker(self._load_and_export(chat_id), group="chats", exit_on_error=False)
-
-        def chosen(chat_id: str | None) -> None:
-            self._chat_chosen(chat_id)
-            self.repaint(Changes(chats=True))  # one may have been renamed or deleted
-
-        self.push_screen(
-            ChatPicker(
-                self._store,
-                self.session.chat.id,
-                deleted=lambda chat_id: self.repaint(self.session.forget(chat_id)),
-                renamed=lambda chat_id, title: self.repaint(self.session.renamed(chat_id, title)),
-                export=export,
-                wall_clock=self.wall_clock,
-            ),
-            chosen,
-        )
-
-    def _chat_chosen(self, chat_id: str | None) -> None:
-        if chat_id is not None and chat_id != self.session.chat.id:
-            self.run_worker(self._open_chat(chat_id), group="chats", exclusive=True, exit_on_error=False)
-
-    async def _open_chat(self, chat_id: str) -> None:
-        chat = await asyncio.wrap_future(self._store.load_chat(chat_id))
-        if chat is not None:
-            self.repaint(self.session.open(chat))
-
-    async def _load_and_export(self, chat_id: str) -> None:
-        chat = await asyncio.wrap_future(self._store.load_chat(chat_id))
-        if chat is not None:
-            self._export(chat)
-
-    def _export(self, chat: Chat) -> None:
-        directory = data_dir() / "exports"
-        self.run_worker(partial(self._write_export, chat, directory), thread=True, group="export", exit_on_error=False)
-
-    def _write_export(self, chat: Chat, directory: Path) -> None:
-        try:
-            markdown, _ = export(chat, directory)
-        except OSError as error:
-            self.call_from_thread(self._say, f"The chat could not be exported: {error.strerror}")
-            return
-        self.call_from_thread(self._say, f"Exported to {markdown} and .json")
 
     def push_event(self, event: Event) -> None:
         """An event from any thread."""
@@ -299,37 +302,6 @@ class Exl2App(App[None]):
     @on(Problem)
     def _problem_reported(self, event: Problem) -> None:
         self.notify(one_line(event.text), severity="warning", timeout=12, markup=False)
-
-    # What is remembered
-
-    def change_settings(self, settings: Settings) -> None:
-        """Uses new settings at once and saves them on a thread a moment after the last change."""
-        self.session.settings = settings
-        if self._save_timer is not None:
-            self._save_timer.stop()
-        self._save_timer = self.set_timer(SAVE_SECONDS, self._save_settings)
-
-    def _save_settings(self) -> None:
-        self._save_timer = None
-        work = partial(self._write_settings, self.settings)
-        self.run_worker(work, thread=True, group="settings", exit_on_error=False)
-
-    def _write_settings(self, settings: Settings) -> None:
-        try:
-            save_settings(settings)
-        except OSError as error:
-            self.report(f"Settings could not be saved: {error.strerror}")
-
-    def _remember_model(self) -> None:
-        info = self.session.model.info
-        name = self._model or (info.path if info is not None else "") or self.session.model.name
-        models = self.settings.models
-        if name and name != models.last:
-            self.change_settings(dataclasses.replace(self.settings, models=dataclasses.replace(models, last=name)))
-
-    def _remember_mode(self, mode: str) -> None:
-        chat = dataclasses.replace(self.settings.chat, mode=mode)
-        self.change_settings(dataclasses.replace(self.settings, chat=chat))
 
     # Actions
 
@@ -347,18 +319,31 @@ class Exl2App(App[None]):
             said = f"Copied {what} ({size:,} bytes; some terminals cut that much)"
         else:
             said = f"Copied {what}"
-        self.call_from_thread(self._say, said)
+        self.call_from_thread(self.say, said)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """One line of feedback, on every screen that has a place for it."""
         for screen in self.screen_stack:
             for status in screen.query(StatusRow):
                 status.say(text)
 
     def action_help(self) -> None:
-        from exl2_tui.screens.dialogs import HelpScreen
+        """Help for what has the focus: the nearest text about it, and the keys of its place first."""
+        from exl2_tui.screens.dialogs import HelpScreen, place_of
 
-        if not isinstance(self.screen, HelpScreen):
-            self.push_screen(HelpScreen(self.settings.keys))
+        screen = self.screen
+        if isinstance(screen, HelpScreen):
+            screen.dismiss()
+            return
+        above = [*screen.focused.ancestors_with_self] if screen.focused is not None else [screen]
+        text = next((part.HELP for part in above if isinstance(part, Widget) and part.HELP), screen.HELP) or ""
+        self.push_screen(HelpScreen(place_of(screen), text, self.settings.keys))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """A dialog that waits for a key gets every key."""
+        if getattr(self.screen_stack[-1] if self.screen_stack else None, "takes_every_key", False):
+            return False
+        return super().check_action(action, parameters)
 
     def action_place_chat(self) -> None:
         """Back to the chat from wherever one is."""
@@ -384,43 +369,17 @@ class Exl2App(App[None]):
 
     def _save_and_scan(self) -> None:
         """The library reads the folders from the settings file, so that is written first."""
-        self._write_settings(self.settings)
+        self.preferences.write()
         self.call_from_thread(self.models.folder_saved)
 
     def action_convert(self) -> None:
         self.convert.open()
 
     def action_settings(self) -> None:
-        from exl2_tui.settings_form import GROUPS
-
-        self._open_form("Settings", GROUPS, {})
-
-    def edit_sampler(self) -> None:
-        from exl2_tui.settings_form import PRESETS, SAMPLER
-
-        self._open_form("Sampler", (SAMPLER,), PRESETS)
-
-    def _open_form(self, title: str, groups: tuple[Group, ...], presets: dict[str, SamplerSettings]) -> None:
-        from exl2_tui.screens.form import FormScreen
-
-        if not isinstance(self.screen, FormScreen):
-            self.push_screen(FormScreen(title, groups, self.settings, self._form_changed, presets=presets))
-
-    def _form_changed(self, settings: Settings) -> None:
-        theme = settings.appearance.theme
-        if theme != self.settings.appearance.theme and theme in THEMES:
-            self.theme = THEMES[theme].name
-        self.change_settings(settings)
-        self.repaint(Changes(status=True))
+        self.preferences.open()
 
     def action_next_theme(self) -> None:
-        names = list(THEMES)
-        current = next((name for name in names if THEMES[name].name == self.theme), names[0])
-        name = names[(names.index(current) + 1) % len(names)]
-        self.theme = THEMES[name].name
-        self._say(f"Theme {name}")
-        appearance = dataclasses.replace(self.settings.appearance, theme=name)
-        self.change_settings(dataclasses.replace(self.settings, appearance=appearance))
+        self.preferences.next_theme()
 
     async def action_quit(self) -> None:
         """Leaves at once, unless a conversion runs; `run` gives the engine a moment to notice."""
@@ -439,7 +398,7 @@ def _memory(saved: Callable[[int], object], problem: Callable[[str], object]) ->
 
 def _import_the_rest() -> None:
     """What the first frame did not need, so that the first answer and the first dialog need not wait for it."""
-    for name in ("widgets.live_text", "screens.dialogs", "screens.mode_picker", "screens.chat_picker"):
+    for name in ("widgets.live_text", "screens.dialogs", "screens.mode_picker", "screens.sampler"):
         importlib.import_module(f"exl2_tui.{name}")
 
 
@@ -450,6 +409,7 @@ def run(
     service_factory: ServiceFactory | None = None,
 ) -> None:
     """Opens the app and returns when the person quits. model: path or name; None takes the last one or the built-in."""
+    gc.disable()  # nothing to collect before the first frame; see _start_service
     settings, problem = load_settings()
     app = Exl2App(
         service_factory or _real_service,
@@ -459,6 +419,7 @@ def run(
         system=system,
         problem=problem,
         theme=theme_name(settings.appearance.theme),
+        first_run=model is None and is_first_run(),
         store_factory=lambda saved, report: ChatDatabase(data_dir() / "chats.db", saved, report),
     )
     app.run()

@@ -11,7 +11,24 @@ from typing import Literal
 
 from textual.binding import Binding
 
-Place = Literal["app", "chat", "composer", "turn", "models", "hub", "downloads", "convert", "job", "wizard"]
+Place = Literal[
+    "app", "chat", "find", "composer", "turn", "models", "hub", "downloads", "convert", "job", "wizard", "settings"
+]
+
+PLACE_TITLES: dict[str, str] = {
+    "chat": "Chat",
+    "composer": "Writing a message",
+    "turn": "On a marked turn (alt+up, alt+down)",
+    "find": "Finding in this chat",
+    "models": "Models",
+    "hub": "Models: Hugging Face Hub",
+    "downloads": "Models: downloads",
+    "convert": "Convert: the list",
+    "wizard": "Convert: a new one",
+    "job": "Convert: one conversion",
+    "settings": "Settings",
+    "app": "Everywhere",
+}
 
 UNSENDABLE = {
     "ctrl+i": "it is tab",
@@ -22,6 +39,19 @@ UNSENDABLE = {
     "ctrl+tab": "most terminals do not send it",
     "ctrl+b": "tmux takes it",
 }
+
+# What text fields do themselves, and so never reaches anything else (tests/tui/test_themes.py compares with Textual).
+EDITING = frozenset(
+    (
+        *(f"ctrl+{letter}" for letter in "acdefkuvwxyz"),
+        *(f"super+{letter}" for letter in "acvxyz"),
+        *("f6", "f7", "enter", "up", "down", "left", "right", "home", "end", "pageup", "pagedown"),
+        *(f"{key}{name}" for key in ("", "ctrl+", "alt+", "super+") for name in ("backspace", "delete")),
+        *(f"shift+{name}" for name in ("up", "down", "left", "right", "home", "end", "delete", "insert")),
+        *("ctrl+left", "ctrl+right", "alt+left", "alt+right", "ctrl+insert"),
+        *(f"ctrl+shift+{name}" for name in ("a", "k", "z", "left", "right")),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +69,7 @@ class Key:
 
 
 KEYS = (
-    Key("app.help", "f1", "help", "Help", "this page", "app", shown=True),
+    Key("app.help", "f1", "help", "Help", "help for what has the focus", "app", shown=True, priority=True),
     Key("app.quit", "ctrl+q", "quit", "Quit", "quit; an answer being written is kept", "app", priority=True),
     Key(
         "app.palette", "ctrl+p", "command_palette", "Commands", "every action by name", "app", shown=True, priority=True
@@ -52,6 +82,8 @@ KEYS = (
     Key("chat.stop", "escape", "stop", "Stop", "stop the answer or the load; the text stays", "chat", shown=True),
     Key("chat.new", "ctrl+n", "new_chat", "New", "new chat", "chat", shown=True),
     Key("chat.retry", "ctrl+r", "retry", "Retry", "answer again; the old answer is kept", "chat", shown=True),
+    Key("chat.continue", "ctrl+l", "go_on", "Continue", "go on with an answer that was cut off", "chat"),
+    Key("chat.find", "ctrl+f", "find", "Find", "find in this chat", "chat", priority=True),
     Key("chat.mode", "ctrl+t", "pick_mode", "Mode", "prompt mode, with the exact prompt", "chat", shown=True),
     Key("chat.system", "f8", "edit_system", "System", "system prompt of this chat", "chat"),
     Key(
@@ -81,6 +113,7 @@ KEYS = (
     Key("turn.code", "c", "turn_code", "Code", "copy its code; again: the next block", "turn"),
     Key("turn.edit", "e", "turn_edit", "Edit", "ask the question differently", "turn"),
     Key("turn.retry", "r", "turn_retry", "Retry", "answer it again", "turn"),
+    Key("turn.continue", "g", "turn_go_on", "Continue", "go on with it where it was cut off", "turn"),
     Key("turn.older", "left", "turn_version(-1)", "Version", "the version before", "turn"),
     Key("turn.newer", "right", "turn_version(1)", "Version", "the version after", "turn"),
     Key("models.leave", "escape", "leave", "Chat", "stop loading; else back to the chat", "models", shown=True),
@@ -141,6 +174,23 @@ KEYS = (
         shown=True,
     ),
     Key("turn.open", "o", "turn_open", "Open", "open or fold its reasoning", "turn"),
+    Key("find.next", "down,enter", "next_match", "Next", "the next match", "find"),
+    Key("find.previous", "up,shift+enter", "previous_match", "Previous", "the match before", "find"),
+    Key("find.close", "escape", "close_find", "Close", "stay where the match is", "find"),
+    Key("settings.leave", "escape", "leave", "Chat", "to the sections, then back to the chat", "settings", shown=True),
+    Key("settings.search", "ctrl+f", "search", "Search", "search settings and keys", "settings", shown=True),
+    Key("settings.reset", "ctrl+r", "reset", "Reset", "this value back to its default", "settings", shown=True),
+    Key(
+        "settings.reset_all",
+        "f9",
+        "reset_all",
+        "Reset all",
+        "all values back to their defaults",
+        "settings",
+        shown=True,
+    ),
+    Key("settings.next", "down", "next", "Next", "the next field", "settings"),
+    Key("settings.previous", "up", "previous", "Previous", "the field before", "settings"),
 )
 
 
@@ -158,20 +208,48 @@ def effective(overrides: dict[str, str]) -> dict[str, str]:
     return {key.id: overrides.get(key.id, key.keys) for key in KEYS}
 
 
+# Places whose keys are in force together: what one of them takes, the others cannot have.
+TOGETHER: tuple[tuple[Place, ...], ...] = (
+    ("app", "chat", "composer"),
+    ("app", "chat", "turn"),
+    ("app", "chat", "find"),
+    *(("app", place) for place in ("models", "hub", "downloads", "convert", "job", "wizard", "settings")),
+)
+# Keys that mean one thing in a place and another while something in it has the focus.
+LAYERED = {"escape", "enter", "up", "down", "ctrl+f", "ctrl+r"}
+
+
 def problems(overrides: dict[str, str]) -> list[str]:
     """What is wrong with remapped keys: unknown ids, keys no terminal sends, one key for two actions of a place."""
-    found = [f"{name} is no key binding" for name in overrides if name not in {key.id for key in KEYS}]
-    taken: dict[tuple[str, str], str] = {}
+    known = {key.id for key in KEYS}
+    found = [f"{name} is no key binding" for name in overrides if name not in known]
+    wrong = {name: problem_of(name, keys, overrides) for name, keys in overrides.items() if name in known}
+    return found + [f"{name}: {what}" for name, what in wrong.items() if what]
+
+
+def problem_of(name: str, keys: str, overrides: dict[str, str]) -> str:
+    """Why `keys` cannot be those of action `name`, "" if they can."""
+    mine = next(key for key in KEYS if key.id == name)
     chosen = effective(overrides)
-    for key in KEYS:
-        for pressed in (part.strip() for part in chosen[key.id].split(",")):
-            if reason := UNSENDABLE.get(pressed):
-                found.append(f"{key.id}: {pressed} does not work, {reason}")
-            area = key.place if key.place not in ("app", "chat") else "screen"
-            other = taken.setdefault((area, pressed), key.id)
-            if other != key.id:
-                found.append(f"{key.id} and {other} both use {pressed}")
-    return found
+    for pressed in _parts(keys):
+        if reason := UNSENDABLE.get(pressed):
+            return f"{pressed} does not work, {reason}"
+        if mine.place in ("app", "chat", "composer", "settings") and len(pressed) == 1:
+            return f"{pressed} is a letter of messages"
+        needed = pressed in EDITING and pressed not in _parts(mine.keys)
+        if needed and mine.place in ("app", "chat", "settings") and not mine.priority:
+            return f"{pressed} is taken: text fields need it"
+        for key in KEYS:
+            if key.id == name or pressed not in _parts(chosen[key.id]):
+                continue
+            layered = pressed in LAYERED and key.place != mine.place
+            if not layered and any(key.place in places and mine.place in places for places in TOGETHER):
+                return f"{pressed} is taken: {key.help}"
+    return "" if _parts(keys) else "there is no key"
+
+
+def _parts(keys: str) -> list[str]:
+    return [part.strip() for part in keys.split(",") if part.strip()]
 
 
 NAMES = {"escape": "esc", "pageup": "PgUp", "pagedown": "PgDn", "left": "←", "right": "→", "up": "↑", "down": "↓"}
@@ -183,3 +261,8 @@ def spell(keys: str) -> str:
     modifier, _, key = first.rpartition("+")
     name = NAMES.get(key, key)
     return f"^{name}" if modifier == "ctrl" else f"{modifier}+{name}" if modifier else name
+
+
+def spell_all(keys: str) -> str:
+    """All of several keys, such as "f3 or ^o"."""
+    return " or ".join(spell(part) for part in _parts(keys)) or "none"

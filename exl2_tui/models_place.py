@@ -181,7 +181,7 @@ class ModelsPlace:
     def choose_memory(self, context: int | None, cache: CacheKind) -> None:
         """Loads use this from now on, and every row shows what it takes."""
         load = dataclasses.replace(self.options, context=context, cache=cache)
-        self.app.change_settings(dataclasses.replace(self.app.settings, load=load))
+        self.app.preferences.change(dataclasses.replace(self.app.settings, load=load))
         self.state.details.clear()
         self._looked_at = ""
         self.scan()

@@ -22,6 +22,7 @@ from exl2_tui.core.events import (
     Failed,
     GenerationFinished,
     LoadFinished,
+    MachineFound,
     ModeChoice,
     ModelInfo,
     ModelsListed,
@@ -185,6 +186,17 @@ class Service:
                 yield SamplerPreview(token, error=f"{error.message}. {error.hint or ''}".strip())
 
         self._side.submit(_Task(next(self._ids), run, lambda: SamplerPreview(token, error="Stopped")))
+
+    def describe_machine(self) -> None:
+        """Answers with MachineFound."""
+
+        def run(_: CancelToken) -> Iterator[Event]:
+            from exl2_tui.core.library.hardware import describe_machine
+            from exl2_tui.settings import data_dir
+
+            yield describe_machine(data_dir())
+
+        self._side.submit(_Task(next(self._ids), run, lambda: MachineFound("", 0, "", None, None)))
 
     def list_modes(self) -> None:
         """Answers with ModesListed."""

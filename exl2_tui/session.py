@@ -19,7 +19,7 @@ from exl2_tui.core.events import (
     TokenDelta,
     Unloaded,
 )
-from exl2_tui.core.requests import ChatRequest, LoadOptions, Message
+from exl2_tui.core.requests import ChatRequest, LoadOptions, Message, SamplerSettings
 from exl2_tui.settings import Settings
 from exl2_tui.state import Changes, Clock, Meters, ModelService, ModelState, Queued, Writing
 from exl2_tui.store.base import ChatStore
@@ -116,6 +116,22 @@ class ChatSession:
             return Changes(flash="No model is loaded")
         return self._answer(self.chat, question)
 
+    def go_on(self, turn: Turn | None = None) -> Changes:
+        """Continues an answer that was cut off (the last one, if none is named); its text stays and grows."""
+        answer = self.chat.last("assistant") if turn is None else turn
+        if answer is None or not can_go_on(answer):
+            return Changes(flash="Only an answer that was cut off can be continued")
+        if self.writing is not None:
+            return Changes(flash="Stop the answer first (esc)")
+        if not self.ready:
+            return Changes(flash="No model is loaded")
+        answer.state, answer.note, answer.hint = "writing", "", ""
+        self.writing = Writing(self.chat, answer, started=self._clock(), token_ids=list(answer.token_ids))
+        self.writing.continued = True
+        self._next_save += 1
+        self._store.save_turn(self.chat, answer, token=self._next_save)
+        return Changes(turns=True, live=True, status=True)
+
     def stop(self) -> Changes:
         """Ends the answer; its text stays and waiting messages go nowhere (`take_queue` gives them back)."""
         if self._service is None or self.writing is None or self.writing.phase == "stopping":
@@ -129,6 +145,10 @@ class ChatSession:
         """The app ends: what was written so far is saved; reading it back counts as stopped."""
         if self.writing is not None:
             self._store.save_turn(self.writing.chat, self.writing.turn)
+
+    def take_last_queued(self) -> str:
+        """The message that was queued last, which then no longer waits; "" if none does."""
+        return self.queue.pop().text if self.queue else ""
 
     def take_queue(self) -> str:
         """The waiting messages as one text, which are then no longer waiting."""
@@ -192,6 +212,11 @@ class ChatSession:
             chat = self.settings.chat
             self._service.preview_prompt(messages, mode, token, user_name=chat.user_name, bot_name=chat.bot_name)
 
+    def preview_sampler(self, sampler: SamplerSettings, token: int) -> None:
+        """Asks what a sampler would do after the last prompt; the answer is a SamplerPreview."""
+        if self._service is not None:
+            self._service.preview_sampler(sampler, token)
+
     def list_modes(self) -> None:
         """Asks for the prompt modes; the answer is a ModesListed."""
         if self._service is not None:
@@ -206,13 +231,13 @@ class ChatSession:
             return Changes()
         if writing.phase == "stopping":
             return self._end("stopped")
-        question = writing.chat.turns[writing.turn.parent or ""]
+        last = writing.turn if writing.continued else writing.chat.turns[writing.turn.parent or ""]
         chat = self.settings.chat
         writing.phase = "reading"
         writing.started = self._clock()
         writing.request_id = self._service.generate(
             ChatRequest(
-                messages=writing.chat.messages(until=question),
+                messages=writing.chat.messages(until=last),
                 mode=writing.chat.mode,
                 sampler=self.settings.sampler,
                 max_new_tokens=chat.max_new_tokens,
@@ -337,3 +362,9 @@ class ChatSession:
             return Changes()
         item = self.queue.pop(0)
         return self._ask(item.chat, item.text, item.chat.head)
+
+
+def can_go_on(turn: Turn) -> bool:
+    """Whether an answer ended before the model wanted to."""
+    cut = turn.state in ("stopped", "error") or (turn.stats is not None and turn.stats.reason in ("length", "context"))
+    return turn.role == "assistant" and turn.state != "writing" and bool(turn.text) and cut

@@ -70,7 +70,7 @@ class ModelSettings:
 @dataclass(frozen=True, slots=True)
 class AppearanceSettings:
     theme: str = "auto"
-    turns: int = 20
+    turns: int = 10
 
     def __post_init__(self) -> None:
         if self.theme not in THEMES:
@@ -119,6 +119,11 @@ def load_settings(directory: Path | None = None) -> tuple[Settings, str]:
         return settings, ""
     kept = _keep_aside(path)
     return settings, f"{path}: {'; '.join(wrong)}. Defaults are used there, and a copy is kept as {kept}."
+
+
+def is_first_run(directory: Path | None = None) -> bool:
+    """Whether nothing has ever been saved here."""
+    return not ((directory or config_dir()) / FILE_NAME).exists()
 
 
 def save_settings(settings: Settings, directory: Path | None = None) -> None:

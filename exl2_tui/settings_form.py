@@ -15,13 +15,17 @@ ON, OFF = "on", "off"
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One row: `section.name` in the settings file. choices: the only values there are, if not empty."""
+    """One row: `section.name` in the settings file. choices: the only values there are, if not empty.
+
+    long: a text that may have several lines.
+    """
 
     section: str
     name: str
     title: str
     help: str
     choices: tuple[str, ...] = ()
+    long: bool = False
 
     @property
     def key(self) -> str:
@@ -67,7 +71,7 @@ GROUPS = (
         (
             Field("chat", "enter_sends", "Enter sends", "off: enter adds a line and ^j sends", (ON, OFF)),
             Field("chat", "max_new_tokens", "Longest answer", "tokens after which an answer is ended"),
-            Field("chat", "system", "System prompt", "of new chats; f8 changes it for one chat"),
+            Field("chat", "system", "System prompt", "of new chats; enter edits it, f8 that of one chat", long=True),
             Field("chat", "user_name", "Your name", "in mode raw"),
             Field("chat", "bot_name", "Name of the model", "in mode raw"),
         ),

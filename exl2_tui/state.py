@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from exl2_tui.core.events import Event, LoadFinished
-from exl2_tui.core.requests import ChatRequest, LoadOptions, Message
+from exl2_tui.core.requests import ChatRequest, LoadOptions, Message, SamplerSettings
 from exl2_tui.store.tree import Chat, Turn
 
 ModelStatus = Literal["none", "loading", "ready", "failed"]
@@ -25,7 +25,9 @@ class ModelService(Protocol):
     def preview_prompt(
         self, messages: Sequence[Message], mode: str, token: int, *, user_name: str, bot_name: str
     ) -> None: ...
+    def preview_sampler(self, settings: SamplerSettings, token: int) -> None: ...
     def list_modes(self) -> None: ...
+    def describe_machine(self) -> None: ...
     def list_models(self) -> None: ...
     def close(self, timeout: float) -> None: ...
 
@@ -62,7 +64,10 @@ class ModelState:
 
 @dataclass(slots=True)
 class Writing:
-    """The answer being made. It belongs to its chat, whichever chat is on screen. Times by the app's clock."""
+    """The answer being made. It belongs to its chat, whichever chat is on screen. Times by the app's clock.
+
+    tokens: of this run; token_ids: of the whole answer. continued: it goes on with text that was there before.
+    """
 
     chat: Chat
     turn: Turn
@@ -74,6 +79,7 @@ class Writing:
     prompt_tokens: int = 0
     prefilled: int = 0
     token_ids: list[int] = field(default_factory=list)
+    continued: bool = False
 
     def speed(self, now: float) -> float:
         """Tokens per second since the first one; 0 until there is something to measure."""

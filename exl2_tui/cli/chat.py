@@ -16,6 +16,7 @@ from exl2_tui.cli.output import note, print_text
 from exl2_tui.core.events import Failed, GenerationFinished, PromptReady, TokenDelta
 from exl2_tui.core.requests import ChatRequest, Message
 from exl2_tui.settings import save_settings
+from exl2_tui.terminal import can_draw, has_terminal
 
 Plain = Annotated[bool, typer.Option("--plain", help="Line by line instead of full screen.")]
 ModeOrDefault = Annotated[str | None, typer.Option("--mode", help="Prompt mode; see `exl2-tui modes`.")]
@@ -42,10 +43,10 @@ def chat(
     system: SystemOrDefault = None,
     plain: Plain = False,
 ) -> None:
-    """Talk to a model: full screen, or line by line with --plain or without a terminal (each line is a prompt)."""
+    """Talk to a model: full screen, or line by line with --plain, TERM=dumb or no terminal (each line is a prompt)."""
     if model is not None and Path(model).is_dir():
         model = str(Path(model).resolve())  # it is remembered, and must mean the same in another directory
-    if plain or not opt.has_terminal():
+    if plain or not can_draw():
         chat_plain(model, mode, system)
         return
     from exl2_tui.app import run
@@ -59,7 +60,7 @@ def chat_plain(model: str | None, mode: str | None, system: str | None) -> None:
     mode = mode or settings.chat.mode
     system = settings.chat.system if system is None else system
     messages = [Message("system", system)] if system else []
-    interactive = opt.has_terminal()
+    interactive = has_terminal()
     with opt.interruptible() as cancel:
         engine = opt.open_engine(model, settings.load, cancel)
     if model is not None and model != settings.models.last:

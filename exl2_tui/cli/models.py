@@ -14,6 +14,7 @@ from exl2_tui.cli.output import bytes_text, note, print_json, print_text, progre
 from exl2_tui.core.errors import CheckpointError, JobError, NotFoundError
 from exl2_tui.core.model_events import ModelVerified, VerifyProgress
 from exl2_tui.settings import Settings, save_settings
+from exl2_tui.terminal import has_terminal
 
 app = typer.Typer(help="List, show, verify, delete, search and download models.", rich_markup_mode=None)
 app.command("search")(search)
@@ -141,7 +142,7 @@ def delete(
         note(plan.note)
     if not yes:
         asked = "Type the name of the model to delete it: "
-        if not opt.has_terminal() or input(asked).strip() != plan.name:
+        if not has_terminal() or input(asked).strip() != plan.name:
             raise JobError("nothing was deleted", hint=f"Answer with {plan.name}, or give --yes")
     done = remove(library, plan)
     if done.problem:

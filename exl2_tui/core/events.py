@@ -204,6 +204,22 @@ class ModesListed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class MachineFound(Event):
+    """Answers Service.describe_machine: what there is to run models on. Memory and disk in bytes, None if unknown.
+
+    kernels: such as "AVX-512", "" if plain torch is used, with the reason in `note`. gpus: a line each.
+    """
+
+    cpu: str
+    cores: int
+    kernels: str
+    memory_free: int | None
+    disk_free: int | None
+    gpus: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Failed(Event):
     """A request, load or job ended with an error a person can act on. request_id None: it belongs to no request."""
 

@@ -65,7 +65,10 @@ class SamplerSettings:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """Answer the last user message of `messages`, or go on with an assistant's message at their end; `mode` names a prompt mode, `stop` adds to the mode's own strings."""
+    """Answer the last user message of `messages`, or go on with an assistant's message at their end.
+
+    `mode` names a prompt mode, `stop` adds to the mode's own strings.
+    """
 
     messages: tuple[Message, ...]
     mode: str = "auto"

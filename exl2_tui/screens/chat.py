@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from typing import ClassVar
@@ -11,14 +12,17 @@ from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.screen import Screen
+from textual.css.query import DOMQuery
 from textual.timer import Timer
+from textual.widget import Widget
 from textual.widgets import Footer
 
 from exl2_tui.core.errors import Exl2Error
 from exl2_tui.core.events import Event, ModeChoice, ModesListed
 from exl2_tui.editor import edit_text
+from exl2_tui.find import Match, matches, pattern_of
 from exl2_tui.keymap import bindings
+from exl2_tui.screens.chat_turns import TurnActions
 from exl2_tui.session import ChatSession
 from exl2_tui.state import Changes, Clock
 from exl2_tui.store.base import ChatStore
@@ -32,21 +36,16 @@ from exl2_tui.widgets.transcript import Transcript
 from exl2_tui.widgets.turn_view import TurnView
 
 TICK_SECONDS = 0.25
-TURN_KEYS = {
-    "y": "turn_copy",
-    "c": "turn_code",
-    "e": "turn_edit",
-    "r": "turn_retry",
-    "o": "turn_open",
-    "left": "turn_version(-1)",
-    "right": "turn_version(1)",
-}
 
 
-class ChatScreen(Screen[None]):
+class ChatScreen(TurnActions):
     """The place where people talk to a model."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("chat")]
+    HELP = (
+        "Talk to a model. Every question and answer is kept: retry and edit make new versions, which alt+up and then "
+        "the arrow keys walk through. The row below shows the context in use, the speed and the sampler."
+    )
 
     def __init__(
         self,
@@ -62,10 +61,8 @@ class ChatScreen(Screen[None]):
         clock: Clock = time.monotonic,
         wall_clock: Clock = time.time,
     ) -> None:
-        super().__init__(id="chat")
+        super().__init__(session, copy)
         self._wall_clock = wall_clock
-        self._session = session
-        self._copy = copy
         self._mode_chosen = mode_chosen
         self._store = store
         self._pick_chat = pick_chat
@@ -76,9 +73,11 @@ class ChatScreen(Screen[None]):
         self._modes: tuple[ModeChoice, ...] = (ModeChoice("auto", "what the model's own template says"),)
         self._ticker: Timer | None = None
         self._waiting_lines = 0
-        self._next_code = 0
         self._shown_turn: Turn | None = None
         self._can_stop = False
+        self._found: list[Match] = []
+        self._found_at = 0
+        self._pattern: re.Pattern[str] | None = None
 
     def compose(self) -> ComposeResult:
         appearance = self._session.settings.appearance
@@ -132,6 +131,9 @@ class ChatScreen(Screen[None]):
         self._set_ticking(writing is not None or session.model.status == "loading")
         self._refresh_stop()
 
+    def marked_changed(self) -> None:
+        self._refresh_stop()
+
     def _refresh_stop(self) -> None:
         """Escape is in the footer while there is something to leave."""
         session = self._session
@@ -174,13 +176,14 @@ class ChatScreen(Screen[None]):
     def _draw_queue(self) -> None:
         queue = self._session.queue
         row = self.query_one("#queue", Row)
+        self.query_one(Composer).queued = bool(queue)
         row.display = bool(queue)
         if queue:
             more = f" and {len(queue) - 1} more" if len(queue) > 1 else ""
             when = "after this answer" if self._session.writing is not None else "when the model is ready"
             row.put(
                 Content.assemble(("  waiting  ", "$warning"), (one_line(queue[0].text, 60) + more, "$secondary")),
-                Content.styled(f"{when} · esc takes it back ", "$secondary"),
+                Content.styled(f"{when} · ↑ changes it ", "$secondary"),
             )
 
     def _draw_progress(self) -> None:
@@ -226,6 +229,10 @@ class ChatScreen(Screen[None]):
         self._mark(None)
         self.repaint(self._session.send(event.text))
         self.query_one(Transcript).go_to_end()
+
+    def on_composer_taken_back(self) -> None:
+        self._give_back(self._session.take_last_queued())
+        self.repaint(Changes(queue=True))
 
     def on_composer_scrolled(self, event: Composer.Scrolled) -> None:
         self.action_page(event.pages)
@@ -292,6 +299,52 @@ class ChatScreen(Screen[None]):
         self.repaint(self._session.retry())
         self.query_one(Transcript).go_to_end()
 
+    def action_go_on(self) -> None:
+        self.repaint(self._session.go_on())
+        self.query_one(Transcript).go_to_end()
+
+    # Finding in this chat
+
+    async def action_find(self) -> None:
+        """The bar is made when it is first needed: not for the first frame."""
+        from exl2_tui.widgets.find_bar import FindBar
+
+        if not self._find_bars:
+            await self.mount(FindBar(), before=self.query_one("#queue"))
+        self._find_bars.first(FindBar).open()
+
+    @property
+    def _find_bars(self) -> DOMQuery[Widget]:
+        return self.query("FindBar")
+
+    def find(self, typed: str) -> str:
+        """Looks for words in this chat, from the end, which is nearest to what is on screen; returns how it went."""
+        self._pattern = pattern_of(typed)
+        self._found = matches(self._session.chat.path(), self._pattern) if self._pattern is not None else []
+        self._found_at = len(self._found) - 1
+        return self._show_match()
+
+    def find_next(self, step: int) -> str:
+        """Goes to the next match (1) or the one before (-1), around the ends."""
+        if self._found:
+            self._found_at = (self._found_at + step) % len(self._found)
+        return self._show_match()
+
+    def find_nothing(self) -> None:
+        """Back to writing; what was lit up is no longer."""
+        self._pattern, self._found = None, []
+        self.query_one(Transcript).find(None, None, 0)
+        self.query_one(Composer).focus()
+
+    def _show_match(self) -> str:
+        transcript = self.query_one(Transcript)
+        if not self._found:
+            transcript.find(self._pattern, None, 0)
+            return "not found" if self._pattern is not None else ""
+        match = self._found[self._found_at]
+        transcript.find(self._pattern, match.turn, match.number)
+        return f"{self._found_at + 1:,} of {len(self._found):,}   ⏎ ↓ next  ↑ before  esc close"
+
     def action_pick_mode(self) -> None:
         session = self._session
         draft = self.query_one(Composer).message
@@ -345,97 +398,3 @@ class ChatScreen(Screen[None]):
 
     def action_scroll_end(self) -> None:
         self.query_one(Transcript).go_to_end()
-
-    # The turn cursor
-
-    def turn_key(self, key: str) -> bool:
-        """Keys pressed in the composer while a turn is marked; True if the key was meant for the turn."""
-        if self.query_one(Transcript).marked is None:
-            return False
-        action = TURN_KEYS.get(key)
-        if action is None:
-            if len(key) == 1 or key in ("enter", "space", "backspace"):
-                self._mark(None)
-            return False
-        self.call_later(self.run_action, action)
-        return True
-
-    def action_turn(self, step: int) -> None:
-        transcript = self.query_one(Transcript)
-        self._mark(transcript.mark(step))
-
-    def _mark(self, turn: Turn | None) -> None:
-        self._next_code = 0
-        self.query_one(Transcript).mark_turn(turn)
-        self._refresh_stop()
-        status = self.query_one(StatusRow)
-        if turn is None:
-            status.hush()
-            return
-        more = "e edit" if turn.role == "user" else "c copy code · r retry"
-        status.say(f"y copy · {more} · ← → versions · esc done", seconds=0)
-
-    def action_turn_copy(self) -> None:
-        turn = self.query_one(Transcript).marked
-        if turn is not None:
-            self._copy(turn.text, "the message")
-
-    def action_turn_code(self) -> None:
-        """Copies the next code block of the marked answer."""
-        transcript = self.query_one(Transcript)
-        turn = transcript.marked
-        view = transcript.view(turn) if turn is not None else None
-        blocks = view.live.blocks if view is not None and view.turn.role == "assistant" else []
-        if not blocks:
-            self.query_one(StatusRow).say("There is no code in this turn")
-            return
-        number = self._next_code % len(blocks)
-        self._next_code = number + 1
-        name = f"code block {number + 1} of {len(blocks)}" if len(blocks) > 1 else "the code block"
-        self._copy(blocks[number].code.text, name)
-
-    def action_turn_edit(self) -> None:
-        turn = self.query_one(Transcript).marked
-        if turn is None or turn.role != "user":
-            self.query_one(StatusRow).say("Only questions can be edited")
-            return
-        from exl2_tui.screens.dialogs import TextDialog
-
-        def chosen(text: str | None) -> None:
-            if text is not None and text.strip():
-                self._mark(None)
-                self.repaint(self._session.edit(turn, text))
-                self.query_one(Transcript).go_to_end()
-
-        self.app.push_screen(
-            TextDialog("Ask differently", turn.text, hint="The old question and its answers are kept."), chosen
-        )
-
-    def action_turn_retry(self) -> None:
-        turn = self.query_one(Transcript).marked
-        if turn is not None:
-            self._mark(None)
-            self.repaint(self._session.retry(turn))
-            self.query_one(Transcript).go_to_end()
-
-    def action_turn_version(self, step: int) -> None:
-        transcript = self.query_one(Transcript)
-        turn = transcript.marked
-        if turn is None:
-            return
-        changes = self._session.show_version(turn, step)
-        if changes == Changes():
-            self.query_one(StatusRow).say("There is no other version that way")
-            return
-        self.repaint(changes)
-        versions = self._session.chat.siblings(turn)
-        shown = next((version for version in versions if version in self._session.chat.path()), None)
-        self._mark(shown)
-
-    def action_turn_open(self) -> None:
-        transcript = self.query_one(Transcript)
-        turn = transcript.marked
-        view = transcript.view(turn) if turn is not None else None
-        if view is not None and view.turn.role == "assistant":
-            for thought in view.live.thoughts:
-                thought.toggle()

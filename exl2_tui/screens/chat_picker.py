@@ -26,6 +26,8 @@ SEARCH_DELAY = 0.12
 class ChatPicker(ModalScreen[str | None]):
     """Answers with the id of the chat to open, or None. `deleted(id)` and `export(id)` are told to the app."""
 
+    HELP = "All saved chats, the last one first. Typing searches every message of every chat."
+
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "cancel", "Close", show=False),
         Binding("enter", "choose", "Open", show=False, priority=True),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
+from textual.screen import ModalScreen, Screen
 from textual.widgets import Input, OptionList, Static, TextArea
 from textual.widgets.option_list import Option
 
-from exl2_tui.keymap import KEYS, effective, spell
+from exl2_tui.keymap import KEYS, PLACE_TITLES, effective, spell
 from exl2_tui.text import one_line, plain
 
 
@@ -112,34 +112,33 @@ class LineDialog(ModalScreen[str | None]):
         self.dismiss(None)
 
 
-HELP_TITLES = {
-    "chat": "Chat",
-    "composer": "Writing",
-    "turn": "On a marked turn (alt+up, alt+down)",
-    "models": "Models",
-    "hub": "Models: Hugging Face Hub",
-    "downloads": "Models: downloads",
-    "convert": "Convert: the list",
-    "wizard": "Convert: a new one",
-    "job": "Convert: one conversion",
-    "app": "Everywhere",
-}
+def place_of(screen: Screen[Any]) -> str:
+    """Whose keys matter on a screen: by its id, and on the chat by what has the focus."""
+    if screen.id != "chat":
+        return screen.id if screen.id in PLACE_TITLES else ""
+    above = screen.focused.ancestors_with_self if screen.focused is not None else []
+    return "find" if any(type(part).__name__ == "FindBar" for part in above) else "chat"
 
 
 class HelpScreen(ModalScreen[None]):
-    """All keys, as they are bound now."""
+    """Help for what has the focus: what it is for, its keys as they are bound now, then all others.
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f1,q,enter", "cancel", "Close", show=False)]
+    place: whose keys come first; text: a few sentences, plain.
+    """
 
-    def __init__(self, overrides: dict[str, str]) -> None:
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,enter", "cancel", "Close", show=False)]
+
+    def __init__(self, place: str, text: str, overrides: dict[str, str]) -> None:
         super().__init__()
+        self._place = place
+        self._text = text
         self._keys = effective(overrides)
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog -wide -tall") as box:
-            box.border_title = Content("Keys")
+            box.border_title = Content(f"Help: {PLACE_TITLES.get(self._place, 'this dialog')}")
             with VerticalScroll():
-                yield Static(self._table(), markup=False)
+                yield Static(self._page(), markup=False)
             yield Static(Content("↑↓ scroll   esc close"), classes="hint", markup=False)
 
     def on_mount(self) -> None:
@@ -148,10 +147,12 @@ class HelpScreen(ModalScreen[None]):
     def action_cancel(self) -> None:
         self.dismiss(None)
 
-    def _table(self) -> Content:
+    def _page(self) -> Content:
         rows: list[Content] = []
-        for place, title in HELP_TITLES.items():
-            rows.append(Content.styled(title, "bold"))
+        if self._text:
+            rows += [Content(self._text), Content("")]
+        for place in sorted(PLACE_TITLES, key=lambda place: place != self._place):
+            rows.append(Content.styled(PLACE_TITLES[place], "bold"))
             for key in KEYS:
                 if key.place == place:
                     name = spell(self._keys[key.id])

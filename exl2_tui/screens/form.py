@@ -1,23 +1,31 @@
-"""FormScreen: settings as rows of label, value and meaning; every change is checked and used at once."""
+"""Settings as rows of label, value and meaning; every change is checked and used at once.
+
+FieldRow is a row. Form is what a screen of such rows does; `sampler.py` and `settings.py` are such screens.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal
 from textual.content import Content
-from textual.screen import ModalScreen
+from textual.screen import Screen
 from textual.widgets import Input, Select, Static
 
 from exl2_tui.core.errors import Exl2Error
-from exl2_tui.core.requests import SamplerSettings
 from exl2_tui.settings import Settings
-from exl2_tui.settings_form import Field, Group, is_default, text_of, with_text
+from exl2_tui.settings_form import Field, is_default, text_of, with_text
 from exl2_tui.text import one_line
+
+
+class Choices(Select[str], inherit_bindings=False):
+    """A Select that leaves the arrow keys to the form, so that they walk through all rows alike."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter,space", "show_overlay", "Choices", show=False)]
 
 
 class FieldRow(Horizontal):
@@ -30,10 +38,12 @@ class FieldRow(Horizontal):
 
     def compose(self) -> ComposeResult:
         text = text_of(self._settings, self.field)
-        yield Static(Content(self.field.title), classes="label", markup=False)
+        label = Static(Content(self.field.title), classes="label", markup=False)
+        label.tooltip = Content(self.field.help)
+        yield label
         if self.field.choices:
             options = [(choice, choice) for choice in self.field.choices]
-            yield Select(options, value=text, allow_blank=False, compact=True)
+            yield Choices(options, value=text, allow_blank=False, compact=True)
         else:
             control = Input(one_line(text), compact=True)
             control.cursor_blink = False
@@ -43,6 +53,13 @@ class FieldRow(Horizontal):
 
     def on_mount(self) -> None:
         self.show_state(self._settings, "")
+
+    def show(self, settings: Settings) -> None:
+        """Shows the value of other settings; nothing is changed by that."""
+        self._settings = settings
+        with self.prevent(Input.Changed, Select.Changed):
+            self.set_text(one_line(text_of(settings, self.field)))
+        self.show_state(settings, "")
 
     def set_text(self, text: str) -> None:
         """Shows another value, as a preset does."""
@@ -59,102 +76,83 @@ class FieldRow(Horizontal):
         self.query_one(".meaning", Static).update(meaning, layout=False)
 
 
-class FormScreen(ModalScreen[None]):
-    """Edits the fields of `groups`. `change(settings)` is called with every valid change."""
+class Form(Screen[Any]):
+    """A screen with FieldRows. `change(settings)` is called with every valid change; an invalid one is explained in
+    its row and changes nothing."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "close", "Close", show=False),
-        Binding("down", "app.focus_next", "Next", show=False),
-        Binding("up", "app.focus_previous", "Previous", show=False),
-        Binding("f2", "reset", "Reset", show=False),
-    ]
-
-    def __init__(
-        self,
-        title: str,
-        groups: tuple[Group, ...],
-        settings: Settings,
-        change: Callable[[Settings], None],
-        *,
-        presets: dict[str, SamplerSettings] | None = None,
-    ) -> None:
-        super().__init__()
-        self._title = title
-        self._groups = groups
+    def __init__(self, settings: Settings, change: Callable[[Settings], None], *, id: str | None = None) -> None:
+        super().__init__(id=id)
         self._settings = settings
         self._change = change
-        self._presets = presets or {}
 
-    def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog -wide -tall form") as box:
-            box.border_title = Content(self._title)
-            with VerticalScroll(can_focus=False):
-                if self._presets:
-                    with Horizontal(classes="field"):
-                        yield Static("Preset", classes="label", markup=False)
-                        yield Select(
-                            [(name, name) for name in self._presets], prompt="own values", compact=True, id="preset"
-                        )
-                for group in self._groups:
-                    if len(self._groups) > 1:
-                        yield Static(Content(group.title), classes="group", markup=False)
-                    for field in group.fields:
-                        yield FieldRow(field, self._settings)
-            yield Static("", id="about", markup=False)
-            yield Static(Content("tab next   f2 back to default   • changed   esc close"), classes="hint", markup=False)
-
-    def on_mount(self) -> None:
-        first = self.query(FieldRow).first()
-        first.query_one("Input, SelectCurrent" if not first.field.choices else "Select").focus()
+    def settings_changed(self, settings: Settings) -> None:
+        """For screens that show more than the rows."""
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         """The whole meaning of the field, since its own row may be too narrow."""
-        row = next((part for part in event.widget.ancestors if isinstance(part, FieldRow)), None)
-        field = row.field if row is not None else None
-        about = Content(f"{field.help}   [{field.key}]") if field else Content("")
-        self.query_one("#about", Static).update(about, layout=False)
+        row = self._row_of(event.widget)
+        if row is not None:
+            field = row.field
+            default = text_of(Settings(), field) or "empty"
+            self.tell(f"{field.help} · default {default} · [{field.key}]")
+
+    def tell(self, text: str) -> None:
+        """What the row at the bottom says."""
+        self.query_one("#about", Static).update(Content(one_line(text)), layout=False)
 
     def on_input_changed(self, event: Input.Changed) -> None:
         row = event.input.parent
         if isinstance(row, FieldRow):
             self._take(row, event.value)
 
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        row = event.input.parent
+        if isinstance(row, FieldRow) and row.field.long:
+            self._edit_long(row)
+
     def on_select_changed(self, event: Select.Changed) -> None:
         row = event.select.parent
         if isinstance(row, FieldRow):
             self._take(row, str(event.value))
-        elif event.value in self._presets:
-            self._apply_preset(self._presets[str(event.value)])
+
+    def action_reset(self) -> None:
+        """The focused field goes back to its default."""
+        row = self._row_of(self.focused) if self.focused is not None else None
+        if row is not None:
+            row.set_text(text_of(Settings(), row.field))
+
+    def use(self, settings: Settings) -> None:
+        """Takes settings that are valid as a whole."""
+        self._settings = settings
+        self._change(settings)
+        self.settings_changed(settings)
+
+    def _row_of(self, widget: Any) -> FieldRow | None:
+        return next((part for part in widget.ancestors if isinstance(part, FieldRow)), None)
 
     def _take(self, row: FieldRow, text: str) -> None:
-        if text == text_of(self._settings, row.field):
+        now = text_of(self._settings, row.field)
+        if text in (now, one_line(now)):
             row.show_state(self._settings, "")
+            return
+        if "\n" in now and text:
+            row.show_state(self._settings, "it has several lines: enter edits them")
             return
         try:
             settings = with_text(self._settings, row.field, text)
         except Exl2Error as error:
             row.show_state(self._settings, error.message)
             return
-        self._settings = settings
         row.show_state(settings, "")
-        self._change(settings)
+        self.use(settings)
 
-    def _apply_preset(self, sampler: SamplerSettings) -> None:
-        wanted = Settings(sampler=sampler)
-        for row in self.query(FieldRow):
-            if row.field.section == "sampler" and row.field.name != "seed":
-                row.set_text(text_of(wanted, row.field))
+    def _edit_long(self, row: FieldRow) -> None:
+        from exl2_tui.screens.dialogs import TextDialog
 
-    def action_reset(self) -> None:
-        """The focused field goes back to its default."""
-        focused = self.focused
-        row = next((part for part in focused.ancestors if isinstance(part, FieldRow)), None) if focused else None
-        if row is not None:
-            row.set_text(text_of(Settings(), row.field))
+        def edited(text: str | None) -> None:
+            if text is not None:
+                self.use(with_text(self._settings, row.field, text))
+                row.show_state(self._settings, "")
+                row.set_text(one_line(text))
 
-    def action_close(self) -> None:
-        self.dismiss(None)
-
-    def on_click(self, event: events.Click) -> None:
-        if event.widget is self:
-            self.dismiss(None)
+        self.app.push_screen(TextDialog(row.field.title, text_of(self._settings, row.field)), edited)

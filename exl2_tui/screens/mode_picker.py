@@ -25,6 +25,12 @@ PREVIEW_LIMIT = 12_000  # characters drawn; a long chat shows its beginning and 
 class ModePicker(ModalScreen[str | None]):
     """Answers with the chosen mode, or None. `ask(mode, token)` requests the PromptPreview."""
 
+    HELP = (
+        "A prompt mode is how a conversation is written down for a model; auto takes the template that came with it. "
+        "Below is the exact prompt, control tokens in another colour, and with it its number of tokens and what ends "
+        "an answer."
+    )
+
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "cancel", "Keep", show=False),
         Binding("enter", "choose", "Choose", show=False, priority=True),

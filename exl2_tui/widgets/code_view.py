@@ -9,9 +9,9 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
 from textual.highlight import HighlightTheme, highlight
-from textual.widgets import Static
 
 from exl2_tui.segments import Code
+from exl2_tui.widgets.findable import Findable
 
 PART_LINES = 80  # lines per widget; grows with the block
 HIGHLIGHT_LIMIT = 10_000  # characters of a part; longer ones (minified files) stay plain
@@ -51,7 +51,7 @@ class CodeView(Vertical):
     def __init__(self, code: Code) -> None:
         super().__init__()
         self.code = code
-        self._parts: list[tuple[int, Static]] = []  # first line, widget
+        self._parts: list[tuple[int, Findable]] = []  # first line, widget
         self._language = ""
 
     def compose(self) -> ComposeResult:
@@ -59,7 +59,7 @@ class CodeView(Vertical):
         start = 0
         while True:
             end = min(len(self.code.lines), start + self._part_lines(start))
-            part = Static(self._draw(start, end), markup=False)
+            part = Findable(self._draw(start, end), markup=False)
             self._parts.append((start, part))
             yield part
             if end >= len(self.code.lines):
@@ -80,7 +80,7 @@ class CodeView(Vertical):
             self._update(len(self._parts) - 1)
             if len(code.lines) <= end:
                 return
-            self._parts.append((end, Static("", markup=False)))
+            self._parts.append((end, Findable("", markup=False)))
             self.mount(self._parts[-1][1])
 
     def _part_lines(self, start: int) -> int:

@@ -21,6 +21,11 @@ class Composer(TextArea):
     """A TextArea that never sends by accident: a paste is only ever text."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("composer")]
+    HELP = (
+        "Write here; enter sends and ^j adds a line (Settings can swap them). While an answer is written, a message "
+        "waits until it has ended: up in the empty field takes it back to change it. A long paste stands as one "
+        "marker. Up on the first row walks through what you wrote earlier."
+    )
 
     class Submitted(Message):
         """The person sends `text`; the composer is already empty."""
@@ -28,6 +33,9 @@ class Composer(TextArea):
         def __init__(self, text: str) -> None:
             super().__init__()
             self.text = text
+
+    class TakenBack(Message):
+        """The person wants the message that was queued last back, to change it."""
 
     class Scrolled(Message):
         """The person wants the transcript moved by that many pages."""
@@ -46,6 +54,7 @@ class Composer(TextArea):
             tab_behavior="focus",
             id="composer",
         )
+        self.queued = False  # whether messages wait; then up in an empty composer takes the last one back
         self._enter_sends = enter_sends
         self._turn_key = turn_key
         self._history: list[str] = []
@@ -122,6 +131,9 @@ class Composer(TextArea):
         self.post_message(self.Submitted(text))
 
     def action_older(self) -> None:
+        if self.queued and not self.text:
+            self.post_message(self.TakenBack())
+            return
         walking = self._at is not None
         if not self.cursor_at_first_line or not self._history or (self.text and not walking):
             self.action_cursor_up()

@@ -6,14 +6,14 @@ from typing import ClassVar
 
 from textual.content import Content
 from textual.geometry import Size
-from textual.widgets import Static
 
 from exl2_tui.segments import Line, Prose
+from exl2_tui.widgets.findable import Findable
 
 _NEWLINE = Content("\n")
 
 
-class ProseView(Static):
+class ProseView(Findable):
     """Shows lines; those that are the same objects as before keep their wrapped rows."""
 
     DEFAULT_CSS: ClassVar[str] = "ProseView { width: 1fr; height: auto; text-wrap: nowrap; text-overflow: fold; }"
@@ -44,7 +44,10 @@ class ProseView(Static):
         return self._height
 
     def render(self) -> Content:
-        return self._draw(self.content_size.width or self._width or 80)
+        return self.lit(self._draw(self.content_size.width or self._width or 80))
+
+    def _text(self) -> str:
+        return self._draw(self.content_size.width or self._width or 80).plain
 
     def _draw(self, width: int) -> Content:
         if not self._stale and width == self._width:

@@ -6,15 +6,15 @@ from typing import ClassVar
 
 from textual.content import Content
 from textual.geometry import Size
-from textual.widgets import Static
 
 from exl2_tui.segments import Table
+from exl2_tui.widgets.findable import Findable
 
 GAP = 2  # cells between columns
 NARROWEST = 6  # a column is not squeezed below this
 
 
-class TableView(Static):
+class TableView(Findable):
     """Lays the table out for the width it gets."""
 
     DEFAULT_CSS: ClassVar[str] = "TableView { width: 1fr; height: auto; text-wrap: nowrap; text-overflow: fold; }"
@@ -37,7 +37,10 @@ class TableView(Static):
         return self._draw(width).plain.count("\n") + 1
 
     def render(self) -> Content:
-        return self._draw(self.content_size.width or 80)
+        return self.lit(self._draw(self.content_size.width or 80))
+
+    def _text(self) -> str:
+        return self._draw(self.content_size.width or 80).plain
 
     def _draw(self, width: int) -> Content:
         if self._drawn[0] != width:

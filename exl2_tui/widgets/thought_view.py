@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from textual.content import Content
-from textual.widgets import Static
 
 from exl2_tui.segments import Thought
+from exl2_tui.widgets.findable import Findable
 
 
-class ThoughtView(Static):
+class ThoughtView(Findable):
     """One row with the number of words, or all of the text."""
 
     DEFAULT_CSS: ClassVar[str] = "ThoughtView { width: 1fr; height: auto; color: $secondary; }"

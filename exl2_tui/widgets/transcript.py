@@ -6,11 +6,13 @@ an end moves the window. While the reader is scrolled up nothing is drawn below,
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
+from textual.geometry import Region
 from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
@@ -18,7 +20,7 @@ from textual.widgets import Static
 from exl2_tui.store.tree import Chat, Turn
 from exl2_tui.widgets.turn_view import TurnView
 
-STEP = 10  # turns the window moves by
+STEP = 10  # turns the window moves by, at most half of it
 TEXT_LIMIT = 400_000  # characters of mounted turns; a giant answer pushes older ones out
 
 
@@ -53,6 +55,7 @@ class Transcript(VerticalScroll, can_focus=False):
         self._end = 0
         self._marked: str | None = None
         self._moving = False
+        self._pattern: re.Pattern[str] | None = None
 
     def compose(self) -> ComposeResult:
         with Vertical(id="turns"):
@@ -122,11 +125,11 @@ class Transcript(VerticalScroll, can_focus=False):
     def page(self, pages: int) -> None:
         """Scrolls by pages; at an end of the window, the window moves."""
         if pages < 0 and self.scroll_y <= 0 and self._start > 0:
-            self._move(-STEP)
+            self._move(-1)
         elif pages < 0:
             self.scroll_page_up(animate=False)
         elif self.scroll_y >= self.max_scroll_y and self._end < len(self._turns):
-            self._move(STEP)
+            self._move(1)
         else:
             self.scroll_page_down(animate=False)
 
@@ -148,25 +151,51 @@ class Transcript(VerticalScroll, can_focus=False):
     def mark_turn(self, turn: Turn | None) -> Turn | None:
         """Puts the turn cursor on a turn, or nowhere."""
         self._marked = turn.id if turn else None
-        if turn is not None and turn.id not in self._views:
-            self._start = max(0, min(self._turns.index(turn), len(self._turns) - self._limit))
-            self._end = min(len(self._turns), self._start + self._limit)
-            self._sync()
+        if turn is not None:
+            self._bring(turn)
         for view in self._views.values():
             view.set_class(view.turn.id == self._marked, "-marked")
         if turn is not None:
             self._views[turn.id].scroll_visible(animate=False)
         return turn
 
+    def find(self, pattern: re.Pattern[str] | None, turn: Turn | None, number: int) -> None:
+        """Lights up a pattern in all turns of the window, and shows its `number`-th occurrence in `turn`."""
+        self._pattern = pattern
+        if turn is not None:
+            self.release_anchor()
+            self._bring(turn)
+
+        def light() -> None:
+            for view in self._views.values():
+                place = view.find(pattern, number if turn is not None and view.turn.id == turn.id else -1)
+                if place is not None:
+                    widget, row = place
+                    spot = Region(0, widget.virtual_region.y + row, 1, 1)
+                    above = widget.parent
+                    while isinstance(above, Widget) and above is not self:
+                        spot = spot.translate(above.virtual_region.offset)
+                        above = above.parent
+                    self.scroll_to_region(spot, animate=False, center=True, immediate=True)
+
+        self.call_after_refresh(light)
+
+    def _bring(self, turn: Turn) -> None:
+        """Moves the window so that the turn is in it."""
+        if turn.id not in self._views:
+            self._start = max(0, min(self._turns.index(turn), len(self._turns) - self._limit))
+            self._end = min(len(self._turns), self._start + self._limit)
+            self._sync()
+
     def watch_scroll_y(self, old: float, new: float) -> None:
         super().watch_scroll_y(old, new)
         if self._moving or not self.is_mounted:
             return
         if new <= 0 and old > 0 and self._start > 0:
-            self._move(-STEP)
+            self._move(-1)
         elif self.max_scroll_y - new <= 1:
             if self._end < len(self._turns):
-                self._move(STEP)
+                self._move(1)
             else:
                 self._catch_up()
 
@@ -187,8 +216,9 @@ class Transcript(VerticalScroll, can_focus=False):
                 break
             self._start -= 1
 
-    def _move(self, step: int) -> None:
-        """Moves the window and keeps the reader's place by the turn at the edge."""
+    def _move(self, direction: int) -> None:
+        """Moves the window up (-1) or down (1) and keeps the reader's place by the turn at the edge."""
+        step = direction * max(1, min(STEP, self._limit // 2))
         edge = self._turns[self._start if step < 0 else self._end - 1]
         if step < 0:
             self._start = max(0, self._start + step)
@@ -216,7 +246,8 @@ class Transcript(VerticalScroll, can_focus=False):
         versions = {turn.id: self._versions(turn) for turn in wanted}
         for turn_id, view in list(self._views.items()):
             place = versions.get(turn_id)
-            if place is None or (view.version, view.versions) != place:
+            begun_again = view.finished and view.turn.state == "writing"
+            if place is None or (view.version, view.versions) != place or begun_again:
                 view.remove()
                 del self._views[turn_id]
         turns = self.query_one("#turns")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message
+from textual.widget import Widget
 
 from exl2_tui.core.events import GenerationFinished
 from exl2_tui.segments import Line, Prose
+from exl2_tui.session import can_go_on
 from exl2_tui.store.tree import Turn
 from exl2_tui.text import one_line, plain, speed_text
 from exl2_tui.widgets.bars import Row
+from exl2_tui.widgets.findable import Findable
 from exl2_tui.widgets.prose import ProseView
 
 if TYPE_CHECKING:
@@ -55,6 +59,7 @@ class TurnView(Vertical):
         self.versions = versions
         self._shown = len(turn.text)
         self._notice = ""
+        self.finished = turn.state != "writing"  # what is shown is all of it
 
     def compose(self) -> ComposeResult:
         if self.turn.role == "user":
@@ -96,6 +101,7 @@ class TurnView(Vertical):
         """The answer has ended: everything is shown, with its record."""
         self.feed()
         self.live.finish()
+        self.finished = True
         self.refresh_notices()
         self.show_record()
 
@@ -115,6 +121,23 @@ class TurnView(Vertical):
             view.styles.margin = (0, 0, 1, 2)
             self.mount(view, before=self.live)
 
+    def find(self, pattern: re.Pattern[str] | None, number: int) -> tuple[Widget, int] | None:
+        """Lights up a pattern; returns where its `number`-th match is (widget, row), None for -1 or if there is none.
+
+        Text and what is drawn of it differ a little (Markdown), so a number too high means the last match.
+        """
+        parts = list(self.query(Findable))
+        counts = [part.find(pattern, -1) for part in parts]
+        at = min(number, sum(counts) - 1)
+        if at < 0:
+            return None
+        for part, count in zip(parts, counts, strict=True):
+            if at < count:
+                part.find(pattern, at)
+                return part, part.row_of(at)
+            at -= count
+        return None
+
     def show_progress(self, left: Content, right: Content) -> None:
         """The moving row below an answer that is being written."""
         self.query_one(".-figures", Row).put(left, right)
@@ -123,10 +146,16 @@ class TurnView(Vertical):
         """What became of the answer, and which version it is."""
         if self.turn.role == "user" and self.versions < 2:
             return
-        pager = (
-            Content.styled(f"‹ {self.version} of {self.versions} ›", "$primary") if self.versions > 1 else Content("")
-        )
-        self.query_one(".-figures", Row).put(Content(record(self.turn)), pager)
+        self.query_one(".-figures", Row).put(Content(record(self.turn)), self._pager())
+
+    def _pager(self) -> Content:
+        """What can be done with a cut answer, and which version this is."""
+        parts: list[str | tuple[str, str]] = []
+        if can_go_on(self.turn):
+            parts.append(("^l continue  ^r retry  ", "$secondary"))
+        if self.versions > 1:
+            parts.append((f"‹ {self.version} of {self.versions} ›", "$primary"))
+        return Content.assemble(*parts)
 
     def _question(self) -> Prose:
         text = self.turn.text

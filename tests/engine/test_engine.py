@@ -251,7 +251,7 @@ def test_an_answer_goes_on_where_it_was_stopped() -> None:
     _, whole = ask(engine, [question])
     _, begun = ask(engine, [question], max_new_tokens=3)
     assert whole.content.startswith(begun.content) and begun.content != whole.content
-    events, rest = ask(engine, [question, begun])
+    _, rest = ask(engine, [question, begun])
     assert begun.content + rest.content == whole.content
     assert (begun.token_ids or ()) + (rest.token_ids or ()) == whole.token_ids
     # Without its tokens, as after a crash, the text is encoded again; a space that begins the rest is kept.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,7 @@ from exl2_tui.core.events import (
     GenerationFinished,
     LoadFinished,
     LoadProgress,
+    MachineFound,
     ModeChoice,
     ModelInfo,
     ModelsListed,
@@ -21,10 +23,13 @@ from exl2_tui.core.events import (
     PromptPart,
     PromptPreview,
     PromptReady,
+    SamplerPreview,
+    SamplerStep,
+    TokenChance,
     TokenDelta,
     Unloaded,
 )
-from exl2_tui.core.requests import ChatRequest, LoadOptions, Message
+from exl2_tui.core.requests import ChatRequest, LoadOptions, Message, SamplerSettings
 
 MODES = (
     ModeChoice("auto", "the model's own chat template"),
@@ -41,6 +46,48 @@ MODELS = (
     ModelInfo("Qwen2.5-32B-Instruct", "/models/qwen", "directory", "qwen2", "fp16", 16.0, 65_500_000_000, 131_072),
     ModelInfo("broken\x1b[2J", "/models/broken", "directory", "", "", 0.0, 12, 0, problem="config.json is missing"),
 )
+
+
+WORDS = (
+    (" the", 3.0),
+    ("\n", 2.4),
+    (" a", 2.1),
+    ("[b]", 1.2),
+    (" it\x1b[2J", 0.8),
+    (" an", 0.1),
+    ("é", -1.0),
+    ("<s>", -2.0),
+)
+
+
+def sampler_steps(settings: SamplerSettings) -> tuple[SamplerStep, ...]:
+    """What a few filters leave of WORDS: enough to see values move."""
+    chances = {number: weight for number, (_, weight) in enumerate(WORDS)}
+
+    def step(name: str, weights: dict[int, float]) -> SamplerStep:
+        total = sum(math.exp(weight) for weight in weights.values())
+        best = [TokenChance(number, WORDS[number][0], math.exp(weight) / total) for number, weight in weights.items()]
+        return SamplerStep(name, len(weights), tuple(best))
+
+    steps = [step("model", chances)]
+    if settings.temperature == 0:
+        return (*steps, step("greedy", {0: 0.0}))
+    if settings.temperature != 1:
+        chances = {number: weight / settings.temperature for number, weight in chances.items()}
+        steps.append(step("temperature", chances))
+    if settings.top_k:
+        chances = dict(list(chances.items())[: settings.top_k])
+        steps.append(step("top_k", chances))
+    if settings.top_p < 1:
+        mass = 0.0
+        kept: dict[int, float] = {}
+        for chance in step("", chances).best:
+            if mass < settings.top_p:
+                kept[chance.token] = chances[chance.token]
+                mass += chance.probability
+        chances = kept
+        steps.append(step("top_p", chances))
+    return tuple(steps)
 
 
 class FakeClock:
@@ -63,6 +110,7 @@ class FakeService:
         self.requests: list[ChatRequest] = []
         self.cancelled: list[int | None] = []
         self.previews: list[tuple[tuple[Message, ...], str, int]] = []
+        self.sampler_previews: list[tuple[SamplerSettings, int]] = []
         self.closed = False
         self.scans = 0
         self._ids = itertools.count(1)
@@ -101,6 +149,16 @@ class FakeService:
             parts.append(PromptPart("<|im_end|>", True, "template"))
         used = "chatml" if mode == "auto" else mode
         self.post(PromptPreview(token, used, tuple(parts), 7 + 11 * len(messages), ("<|im_end|>",)))
+
+    def preview_sampler(self, settings: SamplerSettings, token: int) -> None:
+        self.sampler_previews.append((settings, token))
+        if not self.requests:
+            self.post(SamplerPreview(token, error="no prompt has been run yet. Ask something first"))
+            return
+        self.post(SamplerPreview(token, sampler_steps(settings)))
+
+    def describe_machine(self) -> None:
+        self.post(MachineFound("A Processor [x86]", 2, "AVX-512", 12_300_000_000, 45_600_000_000))
 
     def list_modes(self) -> None:
         self.post(ModesListed(MODES))

@@ -514,7 +514,7 @@ async def test_hostile_text_and_names_stay_text(make_app: MakeApp) -> None:
         assert "[INST] hi [/INST]" in shown and "[bold red]x[/]" in shown and "[bold]model" in shown
 
 
-@pytest.mark.parametrize("size", [(40, 12), (80, 24), (200, 60)])
+@pytest.mark.parametrize("size", [(60, 16), (80, 24), (200, 60)])
 async def test_every_size_draws(make_app: MakeApp, size: tuple[int, int]) -> None:
     async with make_app().run_test(size=size) as pilot:
         chat = ChatDriver(pilot)

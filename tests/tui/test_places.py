@@ -10,7 +10,9 @@ from textual.widgets import Select, Static
 
 from exl2_tui.core.errors import ConfigError
 from exl2_tui.core.requests import SamplerSettings
-from exl2_tui.screens.form import FieldRow, FormScreen
+from exl2_tui.screens.form import FieldRow
+from exl2_tui.screens.sampler import SamplerPanel
+from exl2_tui.screens.settings import SettingsScreen
 from exl2_tui.settings import Settings, load_settings
 from exl2_tui.settings_form import GROUPS, PRESETS, is_default, text_of, with_text
 from tests.tui.conftest import MakeApp
@@ -74,7 +76,7 @@ async def test_sampler_is_used_by_the_next_answer_and_saved(make_app: MakeApp, h
         chat = ChatDriver(pilot)
         await chat.start()
         await pilot.press("ctrl+s")
-        await until(lambda: isinstance(pilot.app.screen, FormScreen) and pilot.app.screen.focused)
+        await until(lambda: isinstance(pilot.app.screen, SamplerPanel) and pilot.app.screen.focused)
         await pilot.press("end", *["backspace"] * 5, *"1.5")
         await pilot.pause()
         assert chat.app.settings.sampler.temperature == 1.5
@@ -84,7 +86,7 @@ async def test_sampler_is_used_by_the_next_answer_and_saved(make_app: MakeApp, h
         await pilot.pause()
         assert "is not a number" in str(row.query_one(".meaning", Static).render())
         assert chat.app.settings.sampler.temperature == 1.5
-        await pilot.press("f2")
+        await pilot.press("ctrl+r")
         await pilot.pause()
         assert chat.app.settings.sampler.temperature == 0.8
         pilot.app.screen.query_one("#preset", Select).value = "greedy"
@@ -102,7 +104,7 @@ async def test_settings_change_the_theme_at_once(make_app: MakeApp, home: Path) 
         chat = ChatDriver(pilot)
         await chat.start()
         await pilot.press("f5")
-        await until(lambda: isinstance(pilot.app.screen, FormScreen))
+        await until(lambda: isinstance(pilot.app.screen, SettingsScreen))
         await pilot.pause()
         theme = next(row for row in pilot.app.screen.query(FieldRow) if row.field.key == "appearance.theme")
         theme.query_one(Select).value = "light"
@@ -121,4 +123,4 @@ async def test_palette_runs_actions(make_app: MakeApp) -> None:
         await pilot.press(*"sampler")
         await pilot.pause(0.5)
         await pilot.press("enter")
-        await until(lambda: isinstance(pilot.app.screen, FormScreen))
+        await until(lambda: isinstance(pilot.app.screen, SamplerPanel))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
@@ -97,7 +98,38 @@ async def settings_form(chat: ChatDriver) -> None:
 
 async def sampler(chat: ChatDriver) -> None:
     await chat.start()
+    await chat.ask("hello")
+    await chat.answer("Hi, how are you?")
     await chat.pilot.press("ctrl+s")
+    await until(lambda: chat.service.sampler_previews)
+
+
+async def first_run(chat: ChatDriver) -> None:
+    await chat.start()
+    chat.app.welcome()
+
+
+async def find(chat: ChatDriver) -> None:
+    await chat.start()
+    await chat.ask("explain quicksort in three bullets, then show the python")
+    await chat.answer(ANSWERS[0])
+    await chat.pilot.press("ctrl+f", *"pivot")
+
+
+async def stopped(chat: ChatDriver) -> None:
+    await chat.start()
+    await chat.ask("tell me a long story")
+    await chat.answer("Once upon a time there", reason="cancelled")
+
+
+async def keys(chat: ChatDriver) -> None:
+    await chat.start()
+    await chat.pilot.press("f5")
+    await until(lambda: chat.app.screen.id == "settings")
+    await chat.settle()
+    await chat.pilot.press("end")
+    await chat.settle()
+    await chat.pilot.press("enter")
 
 
 async def chats(chat: ChatDriver) -> None:
@@ -114,9 +146,10 @@ async def chats(chat: ChatDriver) -> None:
     await until(lambda: "3 chats" in str(chat.app.screen.query_one(".dialog").border_subtitle))
 
 
-SCENES = [(scene, look) for scene in (answer, mode_picker, models, settings_form) for look in LOOKS]
+SCENES = [(scene, look) for scene in (answer, mode_picker, models, settings_form, sampler, first_run) for look in LOOKS]
 SCENES += [
-    (scene, "dark") for scene in (welcome, sampler, chats, loading, failed, writing, error, help_page, system_prompt)
+    (scene, "dark")
+    for scene in (welcome, chats, loading, failed, writing, error, help_page, system_prompt, find, stopped, keys)
 ]
 
 
@@ -133,6 +166,7 @@ def test_look(
     monkeypatch.delenv("NO_COLOR", raising=False)
     if look == "nocolor":
         monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr("exl2_tui.screens.settings.config_dir", lambda: Path("~/.config/exl2-tui"))
     settings = Settings(chat=ChatSettings(system="You are a concise assistant."))
     app = make_app(settings, theme="exl2-light" if look == "light" else "exl2-dark")
 

@@ -295,7 +295,7 @@ async def test_an_answer_goes_on_while_another_chat_is_in_view(database_app: Mak
         service.say("upon ")
         await chat.settle()
         assert "upon" not in chat.everything
-        await chat.app._open_chat(first.id)
+        await chat.app.chats.load(first.id)
         await chat.settle()
         assert chat.app.session.chat is first and "Once upon" in chat.everything
         service.say("a time")
@@ -314,27 +314,27 @@ async def test_a_chat_of_500_turns_opens_fast_and_moves_its_window(database_app:
             long.add(Turn("user", f"question {number}", long.head))
             long.add(Turn("assistant", f"answer {number}\n\n```py\nx = {number}\n```\n\n- a\n- b", long.head))
         save(chat.app._store, long)  # type: ignore[arg-type]
-        await chat.app._open_chat("long")
+        await chat.app.chats.load("long")
         await chat.settle()
-        assert len(chat.turns) == 20 and "answer 249" in chat.everything
+        assert len(chat.turns) == 10 and "answer 249" in chat.everything
         assert len(list(chat.chat_screen.walk_children())) <= 600
         await pilot.press("ctrl+home")
         await chat.settle()
-        assert "question 0" in chat.everything and len(chat.turns) == 20
+        assert "question 0" in chat.everything and len(chat.turns) == 10
         for _ in range(40):
             await pilot.press("pagedown")
             await pilot.pause()
             if "question 15" in chat.everything:
                 break
         assert "question 15" in chat.everything
-        assert len(chat.turns) <= 20
+        assert len(chat.turns) <= 10
         await pilot.press("ctrl+end")
         await chat.settle()
         assert "answer 249" in chat.everything and chat.transcript.following
         for _ in range(40):
             await pilot.press("pageup")
             await pilot.pause()
-            assert len(chat.turns) <= 20
+            assert len(chat.turns) <= 10
             if "question 230" in chat.everything:
                 break
         assert "question 230" in chat.everything

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
 import select
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -13,6 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from exl2_tui.store.db import ChatDatabase
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +47,7 @@ KNOWN = re.compile(
 
 
 class Terminal:
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, code: str) -> None:
         import fcntl
         import termios
 
@@ -53,7 +57,7 @@ class Terminal:
         environment = {**os.environ, "EXL2_TUI_HOME": str(home), "TERM": "xterm-256color"}
         environment.pop("NO_COLOR", None)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD],
+            [sys.executable, "-c", code],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -96,7 +100,7 @@ class Terminal:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
 def test_hostile_text_on_a_pseudo_terminal(home: Path) -> None:
-    terminal = Terminal(home)
+    terminal = Terminal(home, CHILD)
     try:
         terminal.wait_for(b"ctx")  # the model is loaded
         start = len(terminal.written)
@@ -124,3 +128,42 @@ def test_hostile_text_on_a_pseudo_terminal(home: Path) -> None:
         assert b"\x1b[2J" not in drawn and b"\x1bc" not in drawn and b"\x1b[?1000h" not in drawn
     finally:
         terminal.close()
+
+
+KILLED = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from tests.tui.fakes import TypingService
+from exl2_tui.app import run
+
+run(service_factory=lambda post: TypingService(post, ["word " * 100_000], speed=400.0))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+def test_killed_in_the_middle_of_an_answer_what_was_written_is_there(home: Path) -> None:
+    terminal = Terminal(home, KILLED)
+    database = home / "chats.db"
+    try:
+        terminal.wait_for(b"ctx")
+        os.write(terminal.master, b"tell me\r")
+        end = time.monotonic() + 20
+        words = 0
+        while words < 100:  # saved at intervals, not only at the first token
+            terminal.read(0.05)
+            assert time.monotonic() < end, "the answer was never saved"
+            with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+                row = connection.execute("SELECT text FROM turn WHERE role = 'assistant'").fetchone()
+            words = len(row[0].split()) if row else 0
+        terminal.process.kill()
+        terminal.process.wait()
+    finally:
+        terminal.close()
+    store = ChatDatabase(database, lambda token: None, lambda problem: pytest.fail(problem))
+    rows = store.list_chats().result(5)
+    chat = store.load_chat(rows[0].id).result(5)
+    store.close(5)
+    assert chat is not None
+    question, answer = chat.path()
+    assert question.text == "tell me"
+    assert answer.state == "stopped" and len(answer.text.split()) >= words

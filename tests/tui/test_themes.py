@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from textual.color import Color
 from textual.theme import Theme
+from textual.widgets import Input, TextArea
 
-from exl2_tui.keymap import KEYS, problems, spell
+from exl2_tui.keymap import EDITING, KEYS, problem_of, problems, spell
 from exl2_tui.themes import DARK, LIGHT, background_is_light, luminance, theme_name
 from exl2_tui.widgets.code_view import CodeTheme
 
@@ -54,6 +55,16 @@ def test_auto_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_default_keys_have_no_problem() -> None:
     assert problems({}) == []
+    assert [key.id for key in KEYS if problem_of(key.id, key.keys, {})] == []
     assert len({key.id for key in KEYS}) == len(KEYS)
-    assert problems({"chat.new": "ctrl+r"}) == ["chat.retry and chat.new both use ctrl+r"]
+    assert problems({"chat.new": "ctrl+g"}) == [
+        "chat.new: ctrl+g is taken: all chats: open, search, rename, export, delete"
+    ]
     assert spell("ctrl+n") == "^n" and spell("alt+up,k") == "alt+↑" and spell("pageup") == "PgUp"
+
+
+def test_the_keys_that_text_fields_need_are_known() -> None:
+    bound = {key for field in (TextArea, Input) for binding in field.BINDINGS for key in binding.key.split(",")}
+    assert bound <= EDITING
+    assert problems({"chat.new": "ctrl+y"}) == ["chat.new: ctrl+y is taken: text fields need it"]
+    assert problems({"chat.find": "ctrl+w"}) == []  # has priority over them

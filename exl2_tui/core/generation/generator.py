@@ -105,9 +105,10 @@ class Generator:
         generated = 0
         reason: FinishReason = "length"
         try:
-            logits: Tensor | TopLogits = yield from self._prefill(ids, cached, request_id, cancel)
+            after_prompt = yield from self._prefill(ids, cached, request_id, cancel)
             prefilled = first = last = time.perf_counter()
-            self._prompt_end = PromptEnd(tuple(ids), logits.detach().to("cpu", torch.float32, copy=True))
+            self._prompt_end = PromptEnd(tuple(ids), after_prompt.detach().to("cpu", torch.float32, copy=True))
+            logits: Tensor | TopLogits = after_prompt
             history = sampler.history(ids)
             while generated < max_new_tokens:
                 cancel.check()

@@ -1,0 +1,184 @@
+"""What drawing costs the engine: tokens/s of the built-in model alone, and in the app with 100 turns on a terminal.
+
+Both are processes that stay; they answer the same chat in turn, one at a time, so that both see the same machine. The
+model's stop tokens are ignored, so every answer has equally many tokens. Used by ui_budgets.py; alone:
+python benchmarks/engine_under_ui.py [--rounds 9] [--theme dark]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+TOKENS = 1500
+TURNS = 100
+
+SHARED = f"""
+import json, sys
+sys.path.insert(0, {str(ROOT)!r})
+from exl2_tui.core.requests import ChatRequest, Message, SamplerSettings
+SAMPLER = SamplerSettings(seed=7)
+TURNS = [("question %d" % number, "A short answer with a **word**.") for number in range({TURNS} // 2)]
+
+def endless():
+    from exl2_tui.core.generation.generator import Generator
+    stream = Generator.stream
+    def without_stops(self, ids, settings, **options):
+        return stream(self, ids, settings, **{{**options, "stop_ids": frozenset(), "stop_strings": ()}})
+    Generator.stream = without_stops
+"""
+
+ALONE = (
+    SHARED
+    + f"""
+from exl2_tui.core.engine import Engine
+from exl2_tui.core.events import GenerationFinished
+from exl2_tui.core.library.catalog import Library
+endless()
+engine = Engine()
+engine.load(Library([], "").resolve(""))
+messages = []
+for question, answer in TURNS:
+    messages += [Message("user", question), Message("assistant", answer)]
+messages[-1:] = []
+print("ready", flush=True)
+for line in sys.stdin:
+    for event in engine.chat(ChatRequest(tuple(messages), sampler=SAMPLER, max_new_tokens={TOKENS})):
+        if isinstance(event, GenerationFinished):
+            print(json.dumps([event.generated_tokens, event.decode_speed]), flush=True)
+"""
+)
+
+UNDER_UI = (
+    SHARED
+    + """
+from exl2_tui import app
+from exl2_tui.core.events import GenerationFinished, LoadFinished
+from exl2_tui.service import Service
+from exl2_tui.session import ChatSession
+from exl2_tui.store.tree import Turn
+out = open(sys.argv[1], "a")
+
+class Talkative(ChatSession):
+    def _fresh_chat(self, mode, system):
+        chat = super()._fresh_chat(mode, system)
+        for question, answer in TURNS:
+            chat.add(Turn("user", question, chat.head))
+            chat.add(Turn("assistant", answer, chat.head))
+        return chat
+
+def tee(post):
+    def heard(event):
+        if isinstance(event, LoadFinished):
+            endless()
+            print("ready", file=out, flush=True)
+        if isinstance(event, GenerationFinished):
+            print(json.dumps([event.generated_tokens, event.decode_speed]), file=out, flush=True)
+        post(event)
+    return Service(heard)
+app.ChatSession = Talkative
+app.run("", service_factory=tee)
+"""
+)
+
+
+class Answers:
+    """Lines that a process wrote to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.read = 0
+
+    def next(self) -> str | None:
+        lines = self.path.read_text().splitlines(keepends=True)
+        if len(lines) <= self.read or not lines[self.read].endswith("\n"):
+            return None
+        self.read += 1
+        return lines[self.read - 1].strip()
+
+
+def measure(rounds: int, theme: str = "dark") -> tuple[float, float, float]:
+    """Median tokens/s alone and under the app, and the median of the losses of the pairs in percent."""
+    from benchmarks.ui_terminal import Terminal
+
+    home = tempfile.mkdtemp(prefix="exl2-tui-bench-")
+    results = Path(home, "answers")
+    results.touch()
+    alone = subprocess.Popen(
+        [sys.executable, "-c", ALONE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "EXL2_TUI_HOME": home},
+    )
+    assert alone.stdin is not None and alone.stdout is not None
+    assert alone.stdout.readline() == "ready\n"
+    settings = f'[appearance]\ntheme = "{theme}"\n[chat]\nmax_new_tokens = {TOKENS}\n[sampler]\nseed = 7\n'
+    terminal = Terminal(UNDER_UI, str(results), settings=settings)
+    answers = Answers(results)
+
+    def heard() -> str:
+        end = time.monotonic() + 60
+        while (line := answers.next()) is None:
+            terminal.read(0.02)
+            if time.monotonic() > end:
+                raise TimeoutError("the app never answered")
+        return line
+
+    def under_ui() -> list[float]:
+        terminal.write(b"\x12")  # ctrl+r: the last question again
+        speed: list[float] = json.loads(heard())
+        terminal.drain(0.5)
+        return speed
+
+    def by_itself() -> list[float]:
+        alone.stdin.write("\n")  # type: ignore[union-attr]
+        alone.stdin.flush()  # type: ignore[union-attr]
+        return json.loads(alone.stdout.readline())  # type: ignore[no-any-return,union-attr]
+
+    try:
+        assert heard() == "ready"
+        terminal.drain(2.0)
+        under_ui()
+        by_itself()
+        pairs: list[tuple[float, float]] = []
+        for number in range(rounds):
+            if number % 2:
+                app, engine = under_ui(), by_itself()
+            else:
+                engine, app = by_itself(), under_ui()
+            assert app[0] == engine[0], f"{app[0]} and {engine[0]} tokens"
+            pairs.append((engine[1], app[1]))
+    finally:
+        terminal.quit()
+        alone.stdin.close()
+        alone.wait(10)
+    losses = [1 - app / engine for engine, app in pairs]
+    return (
+        statistics.median(engine for engine, _ in pairs),
+        statistics.median(app for _, app in pairs),
+        statistics.median(losses) * 100,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--theme", default="dark")
+    options = parser.parse_args()
+    engine, app, loss = measure(options.rounds, options.theme)
+    print(f"engine alone {engine:,.0f} tok/s, under the app {app:,.0f} tok/s, loss {loss:.1f} % (median of pairs)")
+
+
+if __name__ == "__main__":
+    main()

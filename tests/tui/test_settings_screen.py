@@ -1,0 +1,220 @@
+"""The Settings place: sections, search, wrong values, keys and their conflicts, resets; help for what has focus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from textual.command import CommandPalette
+from textual.widgets import Input, OptionList, Select, Static
+
+from exl2_tui.screens.dialogs import HelpScreen
+from exl2_tui.screens.form import FieldRow
+from exl2_tui.screens.key_capture import KeyCapture
+from exl2_tui.screens.settings import SECTIONS, SettingsScreen
+from exl2_tui.settings import AppearanceSettings, ChatSettings, ModelSettings, Settings, load_settings
+from tests.tui.conftest import MakeApp
+from tests.tui.driver import ChatDriver, until
+
+
+async def open_settings(chat: ChatDriver) -> SettingsScreen:
+    await chat.start()
+    await chat.pilot.press("f5")
+    await until(lambda: isinstance(chat.app.screen, SettingsScreen))
+    await chat.settle()
+    screen = chat.app.screen
+    assert isinstance(screen, SettingsScreen)
+    return screen
+
+
+def row(screen: SettingsScreen, key: str) -> FieldRow:
+    return next(row for row in screen.query(FieldRow) if row.field.key == key)
+
+
+def shown(screen: SettingsScreen) -> list[str]:
+    return [row.field.key for row in screen.query(FieldRow) if row.display]
+
+
+def about(screen: SettingsScreen) -> str:
+    return str(screen.query_one("#about", Static).render())
+
+
+async def test_sections_search_and_the_way_back(make_app: MakeApp) -> None:
+    async with make_app().run_test(size=(80, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        screen = await open_settings(chat)
+        assert shown(screen) == ["appearance.theme", "appearance.turns"]
+        await pilot.press("down", "enter")
+        await chat.settle()
+        assert shown(screen)[0] == "chat.enter_sends" and isinstance(screen.focused, Select)
+        await pilot.press("down")
+        await chat.settle()
+        assert "tokens after which an answer is ended · default 1024 · [chat.max_new_tokens]" in about(screen)
+        await pilot.press("ctrl+f", *"top p")
+        await chat.settle()
+        assert "sampler.top_p" in shown(screen) and "chat.max_new_tokens" not in shown(screen)
+        await pilot.press("escape")
+        await chat.settle()
+        assert shown(screen)[0] == "chat.enter_sends"
+        await pilot.press("ctrl+f", *"zebra")
+        await chat.settle()
+        assert not shown(screen) and about(screen) == "No setting has these words."
+        await pilot.press("escape", "escape", "escape")
+        await until(lambda: chat.app.screen is chat.chat_screen)
+        assert len(SECTIONS) == 5
+
+
+async def test_a_wrong_value_is_explained_at_its_field_and_changes_nothing(make_app: MakeApp, home: Path) -> None:
+    async with make_app().run_test(size=(80, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        screen = await open_settings(chat)
+        turns = row(screen, "appearance.turns")
+        turns.query_one(Input).focus()
+        await pilot.press("end", *"5")
+        await chat.settle()
+        assert "must lie between 4 and 30" in str(turns.query_one(".meaning", Static).render())
+        assert str(turns.query_one(".mark", Static).render()) == "✗" and chat.app.settings.appearance.turns == 10
+        await pilot.press("backspace", "backspace", "backspace", *"12")
+        await chat.settle()
+        assert str(turns.query_one(".mark", Static).render()) == "•" and chat.app.settings.appearance.turns == 12
+        assert "1 changed" in screen.query_one("#changed").plain  # type: ignore[attr-defined]
+        await pilot.press("ctrl+r")
+        await chat.settle()
+        assert chat.app.settings.appearance.turns == 10
+        await until(lambda: load_settings(home)[0].appearance.turns == 10)
+
+
+async def test_a_system_prompt_of_several_lines_is_edited_whole(make_app: MakeApp) -> None:
+    settings = Settings(chat=ChatSettings(system="one\ntwo"))
+    async with make_app(settings).run_test(size=(80, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        screen = await open_settings(chat)
+        await pilot.press("ctrl+f", *"system prompt", "enter")
+        await chat.settle()
+        system = row(screen, "chat.system")
+        system.query_one(Input).focus()
+        await pilot.press("x")
+        await chat.settle()
+        assert "several lines" in str(system.query_one(".meaning", Static).render())
+        assert chat.app.settings.chat.system == "one\ntwo"
+        await pilot.press("enter")
+        await chat.settle()
+        await pilot.press("enter", *"three", "ctrl+s")
+        await chat.settle()
+        assert chat.app.settings.chat.system == "one\ntwo\nthree"
+
+
+async def test_a_key_is_taken_by_pressing_it_unless_it_is_in_use(make_app: MakeApp, home: Path) -> None:
+    async with make_app().run_test(size=(80, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        screen = await open_settings(chat)
+        keys = screen.query_one("#keys", OptionList)
+        await pilot.press("end", "enter")
+        await chat.settle()
+        assert keys.has_focus
+        keys.highlighted = next(i for i in range(keys.option_count) if keys.get_option_at_index(i).id == "chat.new")
+        await pilot.press("enter")
+        await until(lambda: isinstance(chat.app.screen, KeyCapture))
+        await chat.settle()
+
+        async def pressed(key: str) -> str:
+            await pilot.press(key)
+            await chat.settle()
+            return str(chat.app.screen.query_one("#pressed", Static).render())
+
+        assert "ctrl+g is taken: all chats" in await pressed("ctrl+g")
+        assert "ctrl+q is taken: quit" in await pressed("ctrl+q")
+        assert "is a letter of messages" in await pressed("n")
+        await pilot.press("enter")
+        await chat.settle()
+        assert isinstance(chat.app.screen, KeyCapture)  # a key that is taken is not used
+        assert "ctrl+y is taken: text fields need it" in await pressed("ctrl+y")
+        assert "✗" not in await pressed("alt+n")
+        await pilot.press("enter")
+        await until(lambda: chat.app.screen is screen)
+        await chat.settle()
+        assert chat.app.settings.keys == {"chat.new": "alt+n"}
+        await until(lambda: load_settings(home)[0].keys == {"chat.new": "alt+n"})
+        await pilot.press("f2")
+        await until(lambda: chat.app.screen is chat.chat_screen)
+        await chat.ask("x")
+        await chat.answer("y")
+        await pilot.press("ctrl+n")
+        assert chat.app.session.chat.turns
+        await pilot.press("alt+n")
+        assert not chat.app.session.chat.turns
+        await pilot.press("f5", "end", "enter")
+        await chat.settle()
+        keys = chat.app.screen.query_one("#keys", OptionList)
+        keys.highlighted = next(i for i in range(keys.option_count) if keys.get_option_at_index(i).id == "chat.new")
+        assert str(keys.get_option("chat.new").prompt).startswith("• new chat")
+        await pilot.press("ctrl+r")
+        await chat.settle()
+        assert chat.app.settings.keys == {}
+
+
+async def test_all_settings_are_reset_after_a_question(make_app: MakeApp, home: Path) -> None:
+    settings = Settings(
+        appearance=AppearanceSettings("light", 12),
+        models=ModelSettings("last", ("/models",)),
+        keys={"chat.new": "ctrl+y"},
+    )
+    async with make_app(settings, theme="exl2-light").run_test(size=(80, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        screen = await open_settings(chat)
+        await pilot.press("f9")
+        await chat.settle()
+        await pilot.press("enter")  # leave them
+        await chat.settle()
+        assert chat.app.settings.appearance.turns == 12
+        await pilot.press("f9")
+        await chat.settle()
+        await pilot.press("down", "enter")
+        await chat.settle()
+        now = chat.app.settings
+        assert now.keys == {} and now.appearance == AppearanceSettings() and now.models.directories == ("/models",)
+        assert row(screen, "appearance.turns").query_one(Input).value == "10"
+
+
+async def test_help_is_about_what_has_the_focus(make_app: MakeApp) -> None:
+    async with make_app().run_test(size=(80, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+
+        async def help_of(*keys: str) -> str:
+            await pilot.press(*keys, "f1")
+            await until(lambda: isinstance(chat.app.screen, HelpScreen))
+            await chat.settle()
+            box = chat.app.screen.query_one(".dialog")
+            text = f"{box.border_title} | " + str(chat.app.screen.query("VerticalScroll Static").first().render())
+            await pilot.press("f1")
+            await until(lambda: not isinstance(chat.app.screen, HelpScreen))
+            return text
+
+        composer = await help_of()
+        assert composer.startswith("Help: Chat | Write here") and composer.index("new chat") < composer.index(
+            "Everywhere"
+        )
+        assert (await help_of("ctrl+f")).startswith("Help: Finding in this chat | Finds words")
+        assert "what each step leaves" in await help_of("escape", "ctrl+s")
+        assert "A prompt mode is how" in await help_of("escape", "ctrl+t")
+        settings = await help_of("escape", "f5")
+        assert settings.startswith("Help: Settings | Every change is used and saved at once")
+        assert settings.index("search settings and keys") < settings.index("new chat")
+
+
+async def test_the_palette_has_themes_presets_and_the_welcome(make_app: MakeApp) -> None:
+    async with make_app().run_test(size=(80, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        for words, done in (
+            ("theme light", lambda: chat.app.theme == "exl2-light"),
+            ("sampler greedy", lambda: chat.app.settings.sampler.temperature == 0),
+            ("welcome", lambda: type(chat.app.screen).__name__ == "FirstRun"),
+        ):
+            await pilot.press("ctrl+p")
+            await until(lambda: isinstance(chat.app.screen, CommandPalette))
+            await pilot.press(*words)
+            found = chat.app.screen.query_one(OptionList)
+            await until(lambda found=found: found.option_count and not chat.app.screen._show_busy)  # type: ignore[misc]
+            await pilot.press("enter")
+            await until(done)
