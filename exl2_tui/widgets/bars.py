@@ -27,18 +27,23 @@ class Row(Static):
     def put(self, left: Content, right: Content | None = None) -> None:
         """Shows `left` and, at the far end, `right`; where both do not fit, left gives way."""
         self._sides = (left, right or Content(""))
-        width = self.content_size.width or 80
-        far = self._sides[1]
-        if far:
-            room = max(0, width - far.cell_length - 2)
-            left = left.truncate(room, ellipsis=True)
-            left = left.pad_right(max(0, width - far.cell_length - left.cell_length)) + far
-        if not left.is_same(self._shown):
-            self._shown = left
-            self.update(left, layout=False)
+        line = self._line()
+        if not line.is_same(self._shown):
+            self._shown = line
+            self.refresh()
 
-    def on_resize(self) -> None:
-        self.put(*self._sides)
+    def render(self) -> Content:
+        """Laid out for the width there is now, which a row may learn only after it was put."""
+        self._shown = self._line()
+        return self._shown
+
+    def _line(self) -> Content:
+        left, far = self._sides
+        width = self.content_size.width or 80
+        if not far:
+            return left
+        left = left.truncate(max(0, width - far.cell_length - 2), ellipsis=True)
+        return left.pad_right(max(0, width - far.cell_length - left.cell_length)) + far
 
     @property
     def plain(self) -> str:
