@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from exl2_tui.cli import bench, chat, convert, doctor, evaluate, generate, models, modes
+from exl2_tui.cli import bench, chat, convert, doctor, evaluate, generate, jobs, models, modes
 from exl2_tui.cli.output import complain
 from exl2_tui.core.errors import CancelledError, Exl2Error
 
@@ -25,7 +25,7 @@ app.add_typer(models.app, name="models")
 app.command("modes")(modes.modes)
 app.add_typer(evaluate.app, name="eval")
 app.command("convert")(convert.convert)
-app.add_typer(convert.jobs_app, name="jobs")
+app.add_typer(jobs.app, name="jobs")
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 

@@ -1,48 +1,18 @@
-"""`exl2-tui convert` makes EXL2 models; `exl2-tui jobs` lists, resumes and deletes conversions."""
+"""`exl2-tui convert` makes EXL2 models."""
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated, cast
 
 import typer
 
 from exl2_tui.cli import options as opt
-from exl2_tui.cli.output import bytes_text, note, print_json, print_text
-from exl2_tui.core.cancel import CancelToken
-from exl2_tui.core.errors import CancelledError, ConfigError, JobError, QuantizationError
-from exl2_tui.core.events import (
-    Allocated,
-    CalibrationReady,
-    Evaluated,
-    Event,
-    JobEstimate,
-    JobFinished,
-    JobProgress,
-    LayerMeasured,
-    LayerQuantized,
-    ModelWritten,
-    QualityWarning,
-    StageStarted,
-    Tuned,
-)
+from exl2_tui.cli.conversion import run_job
+from exl2_tui.core.errors import ConfigError
 from exl2_tui.core.requests import Allocation, ConvertRequest, RecipeName
-from exl2_tui.job_journal import recorded
-from exl2_tui.settings import data_dir
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-app = typer.Typer(rich_markup_mode=None)
-jobs_app = typer.Typer(help="List, resume or delete conversions.", rich_markup_mode=None)
-app.add_typer(jobs_app, name="jobs")
-
-Work = Annotated[str, typer.Argument(help="Work directory of the job, or its name.")]
 
 
-@app.command("convert")
 def convert(
     source: Annotated[Path, typer.Option("-i", "--in-dir", help="Model directory, float16, bfloat16 or float32.")],
     work: Annotated[Path, typer.Option("-o", "--out-dir", help="Work directory; the same command resumes it.")],
@@ -120,163 +90,3 @@ def parse_head_bits(text: str) -> int | None:
 
 def _absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.expanduser().resolve())
-
-
-def run_job(request: ConvertRequest, *, fresh: bool, json: bool) -> None:
-    """Runs or resumes a job, showing what happens; raises QuantizationError if a finished model is broken."""
-    from exl2_tui.core.quant.job import ConvertJob
-    from exl2_tui.core.quant.registry import remember
-
-    broken = 0
-    with opt.interruptible() as cancel:
-        job = ConvertJob.open(request, fresh=fresh)
-        remember(data_dir(), Path(request.work))
-        try:
-            broken = _show_json(job, cancel) if json else _show(job, cancel)
-        except CancelledError:
-            note(f"Stopped. Run the same command, or `exl2-tui jobs resume {request.work}`, to go on.")
-            raise
-        finally:
-            job.close()
-    if broken:
-        raise QuantizationError(
-            f"{broken} of {len(request.bits)} models failed the evaluation", hint="See report.md beside each of them."
-        )
-
-
-def _show_json(job: object, cancel: CancelToken) -> int:
-    from exl2_tui.core.quant.job import ConvertJob
-
-    assert isinstance(job, ConvertJob)
-    broken = 0
-    for event in recorded(job.work.path, job.run(cancel), cancel, resumed=job.resumed):
-        print_json(event.to_json())
-        if isinstance(event, JobFinished):
-            broken = event.broken
-    return broken
-
-
-def _show(job: object, cancel: CancelToken) -> int:
-    """A progress bar on stderr with a line per finished thing above it; returns the number of broken models."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    from exl2_tui.core.quant.job import ConvertJob
-
-    assert isinstance(job, ConvertJob)
-    console = Console(file=sys.stderr, highlight=False, markup=False)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-    broken = 0
-    with Progress(*columns, TextColumn("{task.fields[left]}"), console=console, transient=True) as progress:
-        task = progress.add_task("Starting", total=None, left="")
-        for event in recorded(job.work.path, job.run(cancel), cancel, resumed=job.resumed):
-            _update(progress, task, event)
-            line = describe(event)
-            if line:
-                progress.console.print(line, soft_wrap=True)
-            if isinstance(event, JobFinished):
-                broken = event.broken
-                for path in event.paths:
-                    print_text(path)
-    return broken
-
-
-def _update(progress: Progress, task: TaskID, event: Event) -> None:
-    if isinstance(event, StageStarted):
-        progress.update(task, description=event.stage.capitalize())
-    elif isinstance(event, JobProgress):
-        left = "" if event.seconds_left is None else f"{duration(event.seconds_left)} left"
-        label = f"{event.stage.capitalize()}: {event.detail}"
-        progress.update(task, description=label, completed=event.done, total=event.total or None, left=left)
-
-
-def describe(event: Event) -> str:
-    """One line about an event for people, "" for those that only move the bar."""
-    if isinstance(event, JobEstimate):
-        return (
-            f"Needs about {bytes_text(event.peak_memory)} of memory ({bytes_text(event.available_memory)} free) and "
-            f"{bytes_text(event.disk)} of disk ({bytes_text(event.free_disk)} free)"
-        )
-    if isinstance(event, StageStarted):
-        what = f" at {event.bits:g} bits per weight" if event.bits else ""
-        return f"{event.stage.capitalize()}{what}{' (resumed)' if event.resumed else ''}"
-    if isinstance(event, CalibrationReady):
-        return (
-            f"  {event.rows} rows of {event.length} tokens from {event.description}; "
-            f"{event.measure_rows} measure, {event.held_out_rows} judge the result"
-        )
-    if isinstance(event, LayerMeasured):
-        cheapest, best = event.errors[event.bpw.index(min(event.bpw))], min(event.errors)
-        return f"  {event.key}: error {cheapest:.2g} at {min(event.bpw):.2f} bpw, {best:.2g} at best"
-    if isinstance(event, Allocated):
-        return f"  {event.reached_bpw:.3f} bits per weight for a target of {event.bits:g}"
-    if isinstance(event, LayerQuantized):
-        return f"  {event.key}: {event.recipe}, {event.bpw:.2f} bpw, error {event.error:.4f}, {event.seconds:.1f} s"
-    if isinstance(event, Tuned):
-        verdict = "" if event.kept else ", so they stay as they were"
-        return f"  norms and scales: KL divergence {event.kl_before:.4f} before, {event.kl_after:.4f} after{verdict}"
-    if isinstance(event, QualityWarning):
-        return f"Warning: {event.message}" + (f" ({event.key})" if event.key else "")
-    if isinstance(event, Evaluated):
-        verdict = "BROKEN" if event.broken else "ok"
-        return (
-            f"  {verdict}: KL divergence {event.kl:.4f}, same top token {100 * event.top1:.1f} %, perplexity "
-            f"{event.perplexity:.2f} (original {event.original_perplexity:.2f}) on {event.tokens} held-out tokens"
-        )
-    if isinstance(event, ModelWritten):
-        return f"  {event.path}: {bytes_text(event.size)}"
-    return ""
-
-
-def duration(seconds: float) -> str:
-    """ "1 h 05 min", "3 min 20 s" or "12 s"."""
-    whole = max(0, round(seconds))
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
-
-
-@jobs_app.callback(invoke_without_command=True)
-def default(context: typer.Context, json: opt.Json = False) -> None:
-    if context.invoked_subcommand is None:
-        list_jobs(json)
-
-
-@jobs_app.command("list")
-def list_jobs(json: opt.Json = False) -> None:
-    """Every conversion started on this machine that still has its work directory."""
-    from exl2_tui.core.quant.registry import jobs
-
-    found = jobs(data_dir())
-    if json:
-        print_json([dataclasses.asdict(job) for job in found])
-        return
-    for job in found:
-        targets = ", ".join(f"{value:g}" for value in job.bits)
-        state = job.problem or ("finished" if job.stage == "done" else f"{job.stage}, step {job.step}")
-        print_text(f"{job.path}  {Path(job.source).name}  {targets} bpw  {job.recipe}  {state}")
-    if not found:
-        note("No conversions yet. Start one with `exl2-tui convert -i MODEL -o WORKDIR -b 4.0`.")
-
-
-@jobs_app.command("resume")
-def resume(work: Work, json: opt.Json = False) -> None:
-    """Go on with an interrupted conversion."""
-    from exl2_tui.core.quant.job import stored_request
-    from exl2_tui.core.quant.registry import find
-
-    job = find(data_dir(), work)
-    if job.problem:
-        raise JobError(job.problem, file=job.path)
-    run_job(stored_request(Path(job.path)), fresh=False, json=json)
-
-
-@jobs_app.command("delete")
-def delete(work: Work, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
-    """Delete a conversion's files, finished models inside its work directory included."""
-    from exl2_tui.core.quant import registry
-
-    job = registry.find(data_dir(), work)
-    if not yes and not typer.confirm(f"Delete {job.path}?"):
-        raise CancelledError
-    registry.delete(data_dir(), job)

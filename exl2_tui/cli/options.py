@@ -13,6 +13,7 @@ import typer
 
 from exl2_tui.cli.output import bytes_text, load_progress, note
 from exl2_tui.core.cancel import CancelToken
+from exl2_tui.core.errors import CancelledError
 from exl2_tui.core.requests import LoadOptions, SamplerSettings
 from exl2_tui.settings import Settings, load_settings
 
@@ -100,16 +101,27 @@ def open_engine(model: str | None, options: LoadOptions, cancel: CancelToken, *,
 
 @contextmanager
 def interruptible() -> Iterator[CancelToken]:
-    """A token that Ctrl-C sets. A second Ctrl-C interrupts in the usual, rude way."""
-    token = CancelToken()
+    """A token that Ctrl-C and SIGTERM set. A second Ctrl-C interrupts in the usual, rude way.
 
-    def on_interrupt(_signal: int, _frame: object) -> None:
-        if token.cancelled:
+    After SIGTERM the program's exit status is that of a process ended by it.
+    """
+    token = CancelToken()
+    received: list[int] = []
+
+    def on_signal(number: int, _frame: object) -> None:
+        if token.cancelled and number == signal.SIGINT:
             raise KeyboardInterrupt
+        received.append(number)
         token.cancel()
 
-    previous = signal.signal(signal.SIGINT, on_interrupt)
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield token
+    except CancelledError:
+        if signal.SIGTERM not in received:
+            raise
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if signal.SIGTERM in received:
+        raise SystemExit(128 + signal.SIGTERM)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from exl2_tui.core.errors import JobError
-from exl2_tui.core.quant.calibration import CalibrationSpec, flatten, prepare, read_texts
+from exl2_tui.core.cancel import CancelToken
+from exl2_tui.core.errors import CancelledError, JobError
+from exl2_tui.core.quant.calibration import CalibrationSpec, prepare
 
 
 class Bytes:
@@ -47,24 +48,6 @@ def test_dialogues_and_generated_text_go_in_as_they_are() -> None:
     assert (made.rows == 259).any() or (made.held_out == 259).any()
 
 
-def test_text_jsonl_and_parquet_say_the_same(tmp_path: Path) -> None:
-    texts = ["The first text.\nTwo lines.", "The second text."]
-    (tmp_path / "a.txt").write_text("\n".join(texts))
-    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"id": "x" * 99, "text": text}) for text in texts))
-    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"id": 1, "body": text}) for text in texts))
-    assert read_texts(tmp_path / "a.txt", None) == ["\n".join(texts)]
-    assert read_texts(tmp_path / "a.jsonl", None) == texts
-    assert read_texts(tmp_path / "b.jsonl", None) == texts
-    assert read_texts(tmp_path / "a.jsonl", "id") == ["x" * 99] * 2
-    parquet = pytest.importorskip("pyarrow.parquet")
-    arrow = pytest.importorskip("pyarrow")
-    parquet.write_table(arrow.table({"n": [1, 2], "text": texts}), tmp_path / "a.parquet")
-    assert read_texts(tmp_path / "a.parquet", "text") == texts
-    assert read_texts(tmp_path / "a.parquet", None) == [f"{n}\n{text}" for n, text in enumerate(texts, 1)]
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    assert flatten(turns) == "Hi\nHello"
-
-
 def test_warnings(tmp_path: Path) -> None:
     file = tmp_path / "same.txt"
     file.write_text("abcdefgh" * 200)
@@ -74,26 +57,56 @@ def test_warnings(tmp_path: Path) -> None:
     assert any("judged on the rows" in warning for warning in prepare(spec(file), Bytes(), 260).warnings)
 
 
+def chats(*dialogues: list[tuple[str, str]]) -> str:
+    def turns(question: str, answer: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+    records = [[turn for pair in dialogue for turn in turns(*pair)] for dialogue in dialogues]
+    return "\n".join(json.dumps({"messages": record}) for record in records)
+
+
+def test_text_of_another_kind_than_the_template_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    template = "<|im_start|>user\nHi<|im_end|>\n"
+
+    def warnings(content: str) -> str:
+        file.write_text(content)
+        return " ".join(prepare(spec(file, rows=1), Bytes(), 260, lambda _: [259] * 70, template=template).warnings)
+
+    foreign = "".join(f'"[INST] Question {n} of many? [/INST] An answer."\n' for n in range(9))
+    assert "template of Llama 2, which is not this model's own" in warnings(foreign)
+    assert "no conversations" in warnings("".join(f'"Plain text number {n}."\n' for n in range(9)))
+    own = "".join(f'"<|im_start|>user\\nQuestion {n}?<|im_end|>"\n' for n in range(9))
+    assert "template" not in warnings(own) and "conversations" not in warnings(own)
+    assert "conversations" not in warnings(chats([("Hi", "Hello")], [("Who?", "Me")]))
+
+
+def test_conversations_are_written_in_the_template_and_texts_read_as_far_as_needed(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text(
+        chats(*[[(f"Question {n}", "Answer")] for n in range(40)]) + "\nnever parsed, since there is enough"
+    )
+    seen: list[object] = []
+
+    def chat(dialogue: object) -> list[int]:
+        seen.append(dialogue)
+        return [259] * 32
+
+    made = prepare(spec(file, rows=8), Bytes(), 260, chat)
+    assert (made.rows == 259).all() and len(seen) == 24 and seen[3] == [("Question 3", "Answer")]
+    text = tmp_path / "long.txt"
+    text.write_text("word " * 100_000)
+    token = CancelToken()
+    token.cancel()
+    with pytest.raises(CancelledError):
+        prepare(spec(text), Bytes(), 260, cancel=token)
+
+
 def test_refusals(tmp_path: Path) -> None:
     file = tmp_path / "short.txt"
     file.write_text("too short")
     with pytest.raises(JobError, match="9 tokens"):
         prepare(spec(file), Bytes(), 260)
-    file.write_text("   ")
-    with pytest.raises(JobError, match="no text"):
-        read_texts(file, None)
-    with pytest.raises(JobError, match="cannot be read"):
-        read_texts(tmp_path / "missing.txt", None)
-    broken = tmp_path / "broken.jsonl"
-    broken.write_text('{"text": "fine"}\n{"text": ')
-    with pytest.raises(JobError, match="line 2"):
-        read_texts(broken, None)
-    broken.write_text('{"text": "fine"}')
-    with pytest.raises(JobError, match="no column"):
-        read_texts(broken, "body")
-    (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(JobError, match="parquet"):
-        read_texts(tmp_path / "bad.parquet", None)
     file.write_text("words " * 1000)
     with pytest.raises(JobError, match="knows only 100 tokens"):
         prepare(spec(file), Bytes(), 100)

@@ -1,62 +1,24 @@
-"""Whole conversions of a tiny model: what comes out, and what survives interruptions."""
+"""Whole conversions of a tiny model: what comes out."""
 
 from __future__ import annotations
 
-import dataclasses
-import errno
 import hashlib
 import json
 import math
-import os
-import random
-import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from jobs import convert, finished, request, weights_hash
 from tiny import make_tiny
 
-from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.checkpoint import Checkpoint, open_file
 from exl2_tui.core.checkpoint.checksums import read_sums
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.errors import CancelledError, Exl2Error, JobError, QuantizationError, UnsupportedError
-from exl2_tui.core.events import Evaluated, Event, JobFinished, LayerMeasured, LayerQuantized, Tuned
+from exl2_tui.core.errors import QuantizationError
+from exl2_tui.core.events import Evaluated, JobFinished, LayerMeasured, LayerQuantized
 from exl2_tui.core.model.layout import model_linears
-from exl2_tui.core.quant import output, workdir
-from exl2_tui.core.quant.job import ConvertJob
+from exl2_tui.core.quant import output
 from exl2_tui.core.quant.measurement import Measurement
-from exl2_tui.core.requests import ConvertRequest
-
-TUNED_BITS = 3.0
-"""At which the tiny model loses enough for norms and scales to be tuned."""
-
-
-def request(source: Path, work: Path, **changes: object) -> ConvertRequest:
-    base = ConvertRequest(
-        source=str(source), work=str(work), bits=(4.0,), rows=4, length=64, measure_rows=2, measure_length=48
-    )
-    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
-
-
-def convert(asked: ConvertRequest) -> list[Event]:
-    job = ConvertJob.open(asked)
-    try:
-        return list(job.run())
-    finally:
-        job.close()
-
-
-def finished(events: list[Event]) -> Path:
-    last = events[-1]
-    assert isinstance(last, JobFinished) and len(last.paths) == 1
-    return Path(last.paths[0])
-
-
-def weights_hash(model: Path) -> str:
-    return hashlib.sha256((model / "output.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("recipe", ["classic", "refined"])
@@ -125,11 +87,16 @@ def test_shards_hold_everything_once(tiny: Path, tmp_path: Path, monkeypatch: py
     assert read_sums(tmp_path / "out") == hashes
 
 
-def test_measuring_only(tiny: Path, tmp_path: Path) -> None:
-    target = tmp_path / "m.json"
-    events = convert(request(tiny, tmp_path / "work", recipe="classic", measure_to=str(target)))
+def test_measuring_only_and_going_on_from_there(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "to").mkdir()
+    events = convert(request(tiny, tmp_path / "work", recipe="classic", measure_to=str(tmp_path / "to")))
     assert isinstance(events[-1], JobFinished) and events[-1].paths == ()
-    assert len(Measurement.read(target).halves) == 4
+    assert len(Measurement.read(tmp_path / "to" / "measurement.json").halves) == 4
+    again = convert(request(tiny, tmp_path / "work", recipe="classic", measure_to=str(tmp_path / "new" / "m.json")))
+    assert len(again) == 1 and (tmp_path / "new" / "m.json").is_file()
+    model = convert(request(tiny, tmp_path / "work", recipe="classic"))
+    assert not any(isinstance(event, LayerMeasured) for event in model)
+    finished(model)
 
 
 def test_untied_head_and_the_early_allocation(tmp_path: Path) -> None:
@@ -152,128 +119,3 @@ def test_head_bits_inside_the_budget(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="output head"):
         old = str(tmp_path / "old.json")
         convert(request(tiny, tmp_path / "old", bits=(3.0,), head_bits=None, measurement=old))
-
-
-@pytest.mark.parametrize(("recipe", "bits"), [("classic", 4.0), ("refined", TUNED_BITS)])
-def test_stopped_after_any_event_the_result_is_the_same(tiny: Path, tmp_path: Path, recipe: str, bits: float) -> None:
-    events = convert(request(tiny, tmp_path / "whole", recipe=recipe, bits=(bits,)))
-    assert any(isinstance(event, Tuned) and event.kept for event in events) == (recipe == "refined")
-    expected = weights_hash(finished(events))
-    asked = request(tiny, tmp_path / "cut", recipe=recipe, bits=(bits,))
-    generator = random.Random(3)
-    for _ in range(60):
-        job = ConvertJob.open(asked)
-        steps = job.run()
-        limit = generator.randrange(1, 25)
-        seen = [event for _, event in zip(range(limit), steps, strict=False)]
-        steps.close()  # type: ignore[attr-defined]
-        job.close()
-        if isinstance(seen[-1], JobFinished):
-            break
-    assert weights_hash(finished(seen)) == expected
-    assert finished(convert(asked)) == finished(seen)  # a finished job only tells its result again
-
-
-def in_child(work: Callable[[], None]) -> int:
-    """Runs `work` in a forked process and returns its id."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:  # noqa: BLE001 - nothing may escape into the parent's test run
-            os._exit(1)
-    return child
-
-
-def test_killed_at_50_random_moments_the_result_is_the_same(tiny: Path, tmp_path: Path) -> None:
-    expected = weights_hash(finished(convert(request(tiny, tmp_path / "whole", bits=(TUNED_BITS,)))))
-    asked = request(tiny, tmp_path / "killed", bits=(TUNED_BITS,))
-    generator = random.Random(11)
-    kills = 0
-    while kills < 50:
-        child = in_child(lambda: convert(asked) and None)
-        time.sleep(generator.uniform(0.0, 0.35))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        kills += 1
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0
-    assert weights_hash(finished(convert(asked))) == expected
-    leftovers = [file.name for file in (tmp_path / "killed").rglob("*.partial")]
-    assert len(leftovers) <= 50 and weights_hash(tmp_path / "killed" / f"model-{TUNED_BITS:g}bpw") == expected
-
-
-def test_cancelling_stops_soon_and_resumes(tiny: Path, tmp_path: Path) -> None:
-    token = CancelToken()
-    job = ConvertJob.open(request(tiny, tmp_path))
-    with pytest.raises(CancelledError):
-        for event in job.run(token):
-            if isinstance(event, LayerMeasured):
-                token.cancel()
-    job.close()
-    finished(convert(request(tiny, tmp_path)))
-
-
-def test_a_full_disk_leaves_a_job_that_resumes(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = workdir.write_file
-    calls = 0
-
-    def full(path: Path, tensors: dict[str, torch.Tensor]) -> str:
-        nonlocal calls
-        calls += 1
-        if calls > 6:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(path, tensors)
-
-    monkeypatch.setattr(workdir, "write_file", full)
-    with pytest.raises(Exl2Error, match=r"(?i)disk is full|no space"):
-        convert(request(tiny, tmp_path))
-    monkeypatch.undo()
-    finished(convert(request(tiny, tmp_path)))
-
-
-def test_refusals(tiny: Path, tmp_path: Path, nano_chat_exl2: Path) -> None:
-    work = tmp_path / "work"
-    job = ConvertJob.open(request(tiny, work))
-    with pytest.raises(JobError, match="another process"):
-        ConvertJob.open(request(tiny, work))
-    stages = job.run()
-    while not (work / "job.json").exists():
-        next(stages)
-    job.close()
-    with pytest.raises(JobError, match=r"head_bits 6, not 8"):
-        ConvertJob.open(request(tiny, work, head_bits=8))
-    (work / "calibration.safetensors").write_bytes(b"damaged")
-    with pytest.raises(JobError, match="damaged"):
-        convert(request(tiny, work))
-    ConvertJob.open(request(tiny, work, head_bits=8), fresh=True).close()
-    (work / "job.json").write_text("{")
-    with pytest.raises(JobError, match="damaged"):
-        ConvertJob.open(request(tiny, work))
-
-    with pytest.raises(UnsupportedError, match="already quantized"):
-        ConvertJob.open(request(nano_chat_exl2, tmp_path / "a"))
-    with pytest.raises(QuantizationError, match="fewer than this model can have"):
-        convert(request(tiny, tmp_path / "b", bits=(2.0,), recipe="classic"))
-    with pytest.raises(QuantizationError, match="another model"):
-        reference = nano_chat_exl2 / "measurement-reference.json"
-        convert(request(tiny, tmp_path / "c", measurement=str(reference)))
-    headless = make_tiny(tmp_path / "head", tied=False, spoil="lm_head.weight")
-    with pytest.raises(QuantizationError, match=r"lm_head\.weight"):
-        convert(request(headless, tmp_path / "h"))
-    spoiled = make_tiny(tmp_path / "nan", spoil="model.layers.1.mlp.up_proj.weight")
-    with pytest.raises(QuantizationError, match=r"model\.layers\.1\.mlp"):
-        convert(request(spoiled, tmp_path / "d"))
-    with pytest.raises(QuantizationError, match=r"model\.layers\.1\.mlp"):
-        convert(request(spoiled, tmp_path / "e", recipe="classic"))
-
-
-def test_the_reference_measurement_is_read_and_used(nano_chat: Path, nano_chat_exl2: Path) -> None:
-    from exl2_tui.core.quant.recipes import ClassicRecipe
-    from exl2_tui.core.quant.source import SourceModel
-
-    model = SourceModel(nano_chat, torch.device("cpu"))
-    found = Measurement.read(nano_chat_exl2 / "measurement-reference.json")
-    strategy = ClassicRecipe(model, "job", "sum").allocate(found, 4.0)
-    assert 3.97 < strategy.reached_bpw <= 4.0 and len(strategy.recipes) == 56

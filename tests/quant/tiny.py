@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,43 +28,52 @@ def write_tokenizer(target: Path) -> None:
     (target / "tokenizer_config.json").write_text(json.dumps(side))
 
 
-def make_tiny(target: Path, *, tied: bool = True, spoil: str | None = None, layers: int = LAYERS) -> Path:
-    """spoil: name of a tensor to fill with NaN."""
+def make_tiny(
+    target: Path,
+    *,
+    tied: bool = True,
+    hidden: int = HIDDEN,
+    ffn: int = FFN,
+    vocab: int = VOCAB,
+    layers: int = LAYERS,
+    change: Callable[[dict[str, torch.Tensor]], None] | None = None,
+) -> Path:
+    """change: may alter the tensors, named as in the file, before they are written."""
     target.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(7)
 
     def matrix(rows: int, columns: int) -> torch.Tensor:
         return (torch.randn(rows, columns, generator=generator) / columns**0.5).half()
 
-    tensors = {"model.embed_tokens.weight": matrix(VOCAB, HIDDEN) * 4, "model.norm.weight": torch.ones(HIDDEN).half()}
-    kv = HIDDEN // HEADS * KV_HEADS
+    tensors = {"model.embed_tokens.weight": matrix(vocab, hidden) * 4, "model.norm.weight": torch.ones(hidden).half()}
+    kv = hidden // HEADS * KV_HEADS
     for layer in range(layers):
         prefix = f"model.layers.{layer}"
         shapes = {
-            "self_attn.q_proj": (HIDDEN, HIDDEN),
-            "self_attn.k_proj": (kv, HIDDEN),
-            "self_attn.v_proj": (kv, HIDDEN),
-            "self_attn.o_proj": (HIDDEN, HIDDEN),
-            "mlp.gate_proj": (FFN, HIDDEN),
-            "mlp.up_proj": (FFN, HIDDEN),
-            "mlp.down_proj": (HIDDEN, FFN),
+            "self_attn.q_proj": (hidden, hidden),
+            "self_attn.k_proj": (kv, hidden),
+            "self_attn.v_proj": (kv, hidden),
+            "self_attn.o_proj": (hidden, hidden),
+            "mlp.gate_proj": (ffn, hidden),
+            "mlp.up_proj": (ffn, hidden),
+            "mlp.down_proj": (hidden, ffn),
         }
         tensors.update({f"{prefix}.{name}.weight": matrix(*shape) for name, shape in shapes.items()})
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"{prefix}.{norm}.weight"] = torch.ones(HIDDEN).half()
+            tensors[f"{prefix}.{norm}.weight"] = torch.ones(hidden).half()
     if not tied:
-        tensors["lm_head.weight"] = matrix(VOCAB, HIDDEN)
-    if spoil is not None:
-        tensors[spoil] = torch.full_like(tensors[spoil], float("nan"))
+        tensors["lm_head.weight"] = matrix(vocab, hidden)
+    if change is not None:
+        change(tensors)
     write_file(target / "model.safetensors", tensors)
     config = {
         "architectures": ["LlamaForCausalLM"],
-        "hidden_size": HIDDEN,
-        "intermediate_size": FFN,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
         "num_hidden_layers": layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
-        "vocab_size": VOCAB,
+        "vocab_size": vocab,
         "max_position_embeddings": 256,
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": tied,

@@ -1,14 +1,14 @@
 """Calibration: the token rows on which layers are fitted, measured and finally judged.
 
-Rows come from a file of the user (text, JSONL, parquet) or from the built-in set, which needs no download: original
+Rows come from a file of the user (`dataset.py`) or from the built-in set, which needs no download: original
 pieces (`default_text.py`), the documentation and source code of this Python installation, and random tokens.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import sysconfig
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,23 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import JobError
+from exl2_tui.core.quant.dataset import Dialogue, read_records
 from exl2_tui.core.quant.default_text import DIALOGUES, LANGUAGES, PROSE
 
-MAX_FILE_BYTES = 1 << 30
-MAX_CHARACTERS = 64 << 20
-"""Text read at most: at two characters per token this is more than the largest sensible set."""
-PREFERRED_COLUMNS = ("text", "content", "prompt", "instruction", "messages", "conversations", "turns")
+PIECE = 1 << 14
+"""Characters that are tokenized at once, so that a text of gigabytes is read only as far as it is needed."""
+TEMPLATES = {
+    "ChatML": "<|im_start|>",
+    "Llama 2": "[INST]",
+    "Llama 3": "<|start_header_id|>",
+    "Gemma": "<start_of_turn>",
+    "Phi-3": "<|assistant|>",
+    "Alpaca": "### Instruction:",
+    "Vicuna": "\nASSISTANT:",
+}
+"""What a text in a chat template is recognised by."""
 
 
 class Encoder(Protocol):
@@ -36,10 +46,6 @@ class Encoder(Protocol):
     def bos_id(self) -> int | None: ...
 
     def encode(self, text: str, *, special: bool = False, bos: bool = False) -> list[int]: ...
-
-
-Dialogue = Sequence[tuple[str, str]]
-"""(user, assistant) turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +82,22 @@ def prepare(
     vocab_size: int,
     chat: Callable[[Dialogue], list[int]] | None = None,
     generated: Sequence[list[int]] = (),
+    template: str | None = None,
+    cancel: CancelToken | None = None,
 ) -> Calibration:
-    """Builds all rows. `chat` renders a dialogue in the model's own template; `generated` is text the model wrote.
+    """Builds all rows. `chat` renders a dialogue in the model's own template; `generated` is text the model wrote;
+    template: a conversation as the model's own template writes it, None if it has none.
 
     Raises JobError for a dataset that is missing, malformed or too short for a single row.
     """
+    style: list[str] = []
     if spec.dataset is None:
         documents = default_documents(tokenizer, vocab_size, spec, chat, generated)
         description = "(default)"
     else:
-        documents = [tokenizer.encode(text) for text in read_texts(spec.dataset, spec.column)]
+        seen = _Style(template)
+        documents = list(_dataset_documents(spec, spec.dataset, tokenizer, chat, seen, cancel))
+        style = list(seen.doubts())
         description = spec.dataset.name
     for document in documents:
         if document and max(document) >= vocab_size:
@@ -111,8 +123,81 @@ def prepare(
         measure=rows[measured][:, : spec.measure_length].contiguous(),
         held_out=chunks[aside] if held_out else rows[:1],
         description=description,
-        warnings=tuple(_doubts(rows, spec, found, held_out)),
+        warnings=(*_doubts(rows, spec, found, held_out), *style),
     )
+
+
+def _dataset_documents(
+    spec: CalibrationSpec,
+    dataset: Path,
+    tokenizer: Encoder,
+    chat: Callable[[Dialogue], list[int]] | None,
+    seen: _Style,
+    cancel: CancelToken | None,
+) -> Iterator[list[int]]:
+    """The file's records as tokens, until there are enough; conversations in the model's own template."""
+
+    def encoded(record: str | Dialogue) -> Iterator[list[int]]:
+        if not isinstance(record, str) and chat is not None:
+            seen.chats += 1
+            yield chat(record)
+            return
+        text = record if isinstance(record, str) else "\n".join(line for turn in record for line in turn)
+        special = seen.note(text)
+        for piece in _pieces(text):
+            yield tokenizer.encode(piece, special=special)
+
+    wanted = (spec.rows + spec.held_out_rows) * spec.length
+    for record in read_records(dataset, spec.column):
+        for tokens in encoded(record):
+            if cancel is not None:
+                cancel.check()
+            yield tokens
+            wanted -= len(tokens)
+            if wanted <= 0:
+                return
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in pieces of about PIECE characters, cut at lines or spaces where there are any."""
+    start = 0
+    while len(text) - start > PIECE:
+        cut = max(text.rfind("\n", start, start + PIECE), text.rfind(" ", start + PIECE // 2, start + PIECE)) + 1
+        end = cut if cut > start else start + PIECE
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+class _Style:
+    """Whether a dataset's conversations are written as the model's own template would."""
+
+    def __init__(self, template: str | None) -> None:
+        self.own = None if template is None else {name for name, mark in TEMPLATES.items() if mark in template}
+        self.chats = 0
+        self.found: Counter[str] = Counter()
+
+    def note(self, text: str) -> bool:
+        """Looks at a text; True if it is in the model's own template, so that its control tokens are meant."""
+        names = {name for name, mark in TEMPLATES.items() if mark in text}
+        self.found.update(names)
+        return bool(self.own and names & self.own)
+
+    def doubts(self) -> Iterator[str]:
+        if self.own is None:
+            return
+        own, foreign = sum(self.found[name] for name in self.own), set(self.found) - self.own
+        if foreign:
+            names = " and ".join(sorted(foreign))
+            yield (
+                f"the calibration text holds conversations in the template of {names}, which is not this model's own: "
+                'give them as "messages" in JSONL, they are then written in its template'
+            )
+        elif not own and not self.chats:
+            yield (
+                "this model has a chat template, but the calibration text holds no conversations: "
+                'some "messages" in JSONL would keep its answers better'
+            )
 
 
 def _doubts(rows: Tensor, spec: CalibrationSpec, found: int, held_out: int) -> Iterator[str]:
@@ -187,101 +272,3 @@ def _python_topics() -> list[str]:
     except ImportError:
         return []
     return [text for _, text in sorted(topics.items()) if len(text) > 400]
-
-
-def read_texts(file: Path, column: str | None) -> list[str]:
-    """The texts of a .txt, .jsonl, .json or .parquet file. Raises JobError if there are none."""
-    try:
-        size = file.stat().st_size
-    except OSError as error:
-        raise JobError(f"the calibration file cannot be read ({error.strerror})", file=file) from None
-    if size > MAX_FILE_BYTES:
-        raise JobError(f"the calibration file has {size} bytes, at most {MAX_FILE_BYTES} are read", file=file)
-    if file.suffix == ".parquet":
-        texts = _read_parquet(file, column)
-    else:
-        content = file.read_bytes().decode("utf-8", errors="replace")
-        texts = list(_read_jsonl(content, file, column)) if file.suffix in (".jsonl", ".json") else [content]
-    kept: list[str] = []
-    characters = 0
-    for text in texts:
-        if text.strip():
-            kept.append(text)
-            characters += len(text)
-        if characters > MAX_CHARACTERS:
-            break
-    if not kept:
-        raise JobError("the calibration file holds no text", file=file)
-    return kept
-
-
-def _read_jsonl(content: str, file: Path, column: str | None) -> Iterator[str]:
-    records: list[object] = []
-    if content.lstrip().startswith("["):
-        whole = _parse(content, file, 1)
-        records = whole if isinstance(whole, list) else []
-    else:
-        for number, line in enumerate(content.splitlines(), 1):
-            if line.strip():
-                records.append(_parse(line, file, number))
-    for record in records:
-        if isinstance(record, str):
-            yield record
-        elif isinstance(record, dict):
-            yield flatten(record[_choose(record, file, column)])
-
-
-def _parse(text: str, file: Path, line: int) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise JobError(f"line {line} is not valid JSON ({error})", file=file) from None
-
-
-def _choose(record: dict[str, object], file: Path, column: str | None) -> str:
-    """The column asked for, else a well-known name, else the one with the longest text."""
-    if column is not None:
-        if column not in record:
-            raise JobError(f'there is no column "{column}", only {", ".join(map(repr, record))}', file=file)
-        return column
-    for name in PREFERRED_COLUMNS:
-        if name in record:
-            return name
-    if not record:
-        raise JobError("a record has no columns", file=file)
-    return max(record, key=lambda name: len(flatten(record[name])))
-
-
-def flatten(value: object) -> str:
-    """The text in a JSON value: strings as they are, lists and objects (chat turns) joined by line breaks."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict):
-        return flatten(value["content"]) if "content" in value else "\n".join(map(flatten, value.values()))
-    if isinstance(value, list):
-        return "\n".join(map(flatten, value))
-    return "" if value is None else str(value)
-
-
-def _read_parquet(file: Path, column: str | None) -> list[str]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise JobError(
-            "reading parquet files needs pyarrow", file=file, hint="Install exl2-tui[parquet], or use a text file."
-        ) from None
-    texts: list[str] = []
-    characters = 0
-    try:
-        source = parquet.ParquetFile(file)
-        for batch in source.iter_batches(batch_size=256):
-            for record in batch.to_pylist():
-                # The reference converter joins all columns of a row; one column is taken where asked for.
-                texts.append(flatten(record[_choose(record, file, column)]) if column else flatten(record))
-                characters += len(texts[-1])
-            if characters > MAX_CHARACTERS:
-                break
-    except (pyarrow.ArrowException, OSError) as error:
-        raise JobError(f"the file is not valid parquet ({error})", file=file) from None
-    return texts

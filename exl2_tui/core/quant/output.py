@@ -84,17 +84,12 @@ def write_model(target: Path, parts: list[Path], source: Path, shard_mib: int, q
     """Collects the tensors of `parts` into shards in `target`, with the source's side files.
 
     A tensor that a later part holds again replaces the earlier one. quantization becomes quantization_config. Returns
-    the bytes of the directory. Existing output files in `target` are replaced; other tensor files there are refused,
-    since a loader would read them too.
+    the bytes of the directory. The caller owns `target`: an earlier model in it is replaced.
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
-        foreign = [file.name for file in target.glob("*.safetensors") if not file.name.startswith("output")]
-        if foreign:
-            raise JobError(
-                f"the output directory already holds {foreign[0]}", file=target, hint="Choose an empty directory."
-            )
-        for file in target.glob("output*.safetensors"):
+        (target / "config.json").unlink(missing_ok=True)
+        for file in (*target.glob("output*.safetensors"), *target.glob(".output*.partial")):
             file.unlink()
         shards = list(_shards(parts, shard_mib))
         sums = {}
@@ -119,12 +114,12 @@ def write_config(target: Path, source: Path, quantization: Mapping[str, Any]) ->
     write_durably(target / "config.json", json.dumps(config, indent=4).encode())
 
 
-def _shards(parts: list[Path], shard_mib: int) -> Iterator[dict[str, Tensor | TensorSource]]:
+def _shards(parts: list[Path], shard_mib: int) -> Iterator[dict[str, TensorSource]]:
     """Tensors in model order, cut where a shard would exceed the limit. Nothing is read before it is written."""
     limit = shard_mib * MIB
     files = [open_file(part) for part in parts]
     last = {name: file for file in files for name in file.tensors}
-    shard: dict[str, Tensor | TensorSource] = {}
+    shard: dict[str, TensorSource] = {}
     size = 0
     for file in files:
         for name, info in sorted(file.tensors.items(), key=lambda item: item[1].offset):

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from exl2_tui.core.errors import JobError, NotFoundError
-from exl2_tui.core.quant.workdir import WorkDir, read_state, write_durably
+from exl2_tui.core.quant.workdir import WorkDir, is_locked, read_state, write_durably
 
 FILE = "jobs.json"
 
 
 @dataclass(frozen=True, slots=True)
 class JobSummary:
-    """One job as a list shows it. stage "done" is finished; problem says why it cannot be resumed, "" if it can."""
+    """One job as a list shows it. stage "done" is finished; problem says why it cannot be resumed, "" if it can.
+
+    running: a process works on it now.
+    """
 
     path: str
     source: str
@@ -27,6 +30,7 @@ class JobSummary:
     models: tuple[str, ...]
     seconds: float
     problem: str = ""
+    running: bool = False
 
 
 def remember(home: Path, work: Path) -> None:
@@ -66,8 +70,10 @@ def delete(home: Path, job: JobSummary) -> None:
     (path / "lock").unlink(missing_ok=True)
     if not any(path.iterdir()):
         shutil.rmtree(path, ignore_errors=True)
-    known = [other for other in _paths(home) if other != str(path.resolve())]
-    write_durably(home / FILE, json.dumps(known, indent=1).encode())
+    known = _paths(home)
+    if str(path.resolve()) in known:
+        known.remove(str(path.resolve()))
+        write_durably(home / FILE, json.dumps(known, indent=1).encode())
 
 
 def summarize(work: Path) -> JobSummary | None:
@@ -88,6 +94,7 @@ def summarize(work: Path) -> JobSummary | None:
         step=state["step"],
         models=tuple(result["path"] for result in state["results"]),
         seconds=state["seconds"],
+        running=is_locked(work),
     )
 
 

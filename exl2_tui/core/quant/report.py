@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,29 +49,43 @@ def report_data(
 def report_text(data: Mapping[str, Any]) -> str:
     """The report as Markdown."""
     judged, calibration = data["evaluation"], data["calibration"]
+    source = "the built-in set" if calibration["dataset"] == "(default)" else calibration["dataset"]
+    broken = ["**This model is broken: do not use it.**", ""] if judged["status"] == "broken" else []
     lines = [
         f"# {data['source']} at {data['reached_bpw']:.2f} bits per weight",
         "",
-        "**This model is broken: do not use it.**" if judged["status"] == "broken" else "",
-        f"Recipe {data['recipe']}, target {data['target_bits']:g} bpw, output head {data['head_bits']} bits, "
-        f"{data['size_bytes'] / 1e6:.1f} MB, made in {data['seconds']:.0f} s.",
-        f"Calibrated on {calibration['rows']} rows of {calibration['length']} tokens from {calibration['dataset']}.",
+        *broken,
+        f"{data['size_bytes'] / 1e6:.1f} MB, made by the {data['recipe']} recipe in {data['seconds'] / 60:.1f} minutes "
+        f"for a target of {data['target_bits']:g} bits per weight and {data['head_bits']} for the output head, "
+        f"calibrated on {calibration['rows']} rows of {calibration['length']} tokens from {source}.",
         "",
-        f"Against the original on {judged['tokens']} held-out tokens:",
+        f"Against the original on {judged['tokens']} tokens that were kept aside:",
         "",
-        "| KL divergence | same top token | perplexity | original |",
+        "| KL divergence | same top token | perplexity | of the original |",
         "|---|---|---|---|",
-        f"| {judged['kl_divergence']:.4f} | {100 * judged['top1_agreement']:.1f} % "
-        f"| {judged['perplexity']:.3f} | {judged['original_perplexity']:.3f} |",
+        f"| {judged['kl_divergence']:.4f} nats | {100 * judged['top1_agreement']:.1f} % "
+        f"| {judged['perplexity']:.2f} | {judged['original_perplexity']:.2f} |",
         "",
         *[f"- Warning: {warning}" for warning in data["warnings"]],
+        *([""] if data["warnings"] else []),
+        "Bits per weight count scales and row order. The error is that of the output of the linear's half block (of "
+        "the logits for the head) against the original, on the calibration rows.",
         "",
-        "| linear | recipe | bpw | relative output error | seconds |",
-        "|---|---|---|---|---|",
+        "| linear | bits of its rows | bits per weight | error | seconds |",
+        "|---|---|---:|---:|---:|",
         *[
-            f"| {row['key']} | {row['recipe']} | {row['bpw']:.3f} | {row['error']:.4f} | {row['seconds']:.1f} |"
+            f"| {row['key']} | {_readable(row['recipe'])} | {row['bpw']:.2f} | {100 * row['error']:.2f} % "
+            f"| {row['seconds']:.1f} |"
             for row in data["layers"]
         ],
         "",
     ]
     return "\n".join(lines)
+
+
+def _readable(recipe: str) -> str:
+    """ "0.1:4b_128g/0.9:3b_128g s4" -> "10 % 4, 90 % 3 in groups of 128"; "1:4b_32g s4" -> "4 in groups of 32"."""
+    sections = re.findall(r"([\d.]+):(\d)b_(\d+)g", recipe)
+    shares = [f"{100 * float(share):g} % {bits}" if float(share) < 1 else bits for share, bits, _ in sections]
+    sizes = dict.fromkeys(size for *_, size in sections)
+    return f"{', '.join(shares)} in groups of {' and '.join(sizes)}"

@@ -23,8 +23,9 @@ from exl2_tui.core.model.linear import Linear
 from exl2_tui.core.model.norm import RMSNorm
 from exl2_tui.core.model.rope import RopeTable, rope_table
 from exl2_tui.core.model.weights import take_inventory
-from exl2_tui.core.quant.halves import Half, batches, halves, to_half
+from exl2_tui.core.quant.halves import HALF_MAX, Half, batches, halves, to_half
 
+_QUANTIZED = ("_proj.weight", "lm_head.weight")
 LOGITS_AT_ONCE = 256
 """Tokens whose logits are held at a time: 256 x 128,000 float32 are 131 MB."""
 
@@ -37,7 +38,8 @@ class SourceModel:
         self.config = ModelConfig.from_dir(path)
         self.path = path
         self.device = device
-        take_inventory(self.checkpoint, self.config).check()
+        self._inventory = take_inventory(self.checkpoint, self.config)
+        self._inventory.check()
 
     def require_float(self) -> None:
         """Raises unless every linear is unquantized and fits the format."""
@@ -56,6 +58,19 @@ class SourceModel:
                     tensor=f"{spec.prefix}.weight",
                     hint="Keep this model in its original precision, or use a GPTQ converter that pads.",
                 )
+
+    def inspect(self, cancel: CancelToken | None = None) -> Generator[int, None, None]:
+        """Reads every tensor once; yields how many are fine. Raises QuantizationError, naming the first that is not.
+
+        A damaged tensor would otherwise be found hours later, by what it does to the layers behind it.
+        """
+        for count, name in enumerate(self._inventory.used, 1):
+            if cancel is not None:
+                cancel.check()
+            if self.checkpoint.info(name).dtype in ("F16", "BF16", "F32"):
+                _require_finite(self.checkpoint.tensor(name), name, kept_half=not name.endswith(_QUANTIZED))
+            if count % 16 == 0:
+                yield count
 
     @property
     def decoder_weights(self) -> int:
@@ -95,6 +110,24 @@ def parts_of(model: SourceModel, files: Sequence[Path]) -> Checkpoint:
     """A finished model as the files of its layers hold it, before they are collected into one directory."""
     owners = {name: file for file in map(open_file, files) for name in file.tensors}
     return Checkpoint(model.path, model.checkpoint.config, owners)
+
+
+def _require_finite(tensor: Tensor, name: str, *, kept_half: bool) -> None:
+    """Raises QuantizationError for NaN and infinity, and for what float16 cannot hold where the file keeps that."""
+    least, most = (float(value) for value in torch.aminmax(tensor)) if tensor.numel() else (0.0, 0.0)
+    if not math.isfinite(least) or not math.isfinite(most):
+        count = int((~torch.isfinite(tensor)).sum())
+        raise QuantizationError(
+            f"{count} of {tensor.numel()} values are not finite (NaN or infinite)",
+            tensor=name,
+            hint="The source model is damaged: download it again.",
+        )
+    if kept_half and max(-least, most) > HALF_MAX:
+        raise QuantizationError(
+            f"a value of {max(-least, most):.4g} does not fit into float16, in which an EXL2 file keeps this tensor",
+            tensor=name,
+            hint="This model cannot be stored as EXL2; keep it in its original precision.",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,13 +23,21 @@ import torch
 from torch import Tensor
 
 from exl2_tui.core.checkpoint.safetensors import TensorSource, open_file, write_file
-from exl2_tui.core.errors import CheckpointError, Exl2Error, JobError
+from exl2_tui.core.errors import CheckpointError, JobError, MemoryLimitError
 
 STATE = "job.json"
 LOCK = "lock"
-VERSION = 1
-_OWN_NAMES = ("*.safetensors", "*.partial", "job.json*", "measurement.json*", "report.*", "events.jsonl", "pause")
+VERSION = 2
+CALIBRATION = "calibration.safetensors"
+EMBEDDING = "embedding.safetensors"
+MEASUREMENT = "measurement.json"
+_OWN_FILES = (STATE, MEASUREMENT, CALIBRATION, EMBEDDING, "events.jsonl", "pause")
 _LOCK_TRIES = 10
+_OWN_FOLDERS = ("states", "quantized-*")
+_MODELS = "model-*bpw"
+DISK_FULL = "the disk is full"
+DISK_HINT = "Free some space, then run the same command to go on."
+WRITE_HINT = "Make it writable, then run the same command to go on."
 
 
 class WorkDir:
@@ -43,11 +52,18 @@ class WorkDir:
             raise JobError(f"the work directory cannot be written ({error.strerror})", file=path) from None
         try:
             _lock(self._lock.fileno())
-        except OSError:
+        except OSError as error:
             self._lock.close()
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise JobError(
+                    "another process is working in this directory",
+                    file=path,
+                    hint="Wait for it, or choose another one.",
+                ) from None
             raise JobError(
-                "another process is working in this directory", file=path, hint="Wait for it, or choose another one."
+                f"the directory cannot be locked ({error.strerror})", file=path, hint="Choose one on a local disk."
             ) from None
+        self._sweep()
 
     def __enter__(self) -> WorkDir:
         return self
@@ -70,12 +86,16 @@ class WorkDir:
         write_durably(self.path / STATE, json.dumps({"version": VERSION, **state}, indent=1).encode())
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor | TensorSource]) -> str:
-        """Writes an artifact and returns its SHA-256."""
-        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        """Writes an artifact and returns its SHA-256. Raises JobError, and leaves nothing behind, if it cannot."""
         try:
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             return write_file(self.path / name, tensors)
-        except (CheckpointError, OSError) as error:
-            raise JobError(f"the work directory cannot be written ({error})", file=self.path) from None
+        except MemoryLimitError:
+            raise JobError(DISK_FULL, file=self.path / name, hint=DISK_HINT) from None
+        except CheckpointError as error:
+            raise JobError(error.message, file=self.path / name, hint=error.hint or WRITE_HINT) from None
+        except OSError as error:
+            raise disk_error(self.path / name, error) from None
 
     def read_tensors(self, name: str, sha256: str) -> dict[str, Tensor]:
         """An artifact, after its hash was compared. Raises JobError if it differs."""
@@ -87,10 +107,17 @@ class WorkDir:
         """One tensor of an artifact, on the CPU as a view of the mapped file: do not write to it."""
         return open_file(self.path / name).view(tensor).to(device)
 
-    def verify(self, name: str, sha256: str) -> None:
+    def holds(self, name: str, sha256: str, poll: Callable[[], None] | None = None) -> bool:
+        """Whether the artifact is there and has this hash. `poll` is called often and may raise."""
+        try:
+            return hash_file(self.path / name, poll) == sha256
+        except OSError:
+            return False
+
+    def verify(self, name: str, sha256: str, poll: Callable[[], None] | None = None) -> None:
         """Raises JobError unless the artifact has this hash."""
         try:
-            found = hash_file(self.path / name)
+            found = hash_file(self.path / name, poll)
         except OSError as error:
             raise JobError(
                 f"the file cannot be read ({error.strerror})", file=self.path / name, hint="Start anew with -nr."
@@ -103,20 +130,35 @@ class WorkDir:
             )
 
     def keep_only(self, names: set[str]) -> None:
-        """Deletes artifacts that the state does not name."""
-        for file in self.path.rglob("*.safetensors"):
-            name = file.relative_to(self.path).as_posix()
-            if name not in names and not (file.parent / "config.json").exists():
-                file.unlink(missing_ok=True)
+        """Deletes artifacts that are not among `names`. Nothing but a job's own files is ever touched."""
+        for folder in self._own_folders():
+            for file in folder.rglob("*.safetensors"):
+                if file.relative_to(self.path).as_posix() not in names:
+                    file.unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        for name in {CALIBRATION, EMBEDDING} - names:
+            (self.path / name).unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Deletes everything a job leaves here, and nothing else."""
-        for pattern in _OWN_NAMES:
-            for file in self.path.glob(pattern):
-                file.unlink(missing_ok=True)
-        for folder in self.path.iterdir():
-            if folder.is_dir() and folder.name.startswith(("quantized-", "model-", "states")):
-                shutil.rmtree(folder, ignore_errors=True)
+        """Deletes everything a job leaves here, finished models included, and nothing else."""
+        for name in _OWN_FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for folder in (*self._own_folders(), *self._folders(_MODELS)):
+            shutil.rmtree(folder)
+
+    def _own_folders(self) -> list[Path]:
+        return [folder for pattern in _OWN_FOLDERS for folder in self._folders(pattern)]
+
+    def _folders(self, pattern: str) -> list[Path]:
+        return [folder for folder in self.path.glob(pattern) if folder.is_dir() and not folder.is_symlink()]
+
+    def _sweep(self) -> None:
+        """Deletes what a killed process was writing. Nobody else can be writing it: the directory is locked."""
+        folders = (self.path, *self._own_folders(), *self._folders(_MODELS))
+        for partial in [file for folder in folders for file in folder.glob("*.partial")]:
+            if any(partial.name.startswith(start) for start in (".", *_OWN_FILES)):
+                partial.unlink(missing_ok=True)
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
@@ -153,18 +195,20 @@ def write_durably(file: Path, content: bytes) -> None:
         raise disk_error(file, error) from None
 
 
-def disk_error(file: Path, error: OSError) -> Exl2Error:
+def disk_error(file: Path, error: OSError) -> JobError:
     """What a failed write means for a job."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return JobError("the disk is full", file=file, hint="Free some space, then run the same command to go on.")
-    return JobError(f"the file cannot be written ({error.strerror})", file=file)
+        return JobError(DISK_FULL, file=file, hint=DISK_HINT)
+    return JobError(f"the file cannot be written ({error.strerror})", file=file, hint=WRITE_HINT)
 
 
-def hash_file(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+def hash_file(file: Path, poll: Callable[[], None] | None = None) -> str:
+    """SHA-256 of a file, in hexadecimal. `poll` is called between pieces of it and may raise."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while piece := stream.read(1 << 22):
+            if poll is not None:
+                poll()
             digest.update(piece)
     return digest.hexdigest()
 
@@ -176,8 +220,8 @@ def is_locked(path: Path) -> bool:
             _try_lock(lock.fileno())
     except FileNotFoundError:
         return False
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
     return False
 
 

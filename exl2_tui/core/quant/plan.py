@@ -1,0 +1,179 @@
+"""The steps of a conversion and the seconds each is expected to take: by shapes and the measured speed of the machine
+before it starts, corrected by what finished steps really took once there are some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from exl2_tui.core.quant import selftext
+from exl2_tui.core.quant.calibration import CalibrationSpec
+from exl2_tui.core.quant.machine import STORAGE, Speed
+from exl2_tui.core.quant.refined import CANDIDATES
+from exl2_tui.core.quant.source import SourceModel
+from exl2_tui.core.quant.tune import Schedule
+from exl2_tui.core.requests import ConvertRequest
+
+CLASSIC_RECIPES = 14
+"""Distinct recipes that the classic measurement tries per linear."""
+CLASSIC_OPTIONS = 18
+"""Options per half, each of which is a forward pass of that half."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Expected seconds: the calibration rows, every measuring step, one layer, the head,
+    every tuning step, writing and evaluating."""
+
+    calibrate: float
+    measure: tuple[float, ...]
+    layers: int
+    layer: float
+    head: float
+    tune: tuple[float, ...]
+    finish: float
+    targets: int
+
+    @property
+    def seconds(self) -> float:
+        """The whole job."""
+        one = self.layers * self.layer + self.head + sum(self.tune) + self.finish
+        return self.calibrate + sum(self.measure) + self.targets * one
+
+    @property
+    def steps(self) -> int:
+        """Measuring steps and layers of all bitrates: what a progress bar counts."""
+        return len(self.measure) + self.targets * self.layers
+
+    def done(self, timing: Mapping[str, Sequence[float]]) -> int:
+        return len(timing.get("measure", ())) + len(timing.get("quantize", ()))
+
+    def left(self, timing: Mapping[str, Sequence[float]], finished: int) -> float:
+        """Seconds left after these steps and `finished` models.
+
+        timing: seconds of every finished step by kind, "measure" and "quantize". What is still to come is expected to
+        be as much slower or faster than planned as the steps of its kind so far, or else those of the other kind.
+        """
+        measured, quantized = timing.get("measure", ()), timing.get("quantize", ())
+        planned = {"measure": sum(self.measure[: len(measured)]), "quantize": len(quantized) * self.layer}
+        ratios = {
+            kind: sum(timing[kind]) / seconds for kind, seconds in planned.items() if seconds > 0 and timing.get(kind)
+        }
+        other = next(iter(ratios.values()), 1.0)
+        layers = self.targets * self.layers - len(quantized)
+        tuned = len(timing.get("tune", ())) - finished * len(self.tune)
+        ends = (self.targets - finished) * (self.head + sum(self.tune) + self.finish) - sum(self.tune[: max(0, tuned)])
+        return ratios.get("measure", other) * sum(self.measure[len(measured) :]) + ratios.get("quantize", other) * (
+            layers * self.layer + ends
+        )
+
+
+def make_plan(request: ConvertRequest, model: SourceModel, spec: CalibrationSpec, speed: Speed) -> Plan:
+    """The plan of a job with these calibration rows on a machine of this speed."""
+    counted = _Counter(model, speed)
+    rows, measure_rows = spec.rows * spec.length, spec.measure_rows * spec.measure_length
+    refined = request.recipe == "refined"
+    layers = model.config.num_hidden_layers
+    measure: tuple[float, ...] = ()
+    if request.measurement is None and refined:
+        forward = counted.forward(measure_rows, spec.measure_length) + counted.storage(measure_rows, 1)
+        backward = counted.refined_measure(measure_rows, spec.measure_length)
+        measure = (*(forward,) * layers, 3 * counted.head(measure_rows), *(backward,) * layers)
+    elif request.measurement is None:
+        measure = (counted.classic_measure(measure_rows, spec.measure_length),) * layers
+    layer = counted.refined_layer(rows, spec.length) if refined else counted.classic_layer(rows, spec.length)
+    judged = spec.held_out_rows * spec.length
+    evaluate = 2 * (layers * counted.forward(judged, spec.length) + counted.head(judged))
+    write = (max(request.bits) / 8 * model.decoder_weights + 3 * counted.head_weights) / STORAGE
+    targets = 0 if request.measure_to is not None else len(request.bits)
+    calibrate = counted.self_text(spec) if request.calibration is None else 0.0
+    tune = counted.tuning(spec) if refined else ()
+    return Plan(calibrate, measure, layers, layer, counted.quantize_head(rows), tune, evaluate + write, targets)
+
+
+class _Counter:
+    """Seconds of the parts of a job for one model; tokens are the rows times their length."""
+
+    def __init__(self, model: SourceModel, speed: Speed) -> None:
+        config = model.config
+        self.speed = speed
+        self.model = model
+        self.hidden, self.vocab = config.hidden_size, config.vocab_size
+        self.layers = config.num_hidden_layers
+        self.attention, self.ffn = config.query_size, config.intermediate_size
+        self.kv = config.kv_size
+        self.block = [spec for spec in model.decoder_linears() if spec.prefix.startswith("model.layers.0.")]
+        self.weights = sum(spec.in_features * spec.out_features for spec in self.block)
+        self.head_weights = self.hidden * self.vocab
+        self.stages = (self.hidden, self.attention, self.hidden, self.ffn)
+
+    def forward(self, tokens: int, length: int) -> float:
+        """One block over all tokens."""
+        products = 2 * self.weights + 4 * length * self.attention
+        elements = 24 * self.hidden + 8 * self.ffn + 8 * (self.attention + 2 * self.kv)
+        return tokens * (products * self.speed.product + elements * self.speed.element)
+
+    def head(self, tokens: int) -> float:
+        """Logits of all tokens and their probabilities."""
+        return tokens * self.vocab * (2 * self.hidden * self.speed.product + 8 * self.speed.element)
+
+    def storage(self, tokens: int, states: int) -> float:
+        """Writing that many hidden states, float16."""
+        return 2 * tokens * self.hidden * states / STORAGE
+
+    def hessians(self, tokens: int, sums: int) -> float:
+        """Sums of products of the inputs of every stage, and one factorisation of each."""
+        return sum(
+            2 * sums * tokens * features**2 * self.speed.product + features**3 * self.speed.factor
+            for features in self.stages
+        )
+
+    def solves(self, per_weight: float, products: int) -> float:
+        """One solution of every linear of a block; products in units of K * K * N."""
+        return sum(
+            spec.in_features * spec.out_features * (per_weight + products * spec.in_features * self.speed.product)
+            for spec in self.block
+        )
+
+    def refined_measure(self, tokens: int, length: int) -> float:
+        judged = sum(
+            tokens * spec.out_features * (2 * spec.in_features * self.speed.product + 2 * self.speed.element)
+            for spec in self.block
+        )
+        tried = len(CANDIDATES) * (self.solves(self.speed.tried, 1) + judged)
+        return 3 * self.forward(tokens, length) + self.hessians(tokens, 1) + tried + self.storage(tokens, 2)
+
+    def refined_layer(self, tokens: int, length: int) -> float:
+        drift = self.hessians(tokens, 2) + self.solves(0.0, 4)
+        passes = 4 * self.forward(tokens, length) + self.storage(tokens, 2)
+        return passes + drift + self.solves(self.speed.refined, 13)
+
+    def classic_measure(self, tokens: int, length: int) -> float:
+        tried = CLASSIC_RECIPES * self.solves(self.speed.classic, 1)
+        passes = (1 + CLASSIC_OPTIONS) * self.forward(tokens, length) + self.storage(tokens, 1)
+        return passes + self.hessians(tokens, 1) + tried
+
+    def classic_layer(self, tokens: int, length: int) -> float:
+        passes = 2 * self.forward(tokens, length) + self.storage(tokens, 1)
+        return passes + self.hessians(tokens, 1) + self.solves(self.speed.classic, 1)
+
+    def quantize_head(self, tokens: int) -> float:
+        hessian = 2 * tokens * self.hidden**2 * self.speed.product + self.hidden**3 * self.speed.factor
+        return hessian + self.head_weights * (self.speed.classic + 3 * self.hidden * self.speed.product)
+
+    def tuning(self, spec: CalibrationSpec) -> tuple[float, ...]:
+        """Steps that go twice forward and back to the inputs, and the last one, which judges them."""
+        batches = Schedule().batches(spec.rows, spec.length)
+        tokens = len(batches[0]) * spec.length if batches else 0
+        step = 3 * self.layers * self.forward(tokens, spec.length) + 4 * self.head(tokens)
+        return (
+            (*(step,) * len(batches), step * max(1, spec.rows // 8) * spec.length / max(1, tokens)) if batches else ()
+        )
+
+    def self_text(self, spec: CalibrationSpec) -> float:
+        """The model writes its share of the tokens, each with the keys and values of those before it."""
+        if self.model.decoder_weights > selftext.LARGEST_MODEL:
+            return 0.0
+        tokens = int(selftext.SHARE * spec.rows * spec.length)
+        seen = min(spec.length, selftext.DOCUMENT) * self.kv * self.layers
+        return self.layers * self.forward(tokens, 0) + self.head(tokens) + tokens * seen * self.speed.element

@@ -1,0 +1,256 @@
+"""What a conversion survives: being stopped, killed, a full disk, damaged files. The result is always the same."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import convert, finished, request, weights_hash
+
+from exl2_tui.core.cancel import CancelToken
+from exl2_tui.core.errors import CancelledError, JobError
+from exl2_tui.core.events import (
+    Checkpointed,
+    Event,
+    JobFinished,
+    LayerMeasured,
+    LayerQuantized,
+    ModelWritten,
+    QualityWarning,
+    Tuned,
+)
+from exl2_tui.core.quant import output, workdir
+from exl2_tui.core.quant.job import ConvertJob
+from exl2_tui.core.requests import ConvertRequest
+
+TUNED_BITS = 3.0
+"""At which the tiny model loses enough for norms and scales to be tuned."""
+
+
+@pytest.mark.parametrize(("recipe", "bits"), [("classic", 4.0), ("refined", TUNED_BITS)])
+def test_stopped_after_any_event_the_result_is_the_same(tiny: Path, tmp_path: Path, recipe: str, bits: float) -> None:
+    events = convert(request(tiny, tmp_path / "whole", recipe=recipe, bits=(bits,)))
+    assert any(isinstance(event, Tuned) and event.kept for event in events) == (recipe == "refined")
+    expected = weights_hash(finished(events))
+    asked = request(tiny, tmp_path / "cut", recipe=recipe, bits=(bits,))
+    generator = random.Random(3)
+    for _ in range(60):
+        job = ConvertJob.open(asked)
+        steps = job.run()
+        limit = generator.randrange(1, 25)
+        seen = [event for _, event in zip(range(limit), steps, strict=False)]
+        steps.close()  # type: ignore[attr-defined]
+        job.close()
+        if isinstance(seen[-1], JobFinished):
+            break
+    assert weights_hash(finished(seen)) == expected
+    assert finished(convert(asked)) == finished(seen)  # a finished job only tells its result again
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a process told before it was killed: layers begun, layers checkpointed, and whether it was done."""
+
+    begun: set[tuple[str, str]]
+    kept: set[tuple[str, int]]
+    done: bool
+
+
+def run_and_kill(asked: ConvertRequest, patience: Callable[[], float]) -> Run:
+    """A conversion in a process of its own, killed with SIGKILL some time after its first event."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reader)
+            convert(asked, lambda event: os.write(writer, json.dumps(event.to_json()).encode() + b"\n"))
+            os._exit(0)
+        except BaseException:  # noqa: BLE001 - nothing may escape into the parent's test run
+            os._exit(1)
+    os.close(writer)
+    told = os.read(reader, 1 << 16)  # waits for the first event
+    time.sleep(patience())
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    while piece := os.read(reader, 1 << 16):
+        told += piece
+    os.close(reader)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    begun, kept = set(), set()
+    for line in told.split(b"\n")[:-1]:  # the last one may be cut
+        event = json.loads(line)
+        if event["event"] in ("LayerMeasured", "LayerQuantized"):
+            begun.add((event["event"], ".".join(event["key"].split(".")[:3])))
+        if event["event"] == "Checkpointed":
+            kept.add((event["stage"], event["layer"]))
+    return Run(begun, kept, not os.WIFSIGNALED(status))
+
+
+def test_killed_at_50_random_moments_the_result_is_the_same(tiny: Path, tmp_path: Path) -> None:
+    began = time.perf_counter()
+    expected = weights_hash(finished(convert(request(tiny, tmp_path / "whole", bits=(TUNED_BITS,)))))
+    whole = time.perf_counter() - began
+    generator = random.Random(11)
+    kills = jobs = 0
+    stages: set[str] = set()
+    while kills < 50:
+        asked = request(tiny, tmp_path / f"job-{jobs}", bits=(TUNED_BITS,))
+        jobs += 1
+        kept: set[tuple[str, int]] = set()
+        begun: set[tuple[str, str]] = set()
+        while True:
+            run = run_and_kill(asked, lambda: generator.uniform(0.0, 0.5 * whole))
+            assert not run.kept & kept, "a finished layer was computed again"
+            assert len(run.begun & begun) <= 1, "more than one layer was computed again"
+            kept, begun = kept | run.kept, begun | run.begun
+            if run.done:
+                break
+            kills += 1
+            if (tmp_path / f"job-{jobs - 1}" / "job.json").exists():
+                stages.add(json.loads((tmp_path / f"job-{jobs - 1}" / "job.json").read_bytes())["stage"])
+        model = tmp_path / f"job-{jobs - 1}" / f"model-{TUNED_BITS:g}bpw"
+        assert weights_hash(model) == expected
+        assert not list(model.parent.rglob("*.partial"))
+    assert jobs > 1 and {"measure", "quantize", "compile"} <= stages
+
+
+def test_cancelling_stops_soon_and_resumes(tiny: Path, tmp_path: Path) -> None:
+    token = CancelToken()
+    job = ConvertJob.open(request(tiny, tmp_path))
+    with pytest.raises(CancelledError):
+        for event in job.run(token):
+            if isinstance(event, LayerMeasured):
+                token.cancel()
+    job.close()
+    finished(convert(request(tiny, tmp_path)))
+
+
+def test_a_full_disk_at_any_file_leaves_a_job_that_resumes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file of a job fails once: states, layers, the state file, the shards, the report."""
+    asked = request(tiny, tmp_path / "work", recipe="classic", output=str(tmp_path / "out"))
+    real = os.fsync
+    allowed = failures = 0
+    left = 0
+
+    def full(handle: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    while True:
+        left = allowed = allowed + 1
+        try:
+            events = convert(asked)
+            break
+        except JobError as error:
+            assert "disk is full" in error.message and error.hint is not None and "same command" in error.hint
+            assert error.file is not None and str(tmp_path) in error.file
+            failures += 1
+    monkeypatch.undo()
+    assert failures > 5
+    assert weights_hash(finished(events)) == weights_hash(
+        finished(convert(request(tiny, tmp_path / "whole", recipe="classic")))
+    )
+
+
+def test_a_directory_that_turns_unwritable_leaves_a_job_that_resumes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, tensors: dict[str, torch.Tensor]) -> str:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    asked = request(tiny, tmp_path / "work", output=str(tmp_path / "out"))
+    for module in (workdir, output):  # first the work directory, then that of the model
+        monkeypatch.setattr(module, "write_file", refused)
+        with pytest.raises(JobError, match="Permission denied") as caught:
+            convert(asked)
+        assert caught.value.hint is not None and "same command" in caught.value.hint
+        monkeypatch.undo()
+    finished(convert(asked))
+
+
+def stopped_at(asked: ConvertRequest, kind: type[Event], stage: str) -> None:
+    """Runs a job until the first such event of a stage."""
+    job = ConvertJob.open(asked)
+    for event in job.run():
+        if isinstance(event, kind) and getattr(event, "stage", stage) == stage:
+            break
+    job.close()
+
+
+def damage(file: Path) -> None:
+    """One byte in the middle changes."""
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+
+
+def test_damaged_files_are_never_trusted(tiny: Path, tmp_path: Path) -> None:
+    expected = weights_hash(finished(convert(request(tiny, tmp_path / "whole"))))
+
+    def resumed(asked: ConvertRequest, damaged: str, again: str) -> list[Event]:
+        events = convert(asked)
+        told = [event.message for event in events if isinstance(event, QualityWarning)]
+        assert any(damaged in message and again in message for message in told)
+        assert weights_hash(finished(events)) == expected
+        return events
+
+    work = tmp_path / "layer"
+    stopped_at(request(tiny, work), Checkpointed, "quantize")
+    damage(next((work / "quantized-0").glob("*.safetensors")))
+    events = resumed(request(tiny, work), "layer-00000", "quantized again")
+    assert not any(isinstance(event, LayerMeasured) for event in events)  # the measurement was kept
+    assert sum(isinstance(event, LayerQuantized) for event in events) == 15
+
+    work = tmp_path / "states"
+    stopped_at(request(tiny, work), Checkpointed, "quantize")
+    next((work / "states").glob("*.safetensors")).unlink()
+    resumed(request(tiny, work), "states/", "quantized again")
+
+    work = tmp_path / "measuring"
+    stopped_at(request(tiny, work), Checkpointed, "measure")
+    damage(next((work / "states").glob("*.safetensors")))
+    resumed(request(tiny, work), "states/", "measured again")
+
+    work = tmp_path / "measured"
+    stopped_at(request(tiny, work), LayerQuantized, "quantize")
+    state = json.loads((work / "job.json").read_bytes())
+    state.update(stage="allocate", strategies=[])
+    (work / "job.json").write_text(json.dumps(state))
+    damage(work / "measurement.json")
+    resumed(request(tiny, work), "measurement.json", "measured again")
+
+    work = tmp_path / "rows"
+    stopped_at(request(tiny, work), Checkpointed, "measure")
+    damage(work / "calibration.safetensors")
+    with pytest.raises(JobError, match="damaged") as caught:
+        convert(request(tiny, work))
+    assert caught.value.file is not None and "calibration.safetensors" in caught.value.file
+
+
+def test_a_later_bitrate_is_mended_alone(tiny: Path, tmp_path: Path) -> None:
+    asked = request(tiny, tmp_path, bits=(5.0, 4.0), recipe="classic")
+    stopped_at(asked, ModelWritten, "quantize")
+    first = weights_hash(tmp_path / "model-5bpw")
+    job = ConvertJob.open(asked)
+    next(event for event in job.run() if isinstance(event, Checkpointed))
+    job.close()
+    damage(next((tmp_path / "quantized-1").glob("*.safetensors")))
+    events = convert(asked)
+    assert sum(isinstance(event, ModelWritten) for event in events) == 1
+    assert isinstance(events[-1], JobFinished) and len(events[-1].paths) == 2
+    assert weights_hash(tmp_path / "model-5bpw") == first
