@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,12 +129,17 @@ def test_signals_stop_a_job_that_goes_on(
     assert run.invoke(app, command).exit_code == 0
 
 
-def test_a_computation_that_cannot_be_interrupted_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_computation_that_cannot_be_interrupted_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One factorisation of a very wide layer does not look at the token for seconds."""
     forever = threading.Event()
     inside = threading.Event()
 
     class Stuck:
+        work = SimpleNamespace(path=tmp_path)
+        resumed = False
+
         @classmethod
         def open(cls, request: ConvertRequest, *, fresh: bool) -> Stuck:
             return cls()
