@@ -125,7 +125,8 @@ def test_tied_embeddings_give_a_head_of_their_own(tmp_path: Path, recipe: str) -
     model = made(tmp_path, recipe, None, tied=True)
     embedding = read_directory(model)["model.embed_tokens.weight"][1].astype("float32")
     head = decode(read_directory(model), "lm_head").astype("float32")[:, :300].T
-    assert abs(head - embedding).mean() < 0.05 * abs(embedding).mean()
+    # The refined recipe moves the head on purpose, to cancel drift.
+    assert abs(head - embedding).mean() < (0.05 if recipe == "classic" else 0.1) * abs(embedding).mean()
     assert json.loads((model / "config.json").read_text())["tie_word_embeddings"] is True
 
 
