@@ -47,9 +47,9 @@ def untuned(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Un
     for event in job.run():
         if isinstance(event, Checkpointed) and event.layer == LAYERS and event.stage == "quantize":
             break
-    states = job._load_states()
+    states = job.record.load_states()
     files = job._parts()
-    yield Untuned(job, files, parts_of(job.model, files), job._calibration().rows, states["reference"].clone())
+    yield Untuned(job, files, parts_of(job.model, files), job.record.calibration().rows, states["reference"].clone())
     job.close()
 
 
