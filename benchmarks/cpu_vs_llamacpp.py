@@ -1,267 +1,365 @@
-"""Our CPU engine against llama.cpp on equal shapes and nearly equal bits per weight, in one run.
+"""Our CPU engine against llama.cpp at equal stored bytes, in one run; the results go on where the last run stopped.
 
-    pip install llama-cpp-python gguf           # built from source: native flags
-    python benchmarks/cpu_vs_llamacpp.py 1.1B   # or 7B, or both
+    python -m venv LLAMA; CMAKE_ARGS=-DGGML_NATIVE=ON LLAMA/bin/pip install llama-cpp-python   # built from source
+    pip install gguf
+    python benchmarks/cpu_vs_llamacpp.py --llama LLAMA/bin/python 1.1B 7B MODEL_DIRECTORY ...
+    python benchmarks/cpu_table.py              # the results as the tables of docs/performance.md
 
-For every pair of quantizations both models are loaded, each in a process of its own, and measured alternately, so that
-whatever else the machine does hits both. Medians of the repetitions; the spread is (max - min) / median. The bits per
-weight of ours are set near what llama.cpp stores in its layers; docs/performance.md gives those of both files.
-Results are printed as a table
-and written to benchmarks/results/.
+A model is a shape of random weights, made here, or a directory of trained float16 weights; --exl2 names directories
+with EXL2 conversions of trained models. Of random weights we choose bits so that the decoder's layers and the head
+together hold the bytes that llama.cpp's do; what both really hold is read from both files.
+
+A row is a model, a llama.cpp quantization and a number of threads. Both engines run in processes of their own
+(cpu_engine.py) and take turns in short runs, each with a measurement of the memory's read bandwidth before it, so that
+what else the machine does hits both; how many cores other processes kept busy is counted. llama.cpp runs as it is and
+without its repacking of weights; the faster one counts, for decoding and for prompts separately. Every raw number goes
+to benchmarks/results/cpu_vs_llamacpp.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
+import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from random_models import SHAPES, Shape, quantize_gguf, write_dense, write_exl2, write_gguf
+from gguf_models import quantize, random_tensors, read_bytes, write_gguf
+from random_models import SHAPES, Shape, write_dense, write_exl2
+
+from exl2_tui.core.checkpoint import Checkpoint
+from exl2_tui.core.config import ModelConfig
+from exl2_tui.core.model.estimate import cache_bytes
+from exl2_tui.core.model.layout import model_linears
+from exl2_tui.core.model.weights import linear_names
+from exl2_tui.core.speed import read_bandwidth, read_buffer
 
 ROOT = Path(__file__).resolve().parents[1]
-CONTEXT = 2688
-DEPTH = 2048
+RESULTS = ROOT / "benchmarks" / "results" / "cpu_vs_llamacpp.json"
+# llama.cpp's quantizations, and the bits of our head; of the layers' bits see matched_bits().
+KINDS = {"Q2_K": 6, "Q3_K_M": 6, "Q4_0": 6, "Q4_K_M": 6, "Q5_K_M": 6, "Q6_K": 6, "Q8_0": 8, "F16": 16}
 PROMPT = 512
-# llama.cpp's quantization, bits per weight asked of our layers, bits of our head (theirs: 6.56, Q8_0 8.5, F16 16)
-PAIRS = (
-    ("Q2_K", 3.00, 6),
-    ("Q3_K_M", 3.91, 6),
-    ("Q4_0", 4.50, 6),
-    ("Q4_K_M", 4.78, 6),
-    ("Q5_K_M", 5.63, 6),
-    ("Q6_K", 6.56, 6),
-    ("Q8_0", 8.05, 8),
-    ("F16", 16.0, 16),
-)
+RUN_SECONDS = 0.2  # of decoding at a time
+CPU_NAMES = {("AuthenticAMD", 26): "Zen 5", ("AuthenticAMD", 25): "Zen 3/4"}
 
 
-class Ours:
-    """exl2-tui in this process."""
+@dataclass(frozen=True)
+class Pair:
+    """The same model in both programs' formats. read: bytes of layers and head, which every token reads."""
 
-    def __init__(self, path: str, threads: int) -> None:
-        from exl2_tui.core.checkpoint import Checkpoint
-        from exl2_tui.core.config import ModelConfig
-        from exl2_tui.core.model.loader import load_model, plan_load
-        from exl2_tui.core.requests import LoadOptions
-
-        options = LoadOptions(context=CONTEXT, device="cpu", threads=threads)
-        with Checkpoint.open(path) as checkpoint:
-            config = ModelConfig.from_dir(path)
-            plan = plan_load(checkpoint, config, options)
-            self.model = load_model(checkpoint, config, options, plan=plan)
-        self.cache = self.model.new_cache(CONTEXT, "fp16")
-
-    def run(self, count: int) -> None:
-        self.model.forward([7] * count, self.cache)
-
-    def truncate(self, length: int) -> None:
-        self.cache.truncate(length)
+    ours: Path
+    theirs: Path
+    our_read: int
+    their_read: int
+    context: int
+    depth: int
 
 
-class LlamaCpp:
-    """llama.cpp in this process, through its own C interface."""
+class Child:
+    """An engine in its process."""
 
-    def __init__(self, path: str, threads: int) -> None:
-        import llama_cpp
-
-        self.lib = llama_cpp
-        self.llama = llama_cpp.Llama(
-            path,
-            n_ctx=CONTEXT,
-            n_threads=threads,
-            n_threads_batch=threads,
-            n_batch=PROMPT,
-            n_ubatch=PROMPT,
-            verbose=False,
+    def __init__(self, python: str, engine: str, path: Path, threads: int, context: int, *flags: str) -> None:
+        script = Path(__file__).with_name("cpu_engine.py")
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [python, str(script), engine, str(path), str(threads), str(context), *flags],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
         )
-        self.context = self.llama.ctx
+        self.started: dict[str, Any] = self._answer()
 
-    def run(self, count: int) -> None:
-        tokens = (self.lib.llama_token * count)(*([7] * count))
-        if self.lib.llama_decode(self.context, self.lib.llama_batch_get_one(tokens, count)) != 0:
-            raise SystemExit("llama_decode failed")
-        self.lib.llama_get_logits_ith(self.context, -1)
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a measured process ended early: {self.process.args}")
+        return json.loads(line)
 
-    def truncate(self, length: int) -> None:
-        self.lib.llama_memory_seq_rm(self.lib.llama_get_memory(self.context), 0, length, -1)
+    def ask(self, *job: object) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
 
 
-ENGINES: dict[str, Callable[[str, int], Any]] = {"ours": Ours, "llama.cpp": LlamaCpp}
+class Comparison:
+    """Both engines on one pair with some threads."""
 
+    def __init__(self, pair: Pair, threads: int, llama: str) -> None:
+        self.pair, self.threads, self.llama = pair, threads, llama
 
-def serve(pipe: Connection, engine: str, path: str, threads: int) -> None:
-    """A worker: loads one model, then answers ("prompt" | "decode", length or depth, tokens) with seconds per token."""
-    started = time.perf_counter()
-    model = ENGINES[engine](path, threads)
-    loaded = time.perf_counter() - started
-    model.run(1)
-    first = time.perf_counter() - started
-    pipe.send({"load": loaded, "first_token": first})
-    filled = 0
-    while (job := pipe.recv()) is not None:
-        kind, length, count = job
-        if kind == "prompt":
-            model.truncate(0)
-            started = time.perf_counter()
-            model.run(length)
-            pipe.send((time.perf_counter() - started) / length)
-            filled = length
-            continue
-        if filled < length:
-            model.truncate(0)
-            for _ in range(length // PROMPT):
-                model.run(PROMPT)
-            filled = length
-        model.truncate(length)
-        model.run(1)
-        started = time.perf_counter()
+    def child(self, engine: str) -> Child:
+        pair = self.pair
+        if engine == "ours":
+            return Child(sys.executable, "ours", pair.ours, self.threads, pair.context)
+        flags = ["--plain"] if engine == "plain" else []
+        return Child(self.llama, "llama.cpp", pair.theirs, self.threads, pair.context, *flags)
+
+    def starts(self, repeats: int) -> list[dict[str, Any]]:
+        """Load time, time to the first token, and memory after a prompt; files out of the page cache, then in it."""
+        found = []
+        for engine in ("ours", "llama.cpp", "plain"):
+            for cache in ("cold", *["warm"] * repeats):
+                (drop_from_cache if cache == "cold" else read_into_cache)(self.files(engine))
+                child = self.child(engine)
+                entry = {"engine": engine, "cache": cache, **child.started}
+                if cache == "warm":
+                    child.ask("prompt", PROMPT)
+                    entry["peak_memory"] = child.ask("peak")
+                child.close()
+                found.append(entry)
+        return found
+
+    def files(self, engine: str) -> list[Path]:
+        return sorted(self.pair.ours.glob("*.safetensors")) if engine == "ours" else [self.pair.theirs]
+
+    def rounds(self, count: int, prompts: int) -> dict[str, Any]:
+        """Seconds per token of each engine, in rounds: of decoding at both depths, then of prompts."""
+        children = {engine: self.child(engine) for engine in ("ours", "llama.cpp", "plain")}
+        labels = {engine: child.started["label"] for engine, child in children.items()}
+        pace = {engine: min(child.ask("decode", 0, 4) for _ in range(3)) for engine, child in children.items()}
+        rivals = [min(("llama.cpp", "plain"), key=pace.__getitem__)]
+        depths = [0, self.pair.depth]
+        watch = Watch([os.getpid(), *(child.process.pid for child in children.values())])
+        buffer = read_buffer()
+        decoding = []
         for _ in range(count):
-            model.run(1)
-        pipe.send((time.perf_counter() - started) / count)
-    pipe.send(peak_memory())
+            entry: dict[str, Any] = {}
+            for depth in depths:
+                for engine in ("ours", *rivals):
+                    entry[f"bandwidth {engine} {depth}"] = read_bandwidth(threads=self.threads, passes=3, buffer=buffer)
+                    tokens = max(3, min(64, round(RUN_SECONDS / pace[engine])))
+                    entry[f"{engine} {depth}"] = children[engine].ask("decode", depth, tokens)
+            decoding.append(entry)
+        prompting = [
+            {engine: child.ask("prompt", PROMPT) for engine, child in children.items()} for _ in range(prompts)
+        ]
+        others = watch.others()
+        for child in children.values():
+            child.close()
+        return {
+            "labels": labels,
+            "pace": pace,
+            "rival": rivals[0],
+            "others": others,
+            "decode": decoding,
+            "prompt": prompting,
+        }
 
 
-def peak_memory() -> int:
-    """Bytes of memory this process ever held. (ru_maxrss would count the parent's, too.)"""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
+class Watch:
+    """How many cores other processes kept busy, since it was made: a row is worth nothing if that is not near 0."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self.pids = pids
+        self.began = self._seconds()
+
+    def others(self) -> float:
+        wall, machine, ours = (now - before for now, before in zip(self._seconds(), self.began, strict=True))
+        return max(0.0, (machine - ours) / wall)
+
+    def _seconds(self) -> tuple[float, float, float]:
+        """Of the clock; that any core was busy, or kept from us by the machine's host; that `pids` ran."""
+        tick = os.sysconf("SC_CLK_TCK")
+        user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+        fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.pids]
+        ours = sum(int(found[11]) + int(found[12]) for found in fields)  # utime, stime
+        return time.monotonic(), (user + nice + system + irq + softirq + steal) / tick, ours / tick
 
 
-class Worker:
-    """One engine with one model in a process of its own."""
-
-    def __init__(self, engine: str, path: Path, threads: int) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(theirs, engine, str(path), threads))
-        self.process.start()
-        self.start: dict[str, float] = self.pipe.recv()
-
-    def measure(self, *job: object) -> float:
-        self.pipe.send(job)
-        return float(self.pipe.recv())
-
-    def stop(self) -> int:
-        """Peak memory in bytes."""
-        self.pipe.send(None)
-        peak = int(self.pipe.recv())
-        self.process.join()
-        return peak
+def drop_from_cache(files: list[Path]) -> None:
+    for file in files:
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def compare(ours: Path, theirs: Path, threads: int, repeats: int) -> dict[str, Any]:
-    """Tokens per second of both, measured alternately."""
-    workers = {"ours": Worker("ours", ours, threads), "llama.cpp": Worker("llama.cpp", theirs, threads)}
-    jobs = {"decode": ("decode", 0, 24), "decode at 2048": ("decode", DEPTH, 16), "prompt": ("prompt", PROMPT, 0)}
-    result: dict[str, Any] = {name: worker.start for name, worker in workers.items()}
-    for label, job in jobs.items():
-        times: dict[str, list[float]] = {name: [] for name in workers}
-        for worker in workers.values():
-            worker.measure(*job)  # warm up
-        for _ in range(repeats):
-            for name, worker in workers.items():
-                times[name].append(worker.measure(*job))
-        for name, values in times.items():
-            middle = statistics.median(values)
-            result[name][label] = 1 / middle
-            result[name][f"{label} spread"] = (max(values) - min(values)) / middle
-    for name, worker in workers.items():
-        result[name]["peak_memory"] = worker.stop()
-    return result
+def read_into_cache(files: list[Path]) -> None:
+    buffer = bytearray(1 << 24)
+    for file in files:
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
 
 
-def files(folder: Path, name: str, shape: Shape, kind: str, bits: float, head_bits: int) -> tuple[Path, Path]:
-    """Our directory and llama.cpp's file, made unless they are there."""
-    full = folder / f"{name}-F16.gguf"
-    if not full.is_file():
-        write_gguf(full, shape, CONTEXT)
-    if kind == "F16":
-        ours = folder / f"{name}-fp16"
-        return (ours if ours.is_dir() else write_dense(ours, shape, CONTEXT)), full
-    theirs = folder / f"{name}-{kind}.gguf"
-    if not theirs.is_file():
-        quantize_gguf(full, theirs, kind, multiprocessing.cpu_count())
-    ours = folder / f"{name}-exl2-{bits}"
-    return (ours if ours.is_dir() else write_exl2(ours, shape, bits, head_bits, CONTEXT)), theirs
+class Models:
+    """Makes the files that are not there yet."""
+
+    def __init__(self, folder: Path, llama: str, conversions: list[Path]) -> None:
+        self.folder, self.llama, self.conversions = folder, llama, conversions
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def pair(self, model: str, kind: str) -> Pair:
+        if model in SHAPES:
+            return self._random(model, SHAPES[model], kind)
+        return self._trained(Path(model), kind)
+
+    def _random(self, name: str, shape: Shape, kind: str) -> Pair:
+        context, depth = 2688, 2048
+        config = ModelConfig.from_dict(shape.config(context))
+        full = self.folder / f"{name}-F16.gguf"
+        theirs = full if kind == "F16" else self.folder / f"{name}-{kind}.gguf"
+        if not theirs.is_file():
+            if not full.is_file():
+                write_gguf(full.with_suffix(".part"), config, random_tensors(), context).rename(full)
+            if kind != "F16":
+                quantize(self.llama, full, theirs, kind, os.cpu_count() or 1)
+        their_read = sum(read_bytes(theirs))
+        ours = self.folder / f"{name}-as-{kind}"
+        if not (ours / "config.json").is_file():
+            if kind == "F16":
+                write_dense(ours, shape, context)
+            else:
+                write_exl2(ours, shape, matched_bits(config, their_read, KINDS[kind]), KINDS[kind], context)
+        return Pair(ours, theirs, stored_bytes(ours), their_read, context, depth)
+
+    def _trained(self, directory: Path, kind: str) -> Pair:
+        """Ours: the original for F16, else the conversion of it that is nearest in bytes."""
+        config = ModelConfig.from_dir(directory)
+        context = config.max_position_embeddings
+        full = self.folder / f"{directory.name}-F16.gguf"
+        theirs = full if kind == "F16" else self.folder / f"{directory.name}-{kind}.gguf"
+        with Checkpoint.open(directory) as checkpoint:
+            if not full.is_file():
+                write_gguf(full.with_suffix(".part"), config, lambda name, _: checkpoint.tensor(name).numpy(), context)
+                full.with_suffix(".part").rename(full)
+        if not theirs.is_file():
+            quantize(self.llama, full, theirs, kind, os.cpu_count() or 1)
+        their_read = sum(read_bytes(theirs))
+        candidates = [directory] if kind == "F16" else self.conversions
+        sizes = {path: stored_bytes(path) for path in candidates}
+        ours = min(sizes, key=lambda path: abs(sizes[path] - their_read))
+        return Pair(ours, theirs, sizes[ours], their_read, context, context - 128)
 
 
-def weight_bytes(path: Path, shape: Shape) -> int:
-    """Bytes that one token reads: all weights but the embedding."""
-    stored = path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    return stored - shape.vocab * shape.hidden * 2 if path.is_dir() else stored
+def stored_bytes(directory: Path) -> int:
+    """Of all linears, each of which a token reads once: what read_bytes() counts in a GGUF file."""
+    with Checkpoint.open(directory) as checkpoint:
+        config = ModelConfig.from_dir(directory)
+        names = [name for spec in model_linears(config) for name in linear_names(checkpoint, spec)]
+        return sum(checkpoint.info(name).nbytes for name in names)
 
 
-def table(rows: list[dict[str, Any]], bandwidth: float) -> str:
-    """Markdown. Our share of the read bandwidth counts weights only."""
-    lines = [
-        "| model | llama.cpp | bpw | threads | decode t/s (theirs) | ratio | of bandwidth "
-        "| at 2048 | prompt 512 t/s | ratio |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        our, their = row["ours"], row["llama.cpp"]
-        share = our["decode"] * row["our_bytes"] / bandwidth
-        lines.append(
-            f"| {row['shape']} | {row['kind']} | {row['bits']:.2f} | {row['threads']} "
-            f"| {our['decode']:.1f} ({their['decode']:.1f}) | **{our['decode'] / their['decode']:.2f}** | {share:.0%} "
-            f"| {our['decode at 2048']:.1f} ({their['decode at 2048']:.1f}), "
-            f"{our['decode at 2048'] / their['decode at 2048']:.2f} "
-            f"| {our['prompt']:.0f} ({their['prompt']:.0f}) | **{our['prompt'] / their['prompt']:.2f}** |"
-        )
-    return "\n".join(lines)
+def matched_bits(config: ModelConfig, read: int, head_bits: float) -> float:
+    """Bits per weight of the layers, so that with such a head both together take `read` bytes."""
+    weights = [spec.in_features * spec.out_features for spec in model_linears(config) if spec.prefix != "lm_head"]
+    head = config.vocab_size * config.hidden_size * head_bits / 8
+    return (read - head) * 8 / sum(weights)
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
+    return found.stdout.strip()
+
+
+def machine() -> str:
+    """As /proc/cpuinfo tells it."""
+    fields: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    core = CPU_NAMES.get((fields.get("vendor_id", ""), int(fields.get("cpu family", 0))))
+    vectors = "AVX-512 with VNNI" if "avx512_vnni" in fields.get("flags", "") else "AVX2"
+    name = fields.get("model name", platform.machine())
+    return f"{name}{f' ({core})' if core else ''}, {os.cpu_count()} cores, {vectors}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shapes", nargs="*", default=["1.1B"], choices=[*SHAPES])
+    parser.add_argument("models", nargs="+", help=f"{', '.join(SHAPES)} or a directory")
+    parser.add_argument("--llama", default=sys.executable, help="the Python that has llama-cpp-python")
+    parser.add_argument("--exl2", type=Path, nargs="*", default=[], help="conversions of the trained model")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench-models", help="where models are made")
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--kinds", nargs="*", default=[kind for kind, _, _ in PAIRS])
+    parser.add_argument("--rounds", type=int, default=7, help="of decoding")
+    parser.add_argument("--prompts", type=int, default=3, help="repetitions of the prompt")
+    parser.add_argument("--starts", type=int, default=0, help="also measure loading, so many times from a warm cache")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no row after so long")
+    parser.add_argument("--again", action="store_true", help="measure rows again that are there")
+    parser.add_argument("--only-make", action="store_true", help="make the files, measure nothing")
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-
-    from exl2_tui.core.speed import read_bandwidth
-
-    bandwidth = read_bandwidth()
-    rows = []
-    for name in options.shapes:
-        for kind, bits, head_bits in PAIRS:
-            if kind not in options.kinds:
-                continue
-            ours, theirs = files(options.folder, name, SHAPES[name], kind, bits, head_bits)
-            for threads in options.threads:
-                row = compare(ours, theirs, threads, options.repeats)
-                row |= {"shape": name, "kind": kind, "bits": bits, "threads": threads}
-                row |= {
-                    "our_bytes": weight_bytes(ours, SHAPES[name]),
-                    "their_bytes": weight_bytes(theirs, SHAPES[name]),
+    began = time.monotonic()
+    models = Models(options.folder, options.llama, options.exl2)
+    report = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
+    isa = os.environ.get("EXL2_TUI_ISA", "")
+    for model in options.models:
+        for kind in options.kinds:
+            pair = models.pair(model, kind)
+            off = pair.our_read / pair.their_read - 1
+            print(f"{model} {kind}: {pair.our_read / 1e6:.1f} MB ({pair.their_read / 1e6:.1f}, {off:+.2%})", flush=True)
+            for threads in [] if options.only_make else options.threads:
+                key = " ".join([Path(model).name, kind, str(threads), isa]).strip()
+                done = report["rows"].get(key, {})
+                wanted = [part for part in ("rounds", "starts") if options.again or part not in done]
+                if not options.starts:
+                    wanted = [part for part in wanted if part != "starts"]
+                if not wanted or time.monotonic() - began > 60 * options.minutes:
+                    continue
+                comparison = Comparison(pair, threads, options.llama)
+                row = {
+                    **done,
+                    "model": Path(model).name,
+                    "kind": kind,
+                    "threads": threads,
+                    "isa": isa,
+                    "commit": commit(),
+                    "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+                    "our_read": pair.our_read,
+                    "their_read": pair.their_read,
+                    "depth": pair.depth,
+                    "our_file": sum(file.stat().st_size for file in pair.ours.glob("*.safetensors")),
+                    "their_file": pair.theirs.stat().st_size,
+                    "cache_bytes": cache_bytes(ModelConfig.from_dir(pair.ours), pair.context, "fp16"),
                 }
-                rows.append(row)
-                print(table(rows[-1:], bandwidth).splitlines()[-1], flush=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
+                if "starts" in wanted:
+                    row["starts"] = comparison.starts(options.starts)
+                if "rounds" in wanted:
+                    row["rounds"] = comparison.rounds(options.rounds, options.prompts)
+                report["machine"] = machine()
+                report["rows"][key] = row
+                RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+                print(f"  {key}: {short(row)} ({time.monotonic() - began:.0f} s)", flush=True)
+
+
+def short(row: dict[str, Any]) -> str:
+    """The row's ratios, for whoever watches."""
+    rounds = row["rounds"]
+    rival = rounds["rival"]
+    found = []
+    for depth in (0, row["depth"]):
+        ours = statistics.median(entry[f"ours {depth}"] for entry in rounds["decode"])
+        theirs = statistics.median(entry[f"{rival} {depth}"] for entry in rounds["decode"])
+        width = statistics.median(entry[f"bandwidth ours {depth}"] for entry in rounds["decode"])
+        found.append(
+            f"at {depth} {1 / ours:.1f} t/s ({1 / theirs:.1f}), {theirs / ours:.2f}, "
+            f"{row['our_read'] / ours / width:.0%} of {width / 1e9:.0f} GB/s"
+        )
+    ours = statistics.median(entry["ours"] for entry in rounds["prompt"])
+    theirs = min(statistics.median(entry[name] for entry in rounds["prompt"]) for name in ("llama.cpp", "plain"))
+    return "; ".join(
+        [
+            *found,
+            f"prompt {1 / ours:.0f} ({1 / theirs:.0f}), {theirs / ours:.2f}",
+            f"rival {rival}",
+            f"others {rounds['others']:.2f} cores",
+        ]
     )
-    report = {
-        "commit": commit.stdout.strip(),
-        "machine": platform.processor() or platform.machine(),
-        "cores": multiprocessing.cpu_count(),
-        "bandwidth": bandwidth,
-        "rows": rows,
-    }
-    results = ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    target = results / f"cpu_vs_llamacpp_{'_'.join(options.shapes)}.json"
-    target.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"\nread bandwidth {bandwidth / 1e9:.1f} GB/s\n\n{table(rows, bandwidth)}\n\n{target}")
 
 
 if __name__ == "__main__":

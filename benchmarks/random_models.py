@@ -6,7 +6,6 @@ Random codes are as fast or slow as trained ones; they only talk nonsense.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +55,11 @@ SHAPES = {
 }
 
 
-def write_exl2(path: Path, shape: Shape, bits: float, head_bits: int, context: int, seed: int = 0) -> Path:
-    """An EXL2 directory whose layers average `bits` bits per weight, all overhead counted; head_bits: of the head."""
+def write_exl2(path: Path, shape: Shape, bits: float, head_bits: float, context: int, seed: int = 0) -> Path:
+    """An EXL2 directory whose layers average `bits` bits per weight, all overhead counted; head_bits: of the head.
+
+    A linear can only come near a width, by a group of rows more or less; what one misses the next ones make up for.
+    """
     config = shape.config(context)
     parsed = ModelConfig.from_dict(config)
     generator = torch.Generator().manual_seed(seed)
@@ -66,13 +68,17 @@ def write_exl2(path: Path, shape: Shape, bits: float, head_bits: int, context: i
     }
     tensors[EMBEDDING] = torch.randn(shape.vocab, shape.hidden, generator=generator).mul_(0.02).half()
     perms: dict[tuple[str, int], Tensor] = {}
+    owed = 0.0
     for spec in model_linears(parsed):
         # q, k, v and gate, up share a Hessian and therefore a permutation in real files.
         block = spec.prefix.rsplit(".", 1)[0]
         key = (spec.prefix if spec.prefix.endswith(("o_proj", "down_proj")) else block, spec.in_features)
         perm = perms.setdefault(key, torch.randperm(spec.in_features, generator=generator))
-        target = float(head_bits) if spec.prefix == "lm_head" else bits
-        tensors |= exl2_linear(spec, target, perm, generator)
+        weights = spec.in_features * spec.out_features
+        wanted = (head_bits if spec.prefix == "lm_head" else bits) * weights / 8 + owed
+        linear = exl2_linear(spec, wanted * 8 / weights, perm, generator)
+        owed = wanted - sum(tensor.nbytes for tensor in linear.values())
+        tensors |= linear
     return _write(path, config, tensors)
 
 
@@ -92,14 +98,16 @@ def write_dense(path: Path, shape: Shape, context: int, seed: int = 0) -> Path:
 
 
 def exl2_linear(spec: LinearSpec, bits: float, perm: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """The stored tensors of one linear of `bits` bits per weight, by full name, on the generator's device."""
+    """The stored tensors of one linear of about `bits` bits per weight, all of them counted, by full name, on the
+    generator's device."""
     rows, columns = spec.in_features, padded_columns(spec.out_features)
-    widths = list(_group_widths(rows, bits - (4 / GROUP + 32 / columns)))
+    groups = rows // GROUP
+    overhead = groups * (columns // 2 + 2 + 4) + 4 * rows
+    widths = _group_widths(groups, bits - overhead * 8 / (rows * columns))
     starts, words = [], 0
     for width in widths:
         starts += [width, words]
         words += width * GROUP // 32
-    groups = len(widths)
 
     def random_words(*shape: int) -> Tensor:
         places = {"generator": generator, "device": generator.device}
@@ -114,14 +122,12 @@ def exl2_linear(spec: LinearSpec, bits: float, perm: Tensor, generator: torch.Ge
     }
 
 
-def _group_widths(rows: int, bits: float) -> Iterator[int]:
-    """Widths of the groups of GROUP rows, wide ones first, that average `bits` with the two widths around it."""
-    groups = rows // GROUP
+def _group_widths(groups: int, bits: float) -> list[int]:
+    """Widths of the groups, wide ones first, that come nearest to `bits` on average with the two widths around it."""
     upper = next((width for width in WIDTHS if width >= bits), WIDTHS[-1])
     lower = max((width for width in WIDTHS if width <= bits), default=WIDTHS[0])
     wide = 0 if upper == lower else round(groups * (bits - lower) / (upper - lower))
-    yield from [upper] * wide
-    yield from [lower] * (groups - wide)
+    return [upper] * wide + [lower] * (groups - wide)
 
 
 def _write(path: Path, config: dict[str, object], tensors: dict[str, Tensor]) -> Path:
@@ -129,63 +135,3 @@ def _write(path: Path, config: dict[str, object], tensors: dict[str, Tensor]) ->
     write_file(path / "output.safetensors", tensors, durable=False)
     (path / "config.json").write_text(json.dumps(config, indent=2))
     return path
-
-
-def write_gguf(path: Path, shape: Shape, context: int, seed: int = 0) -> Path:
-    """A float16 GGUF file of the same shape, one tensor in memory at a time. Needs the package gguf."""
-    import gguf
-    import numpy as np
-
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(context)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_block_count(shape.layers)
-    writer.add_feed_forward_length(shape.ffn)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(shape.hidden // shape.heads)
-    writer.add_file_type(1)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([b"<unk>", b"<s>", b"</s>", *(f"t{i}".encode() for i in range(3, shape.vocab))])
-    writer.add_token_scores([0.0] * shape.vocab)
-    writer.add_token_types([2, 3, 3, *[1] * (shape.vocab - 3)])
-    kv = shape.hidden // shape.heads * shape.kv_heads
-    matrices = {"token_embd": (shape.vocab, shape.hidden), "output": (shape.vocab, shape.hidden)}
-    for i in range(shape.layers):
-        matrices |= {
-            f"blk.{i}.attn_q": (shape.hidden, shape.hidden),
-            f"blk.{i}.attn_k": (kv, shape.hidden),
-            f"blk.{i}.attn_v": (kv, shape.hidden),
-            f"blk.{i}.attn_output": (shape.hidden, shape.hidden),
-            f"blk.{i}.ffn_gate": (shape.ffn, shape.hidden),
-            f"blk.{i}.ffn_up": (shape.ffn, shape.hidden),
-            f"blk.{i}.ffn_down": (shape.hidden, shape.ffn),
-        }
-    norms = ["output_norm", *(f"blk.{i}.{name}_norm" for i in range(shape.layers) for name in ("attn", "ffn"))]
-    for name in norms:
-        writer.add_tensor_info(f"{name}.weight", (shape.hidden,), np.dtype("float32"), shape.hidden * 4)
-    for name, size in matrices.items():
-        writer.add_tensor_info(f"{name}.weight", size, np.dtype("float16"), size[0] * size[1] * 2)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for _ in norms:
-        writer.write_tensor_data(np.ones(shape.hidden, dtype=np.float32))
-    numbers = np.random.default_rng(seed)
-    for size in matrices.values():
-        writer.write_tensor_data((numbers.standard_normal(size, dtype=np.float32) * 0.02).astype(np.float16))
-    writer.close()
-    return path
-
-
-def quantize_gguf(source: Path, target: Path, kind: str, threads: int) -> Path:
-    """llama.cpp's own quantization of a GGUF file; kind as "Q4_K_M". Needs the package llama-cpp-python."""
-    import llama_cpp
-
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
-    parameters.nthread = threads
-    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), parameters) != 0:
-        raise SystemExit(f"llama.cpp could not quantize {source} to {kind}")
-    return target
