@@ -18,6 +18,7 @@ from textual import events, on
 from textual.app import App
 from textual.binding import BindingType
 from textual.message import Message
+from textual.screen import Screen
 from textual.theme import Theme
 from textual.timer import Timer
 from textual.widget import Widget
@@ -250,7 +251,7 @@ class Exl2App(App[None]):
         changes = Changes()
         for event in self._bridge.drain():
             if isinstance(event, PromptPreview | ModesListed | ModelsListed | SamplerPreview | MachineFound):
-                for screen in self.screen_stack:
+                for screen in self.drawn:
                     if isinstance(screen, HearsService):
                         screen.service_event(event)
                 continue
@@ -270,12 +271,17 @@ class Exl2App(App[None]):
     def _turn_saved(self, event: Saved) -> None:
         self.repaint(self.session.saved(event.token))
 
+    @property
+    def drawn(self) -> list[Screen[Any]]:
+        """The screens that can be drawn on: none once the app is leaving, because Textual takes their parts away."""
+        return [screen for screen in self.screen_stack if screen.is_mounted and screen.is_attached]
+
     def repaint(self, changes: Changes) -> None:
         """Passes changes to the screens that show them."""
         if changes == Changes():
             return
-        for screen in self.screen_stack:
-            if isinstance(screen, Draws) and screen.is_mounted:
+        for screen in self.drawn:
+            if isinstance(screen, Draws):
                 screen.repaint(changes)
         if changes.jobs:
             self.convert.repaint()

@@ -58,7 +58,7 @@ class ConvertPlace:
     def hears(self, event: Event) -> Changes | None:
         """Takes an event of the bridge; None if it is none of this place's."""
         if isinstance(event, ConvertChecked):
-            for screen in self.app.screen_stack:
+            for screen in self.app.drawn:
                 if isinstance(screen, HearsCheck):
                     screen.checked(event)
             return Changes()
@@ -79,8 +79,8 @@ class ConvertPlace:
 
     def repaint(self) -> None:
         """Some conversion changed."""
-        for screen in self.app.screen_stack:
-            if isinstance(screen, ShowsJobs) and screen.is_mounted:
+        for screen in self.app.drawn:
+            if isinstance(screen, ShowsJobs):
                 screen.jobs_changed()
 
     def open(self) -> None:

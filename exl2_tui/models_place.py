@@ -323,8 +323,8 @@ class ModelsPlace:
             self._service.close(timeout)
 
     def _each(self, kind: type, call: Callable[..., None]) -> None:
-        for screen in self.app.screen_stack:
-            if isinstance(screen, kind) and screen.is_mounted:
+        for screen in self.app.drawn:
+            if isinstance(screen, kind):
                 call(screen)
 
 

@@ -43,8 +43,6 @@ class HearsService(Protocol):
 class Draws(Protocol):
     """A screen that shows the session."""
 
-    is_mounted: bool
-
     def repaint(self, changes: Changes) -> None: ...
 
 

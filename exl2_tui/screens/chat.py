@@ -105,7 +105,9 @@ class ChatScreen(TurnActions):
     # Drawing
 
     def repaint(self, changes: Changes) -> None:
-        """Draws what changed and nothing else."""
+        """Draws what changed and nothing else; once the app is leaving, nothing."""
+        if not self.is_attached:
+            return
         session = self._session
         transcript = self.query_one(Transcript)
         if changes.turns:
@@ -310,8 +312,9 @@ class ChatScreen(TurnActions):
         from exl2_tui.widgets.find_bar import FindBar
 
         if not self._find_bars:
-            await self.mount(FindBar(), before=self.query_one("#queue"))
-        self._find_bars.first(FindBar).open()
+            await self.mount_all([FindBar()], before=self.query_one("#queue"))
+        for bar in self._find_bars.results(FindBar):  # none if the app is leaving
+            bar.open()
 
     @property
     def _find_bars(self) -> DOMQuery[Widget]:

@@ -81,7 +81,7 @@ class CodeView(Vertical):
             if len(code.lines) <= end:
                 return
             self._parts.append((end, Findable("", markup=False)))
-            self.mount(self._parts[-1][1])
+            self.mount_all([self._parts[-1][1]])
 
     def _part_lines(self, start: int) -> int:
         return max(PART_LINES, start // 100)

@@ -259,7 +259,7 @@ class Transcript(VerticalScroll, can_focus=False):
                     known = TurnView(turn, *versions[turn.id])
                     known.set_class(turn.id == self._marked, "-marked")
                     self._views[turn.id] = known
-                    turns.mount(known, before=before)
+                    turns.mount_all([known], before=before)
                 before = known
             self.set_class(self._start > 0, "-more-above")
             self.set_class(self._end < len(self._turns), "-more-below")

@@ -59,6 +59,7 @@ class TurnView(Vertical):
         self.versions = versions
         self._shown = len(turn.text)
         self._notice = ""
+        self._whole = False  # the parts are mounted
         self.finished = turn.state != "writing"  # what is shown is all of it
 
     def compose(self) -> ComposeResult:
@@ -69,12 +70,20 @@ class TurnView(Vertical):
             return
         from exl2_tui.widgets.live_text import LiveText  # the Markdown parser is not needed for the first frame
 
+        self._shown = len(self.turn.text)
         yield LiveText(self.turn.text, done=self.turn.state != "writing")
         yield Row(classes="-figures")
 
     def on_mount(self) -> None:
-        self.refresh_notices()
-        if self.turn.state != "writing":
+        if not self.is_attached:  # the app is leaving: Textual has mounted no parts
+            return
+        self._whole = True
+        if self.turn.state == "writing":
+            self.feed()
+            self.refresh_notices()
+        elif self.turn.role == "assistant":
+            self.finish()
+        else:
             self.show_record()
 
     @property
@@ -91,14 +100,16 @@ class TurnView(Vertical):
         return self.query_one("LiveText")  # type: ignore[return-value]
 
     def feed(self) -> None:
-        """Draws what came since the last time."""
-        if self.unseen and self.turn.role == "assistant":
+        """Draws what came since the last time; `on_mount` does it for what comes before."""
+        if self.unseen and self.turn.role == "assistant" and self._whole:
             new = self.turn.text[self._shown :]
             self._shown = len(self.turn.text)
             self.live.feed(new)
 
     def finish(self) -> None:
-        """The answer has ended: everything is shown, with its record."""
+        """The answer has ended: everything is shown, with its record. Before `on_mount` that does it."""
+        if not self._whole:
+            return
         self.feed()
         self.live.finish()
         self.finished = True
@@ -116,10 +127,10 @@ class TurnView(Vertical):
         view = ProseView(Prose([Line(line, "", "  ") for line in text.split("\n")]), classes="-notice")
         if self.turn.state == "error":
             view.styles.margin = (1 if self.turn.text else 0, 0, 0, 2)
-            self.mount(view, before=self.query_one(".-figures"))
+            self.mount_all([view], before=self.query_one(".-figures"))
         else:
             view.styles.margin = (0, 0, 1, 2)
-            self.mount(view, before=self.live)
+            self.mount_all([view], before=self.live)
 
     def find(self, pattern: re.Pattern[str] | None, number: int) -> tuple[Widget, int] | None:
         """Lights up a pattern; returns where its `number`-th match is (widget, row), None for -1 or if there is none.

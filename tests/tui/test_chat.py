@@ -12,6 +12,7 @@ from textual.widgets import Input, OptionList, TextArea
 from exl2_tui.screens.dialogs import HelpScreen, TextDialog
 from exl2_tui.screens.mode_picker import ModePicker
 from exl2_tui.settings import ChatSettings, Settings, load_settings
+from exl2_tui.state import Changes
 from exl2_tui.widgets.chat_sidebar import ChatSidebar
 from exl2_tui.widgets.code_view import CodeView
 from tests.tui.conftest import MakeApp
@@ -401,6 +402,63 @@ async def test_quit_during_generation(make_app: MakeApp) -> None:
         await pilot.pause()
         assert chat.service.cancelled == [None]
     assert app.return_code == 0
+
+
+@pytest.mark.parametrize("ending", ["finish", "fail", "retry", "code", "find"])
+async def test_what_is_drawn_after_quitting_does_no_harm(make_app: MakeApp, ending: str) -> None:
+    """Between `exit` and the last message, events of the stopped answer are still taken in and drawn."""
+    app = make_app()
+    async with app.run_test(size=SIZE) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        await chat.ask("first")
+        await chat.answer("done")
+        await chat.ask("long")
+        chat.service.ready()
+        chat.service.say("words ```py\nx = 1\n")
+        await chat.settle()
+        app._leave()
+        if ending == "code":
+            chat.service.say("".join(f"x = {number}\n" for number in range(500)))
+        elif ending == "fail":
+            chat.service.fail("out of memory", "use less")
+        elif ending == "find":
+            await chat.chat_screen.action_find()
+        else:
+            chat.service.finish("cancelled")
+        app._drain_bridge()
+        if ending == "retry":
+            chat.chat_screen.action_retry()
+            app.repaint(Changes(turns=True, live=True))
+            app.session.new_chat()
+            app.repaint(Changes(turns=True, live=True))
+    assert app.return_code == 0
+    assert app._exception is None
+
+
+async def test_text_that_comes_before_a_turn_is_mounted_is_drawn_once(make_app: MakeApp) -> None:
+    """A view that is made in the middle of an answer gets more of it, or its end, before it has its parts."""
+    async with make_app().run_test(size=SIZE) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        for ending in (True, False):
+            await chat.ask("long")
+            chat.service.ready()
+            chat.service.say("one ")
+            await chat.settle()
+            turn = chat.app.session.chat.last("assistant")
+            assert turn is not None
+            chat.transcript._views.pop(turn.id).remove()
+            chat.app.repaint(Changes(turns=True))
+            chat.service.say("two ")
+            if ending:
+                chat.service.finish("stop_token")
+            chat.app._drain_bridge()
+            await until(lambda: "two" in chat.text(chat.turns[-1]))
+            await pilot.pause()
+            shown = chat.text(chat.turns[-1])
+            assert shown.count("one") == 1 and shown.count("two") == 1
+            assert chat.turns[-1].finished is ending
 
 
 async def test_theme_key_and_remembered_theme(make_app: MakeApp, home: Path) -> None:

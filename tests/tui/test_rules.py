@@ -39,3 +39,10 @@ def test_workers_have_a_group_and_never_end_the_app(path: Path) -> None:
         if name == "run_worker":
             assert isinstance(keyword(call, "group"), str), f"{path.name}:{call.lineno}: a worker without a group"
             assert keyword(call, "exit_on_error") is False, f"{path.name}:{call.lineno}: a worker may end the app"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_is_mounted_that_fails_while_the_app_leaves(path: Path) -> None:
+    """Events are still drawn between `exit` and the end; then `mount` raises, but `mount_all` does nothing."""
+    for name, call in calls(path):
+        assert name != "mount", f"{path.name}:{call.lineno}: use mount_all"
