@@ -183,7 +183,8 @@ class Service:
             try:
                 yield SamplerPreview(token, self._engine.explain_sampling(settings))
             except Exl2Error as error:
-                yield SamplerPreview(token, error=f"{error.message}. {error.hint or ''}".strip())
+                message = error.message[:1].upper() + error.message[1:]
+                yield SamplerPreview(token, error=f"{message}. {error.hint or ''}".strip())
 
         self._side.submit(_Task(next(self._ids), run, lambda: SamplerPreview(token, error="Stopped")))
 

@@ -50,6 +50,7 @@ class ChatSession:
         self.meters = Meters()
         self.writing: Writing | None = None
         self.queue: list[Queued] = []
+        self.prompts_read = 0  # since the start
         self.converting = ""  # how far a conversion is, for the header
         self.downloading = ""  # how far a download is
         self.chat = self._fresh_chat(settings.chat.mode, settings.chat.system)
@@ -307,6 +308,7 @@ class ChatSession:
         now = self._clock()
         if not writing.tokens:
             writing.first_token = now
+            self.prompts_read += 1
         if writing.phase == "reading":
             writing.phase = "writing"
         writing.tokens += len(event.token_ids)

@@ -43,7 +43,10 @@ class SettingsPlace:
 
         app = self._app
         if not isinstance(app.screen, SamplerPanel):
-            app.push_screen(SamplerPanel(self.now, self.use, app.session.preview_sampler))
+            session = app.session
+            app.push_screen(
+                SamplerPanel(self.now, self.use, session.preview_sampler, prompts_read=lambda: session.prompts_read)
+            )
 
     def use(self, settings: Settings) -> None:
         """Takes new settings with all they change on screen."""

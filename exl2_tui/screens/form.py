@@ -14,6 +14,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.content import Content
 from textual.screen import Screen
+from textual.widget import Widget
 from textual.widgets import Input, Select, Static
 
 from exl2_tui.core.errors import Exl2Error
@@ -92,13 +93,19 @@ class Form(Screen[Any]):
         """The whole meaning of the field, since its own row may be too narrow."""
         row = self._row_of(event.widget)
         if row is not None:
-            field = row.field
-            default = text_of(Settings(), field) or "empty"
-            self.tell(f"{field.help} · default {default} · [{field.key}]")
+            self._about(row)
 
-    def tell(self, text: str) -> None:
+    def tell(self, text: str, style: str = "") -> None:
         """What the row at the bottom says."""
-        self.query_one("#about", Static).update(Content(one_line(text)), layout=False)
+        self.query_one("#about", Static).update(Content.styled(one_line(text), style), layout=False)
+
+    def _about(self, row: FieldRow, error: str = "") -> None:
+        """Says at the bottom what is wrong with a field, else what it is for."""
+        default = text_of(Settings(), row.field) or "empty"
+        if error:
+            self.tell(f"✗ {error}", "$error")
+        else:
+            self.tell(f"{row.field.help} · default {default} · [{row.field.key}]")
 
     def on_input_changed(self, event: Input.Changed) -> None:
         row = event.input.parent
@@ -117,7 +124,7 @@ class Form(Screen[Any]):
 
     def action_reset(self) -> None:
         """The focused field goes back to its default."""
-        row = self._row_of(self.focused) if self.focused is not None else None
+        row = self._row_of(self.focused)
         if row is not None:
             row.set_text(text_of(Settings(), row.field))
 
@@ -127,24 +134,25 @@ class Form(Screen[Any]):
         self._change(settings)
         self.settings_changed(settings)
 
-    def _row_of(self, widget: Any) -> FieldRow | None:
-        return next((part for part in widget.ancestors if isinstance(part, FieldRow)), None)
+    def _row_of(self, widget: Widget | None) -> FieldRow | None:
+        above = widget.ancestors if widget is not None else ()
+        return next((part for part in above if isinstance(part, FieldRow)), None)
 
     def _take(self, row: FieldRow, text: str) -> None:
         now = text_of(self._settings, row.field)
-        if text in (now, one_line(now)):
-            row.show_state(self._settings, "")
-            return
-        if "\n" in now and text:
-            row.show_state(self._settings, "it has several lines: enter edits them")
-            return
-        try:
-            settings = with_text(self._settings, row.field, text)
-        except Exl2Error as error:
-            row.show_state(self._settings, error.message)
-            return
-        row.show_state(settings, "")
-        self.use(settings)
+        settings, error = self._settings, ""
+        if "\n" in now and text != one_line(now) and text:
+            error = "it has several lines: enter edits them"
+        elif text not in (now, one_line(now)):
+            try:
+                settings = with_text(self._settings, row.field, text)
+            except Exl2Error as wrong:
+                error = wrong.message
+        row.show_state(settings, error)
+        if self._row_of(self.focused) is row:
+            self._about(row, error)
+        if settings is not self._settings:
+            self.use(settings)
 
     def _edit_long(self, row: FieldRow) -> None:
         from exl2_tui.screens.dialogs import TextDialog

@@ -19,6 +19,7 @@ from exl2_tui.core.requests import SamplerSettings
 from exl2_tui.screens.form import Choices, FieldRow, Form
 from exl2_tui.settings import Settings
 from exl2_tui.settings_form import PRESETS, SAMPLER, text_of
+from exl2_tui.state import Changes
 from exl2_tui.text import one_line
 from exl2_tui.widgets.survivors import survivors_table
 
@@ -26,7 +27,7 @@ PREVIEW_DELAY = 0.06  # seconds of rest after a key before the steps are compute
 
 
 class SamplerPanel(Form, ModalScreen[Any]):
-    """`ask(sampler, token)` requests a SamplerPreview, which `service_event` brings."""
+    """`ask(sampler, token)` requests a SamplerPreview, which `service_event` brings. `prompts_read()`: how many."""
 
     HELP = (
         "How the next token is chosen, from top to bottom. Beside it stands what each step leaves of the tokens that "
@@ -46,9 +47,12 @@ class SamplerPanel(Form, ModalScreen[Any]):
         settings: Settings,
         change: Callable[[Settings], None],
         ask: Callable[[SamplerSettings, int], None],
+        prompts_read: Callable[[], int],
     ) -> None:
         super().__init__(settings, change)
         self._ask = ask
+        self._prompts_read = prompts_read
+        self._shown_prompt = prompts_read()
         self._token = 0
         self._timer: Timer | None = None
         self._preview: SamplerPreview | None = None
@@ -102,6 +106,13 @@ class SamplerPanel(Form, ModalScreen[Any]):
         if self._timer is not None:
             self._timer.stop()
         self._timer = self.set_timer(PREVIEW_DELAY, self._request)
+
+    def repaint(self, changes: Changes) -> None:
+        """Asks again when another prompt has been read or another model is there."""
+        prompts = self._prompts_read()
+        if changes.model or prompts != self._shown_prompt:
+            self._shown_prompt = prompts
+            self._request()
 
     def service_event(self, event: Event) -> None:
         """Takes the answer to the last question; others are late."""

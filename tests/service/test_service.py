@@ -335,7 +335,7 @@ def test_the_sampler_is_previewed_while_text_is_generated(bench: Bench) -> None:
     assert answer == SamplerPreview(2, (SamplerStep("model", 2, (TokenChance(1, " x", 0.75),)),))
     bench.service.preview_sampler(SamplerSettings.greedy(), 3)
     answer = bench.heard.wait(lambda e: isinstance(e, SamplerPreview) and e.token == 3)
-    assert answer == SamplerPreview(3, error="no prompt has been run yet. Ask something first")
+    assert answer == SamplerPreview(3, error="No prompt has been run yet. Ask something first")
     bench.service.cancel(request)
 
 

@@ -153,7 +153,7 @@ class FakeService:
     def preview_sampler(self, settings: SamplerSettings, token: int) -> None:
         self.sampler_previews.append((settings, token))
         if not self.requests:
-            self.post(SamplerPreview(token, error="no prompt has been run yet. Ask something first"))
+            self.post(SamplerPreview(token, error="No prompt has been run yet. Ask something first"))
             return
         self.post(SamplerPreview(token, sampler_steps(settings)))
 

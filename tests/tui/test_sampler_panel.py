@@ -87,3 +87,39 @@ async def test_the_steps_follow_the_values(make_app: MakeApp) -> None:
         service.post(SamplerPreview(late, error="late"))
         await chat.settle()
         assert "late" not in table()
+
+
+async def test_the_steps_follow_the_answer_and_the_model(make_app: MakeApp) -> None:
+    """Opened while a model loads or a prompt is read, the panel asks again when there is more to know."""
+    async with make_app().run_test(size=(80, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        service = await chat.start()
+        await chat.ask("hi")
+        await pilot.press("ctrl+s")
+        await until(lambda: isinstance(chat.app.screen, SamplerPanel) and service.sampler_previews)
+        asked = len(service.sampler_previews)
+        service.say("one ")
+        await until(lambda: len(service.sampler_previews) == asked + 1)
+        service.say("two ")
+        await chat.settle()
+        assert len(service.sampler_previews) == asked + 1  # it is about the end of the prompt, not of the answer
+        chat.app.load_model("other", stay=True)
+        service.loaded("other")
+        await until(lambda: len(service.sampler_previews) > asked + 1)
+
+
+async def test_the_row_at_the_bottom_says_what_is_wrong(make_app: MakeApp) -> None:
+    """At 80 columns the field's own row has room for a mark only."""
+    async with make_app().run_test(size=(80, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        await pilot.press("ctrl+s")
+
+        def about() -> str:
+            return str(chat.app.screen.query_one("#about", Static).render())
+
+        await until(lambda: isinstance(chat.app.screen, SamplerPanel) and "most probable" in about())
+        await pilot.press("end", "x")
+        await until(lambda: "✗" in about() and "number" in about())
+        await pilot.press("backspace")
+        await until(lambda: "most probable" in about())
