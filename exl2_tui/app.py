@@ -36,6 +36,7 @@ from exl2_tui.core.events import (
     PromptPreview,
     SamplerPreview,
 )
+from exl2_tui.key_order import KeysInOrder
 from exl2_tui.keymap import bindings, problems
 from exl2_tui.pace import Pace
 from exl2_tui.screens.chat import ChatScreen
@@ -64,7 +65,7 @@ StoreFactory = Callable[[Callable[[int], object], Callable[[str], object]], Chat
 ServiceFactory = Callable[[Callable[[Event], None]], ModelService]
 
 
-class Exl2App(App[None]):
+class Exl2App(KeysInOrder):
     """The full-screen program."""
 
     TITLE = "exl2-tui"

@@ -64,7 +64,7 @@ class WizardScreen(Screen[None]):
         self._timer: Timer | None = None
         self._found: ConvertChecked | None = None
         self._going = False  # next was pressed before the answer was there
-        self._own_folders = {"work": False, "output": False}  # typed by the person
+        self._suggested = {"work": "", "output": ""}  # what was written into these boxes for the person
         self._models: list[ModelInfo] | None = None
 
     def compose(self) -> ComposeResult:
@@ -148,11 +148,13 @@ class WizardScreen(Screen[None]):
     def _box(self, name: str) -> Input:
         return self.query_one(f"#{name}", Input)
 
+    @property
+    def keys_wait(self) -> bool:
+        """Keys behind an enter that waits for a check are for the next step."""
+        return self._going
+
     def on_input_changed(self, event: Input.Changed) -> None:
-        name = event.input.id or ""
-        if name in self._own_folders:
-            self._own_folders[name] = bool(event.value.strip())
-        self._changed(name)
+        self._changed(event.input.id or "")
 
     def on_choice_changed(self) -> None:
         self._box("bits-other").display = self.query_one("#bits", Choice).value == OTHER
@@ -167,14 +169,17 @@ class WizardScreen(Screen[None]):
         self._timer = self.set_timer(CHECK_DELAY, self._check_now)
 
     def _suggest_folders(self) -> None:
-        """Names for the folders that follow model and bits until the person names them."""
+        """Names for the folders that follow model and bits until the person names them.
+
+        What stands in the box decides, not the messages about it: those may still be on their way.
+        """
         draft = self.draft
         names = suggested_names(draft.source, draft.bits)
         for box, folder, name in zip(("work", "output"), ("jobs", "models"), names, strict=True):
-            if not self._own_folders[box]:
-                target = data_dir() / folder / name
+            if self._box(box).value.strip() in ("", self._suggested[box]):
+                self._suggested[box] = str(data_dir() / folder / name)
                 with self.prevent(Input.Changed):
-                    self._box(box).value = str(target)
+                    self._box(box).value = self._suggested[box]
 
     def _check_now(self) -> None:
         self._timer = None
@@ -192,7 +197,9 @@ class WizardScreen(Screen[None]):
         self._draw_found()
         if self._going:
             self._going = False
+            step = self._step
             self.action_next()
+            self._place.app.keys_go_on(dropped=self._step <= step and self.is_current)
 
     def service_event(self, event: Event) -> None:
         """The models of this machine: those that can be converted are offered."""
@@ -273,6 +280,9 @@ class WizardScreen(Screen[None]):
             self.action_back()
 
     def action_back(self) -> None:
+        if self._going:  # keys that wait were for a step that does not come
+            self._going = False
+            self._place.app.keys_go_on(dropped=True)
         if self._step == 0:
             self.dismiss(None)
             return

@@ -90,22 +90,10 @@ class Terminal:
         """Reads until the screen no longer shows a text."""
         return self.wait(lambda screen: text not in screen, seconds)
 
-    def step(self, *keys: str) -> None:
-        """Sends keys one by one, each after the program has drawn what the one before it did: those that arrive before
-        the focus has moved go to where it was."""
-        for key in keys:
-            self.press(key)
-            end = time.monotonic() + LIMIT
-            while not self._read(0.1) and time.monotonic() < end:
-                pass
-            while self._read(0.5):
-                pass
-
     def press(self, *keys: str) -> None:
-        """Sends keys by name, such as "enter", "f4", "ctrl+q", or as text."""
-        for key in keys:
-            data = KEYS.get(key) or (chr(ord(key[-1]) & 0x1F) if key.startswith("ctrl+") else key)
-            os.write(self._master, data.encode())
+        """Sends keys by name, such as "enter", "f4", "ctrl+q", or as text; several arrive in one go."""
+        data = [KEYS.get(key) or (chr(ord(key[-1]) & 0x1F) if key.startswith("ctrl+") else key) for key in keys]
+        os.write(self._master, "".join(data).encode())
 
     def type(self, text: str) -> None:
         """Types a text."""

@@ -88,7 +88,7 @@ def test_a_killed_conversion_is_recognised_and_goes_on_in_the_app(
     terminal.press("r")
     terminal.wait("running")
     terminal.press("enter")
-    terminal.wait("KL divergence")
+    terminal.wait("finished ·")  # the result is shown a moment before
     terminal.press("ctrl+q")
     assert terminal.ended() == 0
 
@@ -176,7 +176,7 @@ def test_a_disk_that_is_full_for_the_work_files(command: list[str], home: Path, 
     limited = ["sh", "-c", 'ulimit -f 40; exec "$@"', "sh", *command]
     result = subprocess.run(limited, env=surroundings(home), capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "cannot be written" in result.stderr or "disk is full" in result.stderr, result.stderr
+    assert any(text in result.stderr for text in ("cannot be written", "cannot write", "disk is full")), result.stderr
     assert in_shell(command, home).wait(LIMIT) == 0
     assert json.loads((work / "job.json").read_bytes())["stage"] == "done"
     shutil.rmtree(work)

@@ -43,13 +43,10 @@ def test_chat_mode_convert_and_chat_with_the_result(app: Open, home: Path, nano_
     terminal.press("enter")  # the first model of the list
     terminal.wait("2 Target")
     terminal.wait("Bits per weight")
-    terminal.step("tab", "tab", "tab", str(text))
-    terminal.wait("✓ 0.0 MB")
-    terminal.step("tab", "0")
-    terminal.wait("between 1 and")  # checked while it is typed
-    terminal.step("ctrl+u", "6")
+    terminal.press("tab", "tab", "tab", str(text), "tab", "0")
+    terminal.wait(lambda screen: "✓ 0.0 MB" in screen and "between 1 and" in screen)  # checked while it is typed
+    terminal.press("ctrl+u", "6", "tab", "64")
     terminal.wait_gone("between 1 and")
-    terminal.step("tab", "64")
     terminal.wait("It will be made")
     terminal.press("enter")
     terminal.wait("6 rows of 64 tokens")

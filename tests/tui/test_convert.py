@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import cast
 
 import pytest
+from textual import events
+from textual.keys import _character_to_key as character_to_key
 from textual.pilot import Pilot
 from textual.widgets import Button, Input, OptionList, Static
 
@@ -80,6 +82,12 @@ class ConvertDriver:
     def chart(self) -> list[str]:
         chart = self.app.screen.query_one(LayerChart)
         return [chart.render_line(y).text.rstrip() for y in range(chart.size.height)]
+
+    def burst(self, *keys: str) -> None:
+        """All keys at once, as after one read of the terminal."""
+        for key in keys:
+            character = key if len(key) == 1 else None
+            self.app.post_message(events.Key(character_to_key(key) if character else key, character))
 
     async def open(self) -> None:
         await until(lambda: self.app.service is not None)
@@ -201,6 +209,52 @@ async def test_next_waits_for_the_check(app: Callable[[], Exl2App]) -> None:
         assert screen._step == 0 and "Checking" in place.said
         place.service.answer()
         await until(lambda: screen._step == 1)
+
+
+async def test_a_burst_of_keys_reaches_the_fields_it_is_meant_for(app: Callable[[], Exl2App]) -> None:
+    """As a terminal delivers what is sent in one go: tab and enter have not done their work when the rest arrives."""
+    async with app().run_test(size=SIZE) as pilot:
+        place = ConvertDriver(pilot)
+        screen = await place.wizard()
+        place.burst("enter", "tab", "tab", "tab", *"/c.txt", "tab", *"6", "tab", *"64", "tab", "tab", "end", *"-x")
+        await until(lambda: screen.draft.work.endswith("-x"))
+        draft = screen.draft
+        assert screen._step == 1 and (draft.calibration, draft.rows, draft.length) == ("/c.txt", "6", "64")
+        assert draft.work.endswith("jobs/nano-chat-4bpw-x") and draft.bits == "4.0"
+        await place.checked()
+
+
+async def test_enter_enter_enter_in_one_go(app: Callable[[], Exl2App]) -> None:
+    async with app().run_test(size=SIZE) as pilot:
+        place = ConvertDriver(pilot)
+        await place.open()
+        place.burst("n", *"/models/nano-chat", "enter", "enter", "enter")
+        await until(lambda: place.service.started)
+        assert place.service.started[0].source == "/models/nano-chat"
+        await until(lambda: isinstance(place.app.screen, ProgressScreen) and place.app.screen._drawn)
+
+
+async def test_keys_behind_an_enter_wait_for_the_check_and_escape_drops_them(app: Callable[[], Exl2App]) -> None:
+    async with app().run_test(size=SIZE) as pilot:
+        place = ConvertDriver(pilot)
+        screen = await place.wizard()
+        place.service.answering = False
+        place.burst("x", "enter", "tab", "tab", "tab", *"/c.txt")
+        await until(lambda: screen._timer is None and place.service.drafts[-1][0].source.endswith("x"))
+        await pilot.pause()
+        assert screen.draft.source == "/models/nano-chatx" and not screen.draft.calibration
+        place.service.answer()
+        await until(lambda: screen.draft.calibration == "/c.txt")
+        assert screen._step == 1
+        place.service.answering = True
+        await place.checked()
+        place.service.answering = False
+        await pilot.press("y", "enter", "z")
+        assert "Checking" in place.said and screen.draft.calibration == "/c.txty"
+        await pilot.press("escape")
+        await until(lambda: screen._step == 0)
+        await pilot.press("w")
+        assert screen.draft.source == "/models/nano-chatxw" and screen.draft.calibration == "/c.txty"
 
 
 async def test_an_old_answer_does_not_count(app: Callable[[], Exl2App]) -> None:
