@@ -12,10 +12,12 @@ from exl2_tui.convert_draft import OFFERED_BITS, ConvertDraft, absolute, make_re
 from exl2_tui.core.errors import ConfigError, Exl2Error
 from exl2_tui.core.events import ConvertChecked, FieldNote, JobEstimate
 from exl2_tui.core.requests import ConvertRequest
+from exl2_tui.settings import data_dir
 
 if TYPE_CHECKING:
     from exl2_tui.core.quant.source import SourceModel
 
+LOADED_CONTEXT = 8192
 CALIBRATION_KINDS = (".txt", ".md", ".jsonl", ".json", ".parquet")
 
 
@@ -41,12 +43,17 @@ def check(draft: ConvertDraft, token: int) -> ConvertChecked:
         notes += _about_files(draft, model)
         facts, size = _facts(model), model.checkpoint.weight_bytes
         sizes = _sizes(draft, model)
-        estimate = None
+        estimate, loads = None, _loads(draft, model)
+        earlier = "" if draft.measurement.strip() else earlier_measurement(draft, model)
+        if earlier:
+            notes.append(
+                FieldNote("measurement", "info", f"One of this model is in {Path(earlier).parent.name}: f8 uses it")
+            )
         if not any(note.level == "error" and note.field in ("bits", "rows", "length") for note in notes):
             request = make_request(draft)
             estimate = _estimate(request, model)
             notes += _about_room(request, estimate)
-        return ConvertChecked(token, tuple(notes), facts, size, sizes, estimate)
+        return ConvertChecked(token, tuple(notes), facts, size, sizes, estimate, loads, earlier)
     except Exl2Error as error:
         return ConvertChecked(token, (FieldNote("source", "error", _sentence(error)), *notes))
     finally:
@@ -68,6 +75,39 @@ def _sizes(draft: ConvertDraft, model: SourceModel) -> tuple[tuple[float, int], 
     except ConfigError:
         asked = ()
     return tuple((bits, finished_bytes(model, bits, int(draft.head_bits))) for bits in sorted({*OFFERED_BITS, *asked}))
+
+
+def _loads(draft: ConvertDraft, model: SourceModel) -> tuple[int, int] | None:
+    """What the largest model asked for takes on this machine, with a context people use; None: nothing is asked."""
+    from exl2_tui.core.library.machine import this_machine
+    from exl2_tui.core.model.footprint import Footprint
+
+    try:
+        largest = max(parse_bits(draft.bits))
+    except ConfigError:
+        return None
+    config = model.config
+    elements = model.decoder_weights + 2 * config.vocab_size * config.hidden_size
+    numbers = Footprint.of(config, finished_bytes(model, largest, int(draft.head_bits)), elements)
+    machine = this_machine()
+    context = min(LOADED_CONTEXT, config.max_position_embeddings)
+    return context, numbers.at(context, "fp16", machine.backend, machine.available).total
+
+
+def earlier_measurement(draft: ConvertDraft, model: SourceModel) -> str:
+    """The newest finished measurement that a conversion of this model with this recipe has left, "" without one."""
+    from exl2_tui.core.quant.registry import jobs
+    from exl2_tui.core.quant.workdir import MEASUREMENT
+
+    own = absolute(draft.work)
+    for job in reversed(jobs(data_dir())):
+        measured = job.stage not in ("damaged", "calibrate", "measure") and job.path != own
+        if not measured or job.recipe != draft.recipe or absolute(job.source) != absolute(draft.source):
+            continue
+        file = Path(job.path) / MEASUREMENT
+        if file.is_file() and _about_measurement(file, draft, model).level == "ok":
+            return str(file)
+    return ""
 
 
 def finished_bytes(model: SourceModel, bits: float, head_bits: int) -> int:

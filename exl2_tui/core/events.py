@@ -532,6 +532,8 @@ class ConvertChecked(Event):
 
     facts: one line about the source, "" if it cannot be converted. source_size: bytes of its tensors; sizes: bytes of
     the finished model per bits per weight asked for or offered. estimate None: there is nothing to estimate yet.
+    loads: tokens of context and the bytes that the largest model asked for takes with it. measurement: path of an
+    earlier measurement of this model, "" if there is none or the draft names one.
     """
 
     token: int
@@ -540,6 +542,8 @@ class ConvertChecked(Event):
     source_size: int = 0
     sizes: tuple[tuple[float, int], ...] = ()
     estimate: JobEstimate | None = None
+    loads: tuple[int, int] | None = None
+    measurement: str = ""
 
     @property
     def can_start(self) -> bool:

@@ -338,6 +338,11 @@ class WizardScreen(Screen[None]):
             return
         self._place.start(request)
 
+    def action_use_measurement(self) -> None:
+        """Takes the earlier measurement that was found."""
+        if self._found is not None and self._found.measurement:
+            self._box("measurement").value = self._found.measurement
+
     def action_copy_command(self) -> None:
         self._place.app.copy(self._command(), "the command")
 

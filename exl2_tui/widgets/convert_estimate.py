@@ -33,10 +33,13 @@ def estimate(found: ConvertChecked | None, draft: ConvertDraft) -> Content:
         return Content.styled("The estimate needs a model\n", "$secondary")
     first = [("Size ", size_of(found.source_size) + " → " + _sizes(found, draft))]
     second = []
+    if found.loads is not None:
+        context, needed = found.loads
+        first.append(("Loads in ", f"{size_of(needed)} with {context:,} tokens"))
     known = found.estimate
     if known is not None:
         if known.seconds:
-            first.append(("Time about ", rough(known.seconds)))
+            second.append(("About ", rough(known.seconds)))
         second.append(("Memory ", _of(known.peak_memory, known.available_memory)))
         second.append(("Disk ", _of(known.disk, known.free_disk)))
     return Content("\n").join([_facts(first), _facts(second)])
@@ -49,7 +52,7 @@ def _of(needed: int, free: int) -> str:
 def _facts(facts: list[tuple[str, str]]) -> Content:
     parts: list[tuple[str, str]] = []
     for label, text in facts:
-        parts += [(label, "$secondary"), (text, ""), ("     ", "")]
+        parts += [(label, "$secondary"), (text, ""), ("   ", "")]
     return Content.assemble(*parts)
 
 

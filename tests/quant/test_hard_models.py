@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Generator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -201,3 +204,18 @@ def test_hidden_states_with_nan_are_no_result(tmp_path: Path) -> None:
         from exl2_tui.core.quant.halves import to_half
 
         to_half(torch.full((1, 2, 3), float("nan")), "model.layers.0.mlp")
+
+
+@pytest.mark.parametrize("error", [math.nan, math.inf])
+def test_a_linear_whose_error_is_no_number_stops_the_job(error: float) -> None:
+    """What follows would be built on it; the progress screen shows the message with the name and the remedy."""
+    from exl2_tui.core.quant.gptq import Solution
+    from exl2_tui.core.quant.recipe import head_recipe
+    from exl2_tui.core.quant.recipes import QuantizedLinear, quantized_event
+
+    solution = SimpleNamespace(codes=torch.zeros(64, 32, dtype=torch.uint8))
+    name = "model.layers.3.mlp.down_proj"
+    linear = QuantizedLinear(name, head_recipe(4), cast(Solution, solution), None, 1.0, error)
+    with pytest.raises(QuantizationError, match="NaN or infinite") as caught:
+        quantized_event("job", linear)
+    assert caught.value.tensor == name and "verify" in caught.value.hint

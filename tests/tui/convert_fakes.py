@@ -53,6 +53,7 @@ class FakeConvert:
         self.closed = False
         self.answering = True
         self.notes: tuple[FieldNote, ...] = ()
+        self.measurement = ""
 
     def start(self, request: ConvertRequest, *, fresh: bool = False) -> str:
         self.started.append(request)
@@ -97,7 +98,9 @@ class FakeConvert:
         estimate = JobEstimate("w", 1_200_000_000, 8_000_000_000, 90_000_000, 61_000_000_000, 190.0)
         sizes = tuple((bits, int(6_300_000 + 1_500_000 * bits)) for bits in OFFERED_BITS)
         facts = "Llama, 8 layers, 12.2 M weights, vocabulary 8,192"
-        self.post(ConvertChecked(token, notes, facts, 24_400_432, sizes, estimate))
+        self.post(
+            ConvertChecked(token, notes, facts, 24_400_432, sizes, estimate, (1024, 60_000_000), self.measurement)
+        )
 
     def play(self, events: Iterator[Event]) -> None:
         for event in events:

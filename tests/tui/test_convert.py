@@ -257,6 +257,20 @@ async def test_keys_behind_an_enter_wait_for_the_check_and_escape_drops_them(app
         assert screen.draft.source == "/models/nano-chatxw" and screen.draft.calibration == "/c.txty"
 
 
+async def test_an_earlier_measurement_is_taken_with_one_key(app: Callable[[], Exl2App]) -> None:
+    async with app().run_test(size=SIZE) as pilot:
+        place = ConvertDriver(pilot)
+        screen = await place.wizard()
+        await pilot.press("f8")
+        assert not screen.draft.measurement  # nothing was found
+        place.service.measurement = "/jobs/nano-4/measurement.json"
+        await pilot.press("enter", "tab", "right")
+        await until(lambda: screen._found is not None and screen._found.measurement)
+        assert "Loads in 60.0 MB with 1,024 tokens" in place.text("estimate")
+        await pilot.press("f8")
+        assert screen.draft.measurement == "/jobs/nano-4/measurement.json"
+
+
 async def test_an_old_answer_does_not_count(app: Callable[[], Exl2App]) -> None:
     async with app().run_test(size=SIZE) as pilot:
         place = ConvertDriver(pilot)

@@ -62,6 +62,9 @@ def test_a_good_draft_can_start(draft: ConvertDraft) -> None:
     assert answer.estimate is not None and answer.estimate.peak_memory > 0 and answer.estimate.seconds > 0
     sizes = dict(answer.sizes)
     assert sizes[2.5] < sizes[4.0] < sizes[8.0] < answer.source_size
+    assert answer.loads is not None and answer.loads[0] <= 8192 and answer.loads[1] > sizes[4.0]
+    more = check(dataclasses.replace(draft, bits="4, 8"), 8).loads
+    assert more is not None and more[1] > answer.loads[1]  # of the largest of them
 
 
 @pytest.mark.parametrize(
@@ -147,13 +150,26 @@ def test_paused_listed_resumed_finished_and_deleted(draft: ConvertDraft) -> None
     opened = [event for event in bench.events if isinstance(event, JobOpened)]
     assert [event.info.status for event in opened] == ["running", "running"]
 
-    bench.service.look(job)
-    seen = bench.wait(JobOpened)
-    assert isinstance(seen, JobOpened) and seen.info.status == "finished"
+    end = time.monotonic() + 60
+    while True:  # the lock of the work directory goes a moment after the last event
+        bench.service.look(job)
+        seen = bench.wait(JobOpened)
+        assert isinstance(seen, JobOpened) and time.monotonic() < end
+        if seen.info.status != "running":
+            break
+    assert seen.info.status == "finished"
     state = JobState.opened(seen, 0.0)
     assert len(state.rows) == 7 * LAYERS + 1 and state.models == [draft.output]
     live = [event for event in bench.events if isinstance(event, LayerQuantized)]
     assert {row.key: row.bpw for row in state.rows} == pytest.approx({row.key: row.bpw for row in live})
+
+    another = dataclasses.replace(draft, work=draft.work + "-2", output=draft.output + "-2")
+    offered = check(another, 2)
+    assert offered.measurement == str(Path(job) / "measurement.json")
+    assert "work: f8 uses it" in notes(offered, "info")["measurement"]
+    assert not check(dataclasses.replace(another, recipe="classic"), 3).measurement
+    used = check(dataclasses.replace(another, measurement=offered.measurement), 4)
+    assert "measurement" in notes(used, "ok") and not used.measurement
 
     bench.service.delete(job)
     gone = bench.wait(JobsListed)

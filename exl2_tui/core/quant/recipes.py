@@ -5,6 +5,7 @@ Every method that takes long is a generator: it yields events and polls the canc
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.checkpoint import Checkpoint
+from exl2_tui.core.errors import QuantizationError
 from exl2_tui.core.events import Event, LayerMeasured, LayerQuantized
 from exl2_tui.core.quant import classic
 from exl2_tui.core.quant.calibration import Calibration
@@ -172,6 +174,13 @@ def quantize_head(model: SourceModel, states: Tensor, params: QParams, cancel: C
 
 
 def quantized_event(job: str, linear: QuantizedLinear) -> LayerQuantized:
-    """The event that tells of a finished linear."""
+    """The event that tells of a finished linear. Raises QuantizationError if its error is not a number: what follows
+    would be built on it."""
+    if not math.isfinite(linear.error):
+        raise QuantizationError(
+            "the quantized weights lead to NaN or infinite outputs",
+            tensor=linear.prefix,
+            hint="Look for damaged weights with `exl2-tui models verify`, or convert with other calibration text.",
+        )
     bpw = linear.params.bpw(*linear.solution.codes.shape)
     return LayerQuantized(job, linear.prefix, linear.params.describe(), bpw, linear.error, linear.seconds)
