@@ -89,6 +89,7 @@ class _Worker:
             except queue.Empty:
                 continue
             if found is None:
+                self._thread.join()  # it still frees its tensors; the end of Python in the middle of that is an abort
                 return
             if isinstance(found, BaseException):
                 self._thread.join()

@@ -63,7 +63,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        version = _version(connection)
         if version > len(VERSIONS):
             raise UnsupportedError(
                 f"the chats were saved by a newer version (format {version}, this one knows {len(VERSIONS)})",
@@ -74,9 +74,23 @@ def open_database(path: Path) -> sqlite3.Connection:
             if number:
                 with sqlite3.connect(path.with_name(f"{path.name}.v{number}")) as copy:
                     connection.backup(copy)
-            connection.executescript(f"BEGIN; {VERSIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
+            _upgrade(connection, number)
         connection.execute("SELECT count(*) FROM chat").fetchone()
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _upgrade(connection: sqlite3.Connection, number: int) -> None:
+    """Brings version `number` to the next one, unless another program that was started with this one did."""
+    try:
+        connection.executescript(f"BEGIN IMMEDIATE; {VERSIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
+    except sqlite3.OperationalError:
+        connection.rollback()
+        if _version(connection) <= number:
+            raise

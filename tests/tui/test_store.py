@@ -7,12 +7,14 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from exl2_tui.core.events import GenerationFinished
 from exl2_tui.settings import Settings
+from exl2_tui.store import schema
 from exl2_tui.store.db import ChatDatabase
 from exl2_tui.store.export import export, to_json, to_markdown
 from exl2_tui.store.schema import VERSIONS
@@ -122,6 +124,7 @@ def test_an_answer_cut_off_by_a_crash_counts_as_stopped(tmp_path: Path) -> None:
     script = f"""
 import os, sys, threading
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from exl2_tui.store.db import ChatDatabase
 from exl2_tui.store.tree import Chat, Turn
@@ -338,3 +341,24 @@ async def test_a_chat_of_500_turns_opens_fast_and_moves_its_window(database_app:
             if "question 230" in chat.everything:
                 break
         assert "question 230" in chat.everything
+
+
+def test_two_programs_that_make_the_tables_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both find an empty file; the one that comes second uses what the first one made."""
+    both, real, first_time = threading.Barrier(2), schema._version, threading.local()
+
+    def version(connection: sqlite3.Connection) -> int:
+        found = real(connection)
+        if not hasattr(first_time, "over"):
+            first_time.over = True
+            both.wait(10)
+        return found
+
+    monkeypatch.setattr(schema, "_version", version)
+    with ThreadPoolExecutor(2) as pool:
+        connections = list(pool.map(schema.open_database, [tmp_path / "chats.db"] * 2))
+    for number, connection in enumerate(connections):
+        connection.execute("INSERT INTO chat VALUES (?, '', '', '', '', 0, 0)", (str(number),))
+        assert connection.execute("SELECT count(*) FROM chat").fetchone() == (number + 1,)
+    for connection in connections:
+        connection.close()
