@@ -26,11 +26,13 @@ from textual.widget import Widget
 from exl2_tui.bridge import EventBridge
 from exl2_tui.chats_place import ChatsPlace
 from exl2_tui.clipboard import OSC52_LIMIT, copy_with_helper
-from exl2_tui.commands import KeyCommands
+from exl2_tui.commands import ChoiceCommands, KeyCommands
 from exl2_tui.core.events import (
     Event,
     LoadFinished,
     MachineFound,
+    ModeChoice,
+    ModelInfo,
     ModelsListed,
     ModesListed,
     PromptPreview,
@@ -70,7 +72,7 @@ class Exl2App(KeysInOrder):
 
     TITLE = "exl2-tui"
     ENABLE_COMMAND_PALETTE = True
-    COMMANDS: ClassVar[set[Any]] = {KeyCommands}
+    COMMANDS: ClassVar[set[Any]] = {KeyCommands, ChoiceCommands}
     COMMAND_PALETTE_BINDING = "f22"  # ours is in the keymap
     CSS_PATH: ClassVar[list[str | Path]] = [STYLES / "base.tcss"]  # type: ignore[assignment]
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
@@ -126,6 +128,8 @@ class Exl2App(KeysInOrder):
         self._pace = Pace()
         self._model = model
         self._first_run = first_run
+        self.known_models: tuple[ModelInfo, ...] = ()  # as last heard; the palette finds them by name
+        self.known_modes: tuple[ModeChoice, ...] = ()
         self.service: ModelService | None = None
         self.wall_clock = wall_clock
         self._store = (store_factory or _memory)(lambda token: self.post_message(self.Saved(token)), self.report)
@@ -225,6 +229,8 @@ class Exl2App(KeysInOrder):
             self.preferences.change(self.settings)  # writes the file, so that this is not shown again
             if choice == "models":
                 self.action_models()
+            elif choice == "hub":
+                self.models.show("hub")
             elif choice == "convert":
                 self.action_convert()
             elif choice is not None and choice.startswith("folder "):
@@ -251,6 +257,10 @@ class Exl2App(KeysInOrder):
         self._flush_timer = None
         changes = Changes()
         for event in self._bridge.drain():
+            if isinstance(event, ModelsListed):
+                self.known_models = event.models
+            elif isinstance(event, ModesListed):
+                self.known_modes = event.modes
             if isinstance(event, PromptPreview | ModesListed | ModelsListed | SamplerPreview | MachineFound):
                 for screen in self.drawn:
                     if isinstance(screen, HearsService):
@@ -275,7 +285,8 @@ class Exl2App(KeysInOrder):
     @property
     def drawn(self) -> list[Screen[Any]]:
         """The screens that can be drawn on: none once the app is leaving, because Textual takes their parts away."""
-        return [screen for screen in self.screen_stack if screen.is_mounted and screen.is_attached]
+        stack = self.screen_stack if self.is_running else []
+        return [screen for screen in stack if screen.is_mounted and screen.is_attached]
 
     def repaint(self, changes: Changes) -> None:
         """Passes changes to the screens that show them."""
@@ -357,6 +368,18 @@ class Exl2App(KeysInOrder):
         while len(self.screen_stack) > 2:
             self.pop_screen()
 
+    def open_chat(self, chat_id: str) -> None:
+        """Goes to the chat and shows another one there."""
+        self.action_place_chat()
+        self.chats.open(chat_id)
+
+    def use_mode(self, mode: str) -> None:
+        """Goes to the chat and uses another prompt mode there."""
+        self.action_place_chat()
+        for screen in self.drawn:
+            if isinstance(screen, ChatScreen):
+                screen.use_mode(mode)
+
     def action_models(self) -> None:
         self.models.open()
 
@@ -389,8 +412,8 @@ class Exl2App(KeysInOrder):
         self.preferences.next_theme()
 
     async def action_quit(self) -> None:
-        """Leaves at once, unless a conversion runs; `run` gives the engine a moment to notice."""
-        if not self.convert.ask_quit(self._leave):
+        """Leaves at once, unless a conversion or a download runs; `run` gives the engine a moment to notice."""
+        if not self.convert.ask_quit(self._leave) and not self.models.ask_quit(self._leave):
             self._leave()
 
     def _leave(self) -> None:

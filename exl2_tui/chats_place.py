@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exl2_tui.settings import data_dir
 from exl2_tui.state import Changes
-from exl2_tui.store.base import ChatStore
+from exl2_tui.store.base import ChatRow, ChatStore
 from exl2_tui.store.tree import Chat
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ class ChatsPlace:
     def __init__(self, app: Exl2App, store: ChatStore) -> None:
         self._app = app
         self._store = store
+
+    def rows(self) -> Future[list[ChatRow]]:
+        """All saved chats, the last one first."""
+        return self._store.list_chats()
 
     def pick(self) -> None:
         """The list of all chats, over whatever is on screen."""

@@ -1,16 +1,20 @@
-"""The command palette: every action that has a key, by what it does, and choices that need none."""
+"""The command palette: every action that has a key, by what it does; choices that need none; chats, models, modes."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.content import Content
+from textual.fuzzy import Matcher
 
 from exl2_tui.keymap import KEYS, Key, effective, spell
-from exl2_tui.text import plain
+from exl2_tui.store.base import ChatRow
+from exl2_tui.text import one_line
 from exl2_tui.themes import THEMES
 
 if TYPE_CHECKING:
@@ -47,13 +51,13 @@ class KeyCommands(Provider):
 
     async def discover(self) -> Hits:
         for text, name, run in self._commands():
-            yield DiscoveryHit(text, run, help=name)
+            yield DiscoveryHit(_line(Content(text), name), run, text)
 
     async def search(self, query: str) -> Hits:
         matcher = self.matcher(query)
         for text, name, run in self._commands():
             if (score := matcher.match(text)) > 0:
-                yield Hit(score, matcher.highlight(text), run, help=plain(name).plain)
+                yield Hit(score, _line(_lit(matcher, text), name), run, text)
 
     async def _run(self, key: Key) -> None:
         target = "app" if key.place == "app" else "screen"
@@ -70,6 +74,58 @@ class KeyCommands(Provider):
         preferences = cast("Exl2App", self.app).preferences
         sampler = dataclasses.replace(PRESETS[name], seed=preferences.now.sampler.seed)
         preferences.use(dataclasses.replace(preferences.now, sampler=sampler))
+
+
+class ChoiceCommands(Provider):
+    """Chats, models and prompt modes by name; typing finds them, so that the list of actions stays short."""
+
+    async def startup(self) -> None:
+        """Asks for what there is; the answers are there before anybody has typed a word."""
+        self._chats: list[ChatRow] = []
+        app = cast("Exl2App", self.app)
+        if app.service is not None:
+            app.service.list_models()
+            app.service.list_modes()
+        self._chats = await asyncio.wrap_future(app.chats.rows())
+
+    async def search(self, query: str) -> Hits:
+        matcher = self.matcher(query)
+        for text, note, run in self._choices():
+            if (score := matcher.match(text)) > 0:
+                yield Hit(score, _line(_lit(matcher, text), note), run, text)
+
+    def _choices(self) -> list[tuple[str, str, Callable[[], Any]]]:
+        app = cast("Exl2App", self.app)
+        here = app.session.chat
+        choices: list[tuple[str, str, Callable[[], Any]]] = [
+            (f"Chat: {one_line(row.title, 60)}", "", partial(app.open_chat, row.id))
+            for row in self._chats
+            if row.id != here.id
+        ]
+        choices += [
+            (f"Model: {one_line(model.name, 50)}", one_line(model.format, 16), partial(app.load_model, model.path))
+            for model in app.known_models
+            if not model.problem
+        ]
+        choices += [
+            (f"Prompt mode: {one_line(mode.name, 30)}", "in use" if mode.name == here.mode else "", run)
+            for mode in app.known_modes
+            for run in (partial(app.use_mode, mode.name),)
+        ]
+        return choices
+
+
+def _line(text: Content, note: str) -> Content:
+    """What a row does, and its key: one row each, so that a small terminal shows more of them."""
+    return text.append_text(f"  {note}", "$secondary") if note else text
+
+
+def _lit(matcher: Matcher, text: str) -> Content:
+    """The text with what matches lit up. Matcher.highlight would take brackets in a title for markup."""
+    content = Content(text)
+    for at in matcher.fuzzy_search.match(matcher.query, text)[1]:
+        content = content.stylize("bold underline", at, at + 1)
+    return content
 
 
 PRESET_NAMES = ("balanced", "precise", "creative", "greedy")  # of settings_form, which the first frame does not need

@@ -260,7 +260,19 @@ def _parts(keys: str) -> list[str]:
     return [part.strip() for part in keys.split(",") if part.strip()]
 
 
-NAMES = {"escape": "esc", "pageup": "PgUp", "pagedown": "PgDn", "left": "←", "right": "→", "up": "↑", "down": "↓"}
+NAMES = {
+    "escape": "esc",
+    "pageup": "PgUp",
+    "pagedown": "PgDn",
+    "left": "←",
+    "right": "→",
+    "up": "↑",
+    "down": "↓",
+    "slash": "/",
+    "minus": "-",
+    "plus": "+",
+    "equals_sign": "=",
+}
 
 
 def spell(keys: str) -> str:

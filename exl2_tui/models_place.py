@@ -273,6 +273,27 @@ class ModelsPlace:
         else:
             self.service.discard(one.id)
 
+    def ask_quit(self, leave: Callable[[], None]) -> bool:
+        """While something is downloaded: asks, and calls `leave` if the person wants to. False: nothing is."""
+        active = sorted((one for one in self.state.downloads.values() if one.active), key=lambda one: -one.share)
+        if not active:
+            return False
+        from exl2_tui.screens.dialogs import ChoiceDialog
+
+        def answered(choice: str | None) -> None:
+            if choice == "leave":
+                leave()
+
+        more = f", and {len(active) - 1} more {'waits' if len(active) == 2 else 'wait'}" if len(active) > 1 else ""
+        text = (
+            f"{one_line(active[0].id, 40)} is at {active[0].share:.0%}{more}. What is here is kept; "
+            "f3, d and r go on with it."
+        )
+        choices = [("stay", "Stay here"), ("leave", "Stop it and quit")]
+        if not isinstance(self.app.screen, ChoiceDialog):
+            self.app.push_screen(ChoiceDialog("A download is running", text, choices), answered)
+        return True
+
     def _announce(self, event: DownloadFinished | DownloadEnded) -> None:
         """Says that a download is over to whoever does not look at it."""
         from exl2_tui.screens.downloads import DownloadsScreen

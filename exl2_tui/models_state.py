@@ -21,7 +21,7 @@ from exl2_tui.core.model_events import (
 DownloadStatus = Literal["waiting", "running", "stopping", "stopped", "failed", "finished"]
 SortOrder = Literal["last used", "name", "size", "fits"]
 ORDERS: tuple[SortOrder, ...] = ("last used", "name", "size", "fits")
-_FIT_ORDER = {"yes": 0, "tight": 1, "unknown": 2, "no": 3}
+_FIT_ORDER = {"yes": 0, "tight": 1, "cpu": 2, "unknown": 3, "no": 4}
 
 
 @dataclass(slots=True)

@@ -19,7 +19,13 @@ from exl2_tui.core.model_events import DownloadFinished, DownloadPlan, DownloadP
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-FITS = {"yes": "fits", "tight": "is tight", "no": "does not fit", "unknown": "may fit"}
+FITS = {
+    "yes": "fits",
+    "tight": "is tight",
+    "cpu": "fits, but not on the GPU",
+    "no": "does not fit",
+    "unknown": "may fit",
+}
 
 
 def search(

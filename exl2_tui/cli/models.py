@@ -20,7 +20,7 @@ app = typer.Typer(help="List, show, verify, delete, search and download models."
 app.command("search")(search)
 app.command("download")(download)
 Model = Annotated[str, typer.Argument(help="Path or name of a model.")]
-FITS = {"yes": "fits", "tight": "tight", "no": "does not fit", "unknown": ""}
+FITS = {"yes": "fits", "tight": "tight", "cpu": "on the CPU", "no": "does not fit", "unknown": ""}
 Directory = Annotated[Path, typer.Argument(help="A model, or a folder of models.")]
 
 

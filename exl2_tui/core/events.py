@@ -254,7 +254,7 @@ class SpeedProgress(Event):
 # The models of this machine
 
 ModelSource = Literal["built-in", "own", "directory", "hub"]  # own: the app's folder, where downloads go
-Fit = Literal["yes", "tight", "no", "unknown"]
+Fit = Literal["yes", "tight", "cpu", "no", "unknown"]  # cpu: not on the GPU; the loader takes the processor instead
 
 
 @dataclass(frozen=True, slots=True)

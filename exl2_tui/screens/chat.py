@@ -358,12 +358,18 @@ class ChatScreen(TurnActions):
             session.preview(draft, mode, token)
 
         def chosen(mode: str | None) -> None:
-            if mode is not None and mode != session.chat.mode:
-                self.repaint(session.set_mode(mode) | Changes(flash=f"Prompt mode {mode} from here on"))
-                self._mode_chosen(mode)
+            if mode is not None:
+                self.use_mode(mode)
 
         self.app.push_screen(ModePicker(self._modes, session.chat.mode, ask, ready=session.ready), chosen)
         session.list_modes()
+
+    def use_mode(self, mode: str) -> None:
+        """Questions from here on are asked in another prompt mode."""
+        session = self._session
+        if mode != session.chat.mode:
+            self.repaint(session.set_mode(mode) | Changes(flash=f"Prompt mode {mode} from here on"))
+            self._mode_chosen(mode)
 
     def action_edit_system(self) -> None:
         from exl2_tui.screens.dialogs import TextDialog

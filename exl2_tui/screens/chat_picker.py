@@ -80,7 +80,8 @@ class ChatPicker(ModalScreen[str | None]):
         self.run_worker(self._fill(), group="search", exclusive=True, exit_on_error=False)
 
     async def _fill(self) -> None:
-        rows = await asyncio.wrap_future(self._store.list_chats(self.query_one(Input).value))
+        words = self.query_one(Input).value
+        rows = await asyncio.wrap_future(self._store.list_chats(words))
         options = self.query_one(OptionList)
         kept = self._highlighted()
         self._rows = {row.id: row for row in rows}
@@ -90,9 +91,8 @@ class ChatPicker(ModalScreen[str | None]):
         if ids:
             options.highlighted = ids.index(kept) if kept in ids else 0
         box = self.query_one(".dialog")
-        box.border_subtitle = Content(
-            f"{len(rows):,} {'chat' if len(rows) == 1 else 'chats'}" if rows else "no chat found"
-        )
+        none = "no chat has these words" if words.strip() else "no chats yet"
+        box.border_subtitle = Content(f"{len(rows):,} {'chat' if len(rows) == 1 else 'chats'}" if rows else none)
 
     def _line(self, row: ChatRow, width: int) -> Content:
         when = age(self._wall_clock() - row.updated)

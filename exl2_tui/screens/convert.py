@@ -26,6 +26,11 @@ LOOK_TICKS = 5  # how often it is looked for conversions that were started elsew
 class ConvertScreen(Screen[None]):
     """The Convert place."""
 
+    HELP = (
+        "Conversions make EXL2 models of float16 ones. They run in the background and keep what is finished: one that "
+        "was paused, or whose program ended, goes on where it was. enter shows how far one is and how good its layers "
+        "are."
+    )
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("convert")]
 
     def __init__(self, place: ConvertPlace) -> None:

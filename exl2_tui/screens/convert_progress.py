@@ -33,6 +33,10 @@ ROOMY = 30  # rows from which warnings may take more than one
 class ProgressScreen(Screen[None]):
     """Top to bottom: how far, what is wrong or what came out, how good each layer is, the log."""
 
+    HELP = (
+        "How far the conversion is, and the error of each layer on a log axis: lower is better. The arrow keys move "
+        "the cursor of the chart. Leaving this screen stops nothing."
+    )
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("job")]
     AUTO_FOCUS = "LayerChart"
 

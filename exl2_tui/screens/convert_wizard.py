@@ -47,6 +47,11 @@ STEPS = ("source", "target", "check")
 class WizardScreen(Screen[None]):
     """Every value has a default, so that enter, enter, enter converts the first model."""
 
+    HELP = (
+        "Three steps: what to convert, into what, and a last look with the command line that does the same. Every "
+        "value has a default; what is wrong stands under its field while you type. Nothing is written before the last "
+        "step."
+    )
     BINDINGS: ClassVar[list[BindingType]] = [
         *bindings("wizard"),
         Binding("down", "pick(1)", "Down", show=False),

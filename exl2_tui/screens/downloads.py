@@ -27,6 +27,10 @@ from exl2_tui.widgets.status import header, size_of
 class DownloadsScreen(Screen[None]):
     """One row per download; it goes on whether somebody looks or not."""
 
+    HELP = (
+        "Downloads go on while you chat. One that was paused, or stopped because the program or the connection ended, "
+        "goes on where it was. Hashes are checked at the end."
+    )
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("downloads")]
 
     def __init__(self, place: ModelsPlace) -> None:

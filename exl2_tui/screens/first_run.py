@@ -1,4 +1,4 @@
-"""FirstRun: what was found on this machine, and four ways to begin. Shown once."""
+"""FirstRun: what was found on this machine, and the ways to begin. Shown once."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from exl2_tui.widgets.status import size_of
 CHOICES = (
     ("chat", "Chat with the built-in model"),
     ("folder", "Use a folder of models I have"),
-    ("models", "Look at models, or download one"),
+    ("hub", "Download a model from the Hub"),
+    ("models", "Look at the models of this machine"),
     ("convert", "Convert a model to EXL2"),
 )
 
 
 class FirstRun(ModalScreen[str | None]):
-    """Answers "chat", "models", "convert", "folder PATH", or None. What was found arrives by `service_event`."""
+    """Answers "chat", "hub", "models", "convert", "folder PATH", or None. What was found arrives by `service_event`."""
 
     HELP = "Nothing is decided for good here: models, conversions and settings are one key away at any time."
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -45,11 +46,13 @@ class FirstRun(ModalScreen[str | None]):
             yield Static("", id="found", markup=False)
             yield OptionList(*self._options(), markup=False, compact=True)
             yield Static(
-                Content.styled("Everything stays on this machine. Nothing is sent anywhere.", "$secondary"),
+                Content.styled("Everything stays on this machine; only a search on the Hub leaves it.", "$secondary"),
                 classes="text",
                 markup=False,
             )
-            yield Static(Content("1-4 or ⏎ choose   esc skip   f1 help at any time"), classes="hint", markup=False)
+            yield Static(
+                Content(f"1-{len(CHOICES)} or ⏎ choose   esc skip   f1 help at any time"), classes="hint", markup=False
+            )
 
     def on_mount(self) -> None:
         self.query_one(OptionList).focus()
@@ -74,6 +77,7 @@ class FirstRun(ModalScreen[str | None]):
             "chat": f"{one_line(built_in.name, 20)}, {size_of(built_in.size_bytes)}" if built_in else "",
             "models": f"{others:,} found besides it" if others else "",
             "folder": "you name the folder",
+            "hub": "with its size, before you agree",
             "convert": "fp16 to 2-8 bits per weight",
         }
         return [

@@ -30,6 +30,11 @@ FIRST = "Words of a name, such as: llama 8b exl2"
 class HubScreen(Screen[None]):
     """Results, then the revisions of one of them, then the plan of a download."""
 
+    HELP = (
+        "Search the Hugging Face Hub by words of a name; enter shows the revisions of a model (EXL2 models keep each "
+        "bitrate on one), enter again its files, their size and whether it fits. Nothing is downloaded before you "
+        "agree."
+    )
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("hub")]
 
     def __init__(self, place: ModelsPlace) -> None:

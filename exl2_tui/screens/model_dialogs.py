@@ -21,6 +21,7 @@ from exl2_tui.widgets.model_list import FIT_STYLES, context_text
 from exl2_tui.widgets.status import size_of
 
 MOST_LINES = 200
+FITS = {"yes": "fits", "tight": "is tight", "cpu": "fits, but not on the GPU", "no": "does not fit", "unknown": ""}
 
 
 class VerifyDialog(ModalScreen[None]):
@@ -245,7 +246,7 @@ def plan_text(plan: DownloadPlan) -> Content:
         Content.styled(f"to {one_line(plan.folder, 76)}", "$secondary"),
     ]
     if plan.memory:
-        word = {"yes": "fits", "tight": "is tight", "no": "does not fit", "unknown": ""}[plan.fits]
+        word = FITS[plan.fits]
         free = f", {size_of(plan.available)} free" if plan.available is not None else ""
         lines.append(
             Content.assemble(

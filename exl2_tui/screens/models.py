@@ -30,6 +30,11 @@ SPIN_SECONDS = 0.25
 class ModelsScreen(Screen[None]):
     """A list with a filter; the facts of the model under the cursor below it, or beside it where there is room."""
 
+    HELP = (
+        "The models of this machine: those in your folders, in the Hugging Face cache, and downloaded here. MEMORY "
+        "and FITS are for the context and the cache that - + and t choose, in what is free now; a load uses the same. "
+        "enter loads a model and goes to the chat."
+    )
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("models")]
 
     def __init__(self, place: ModelsPlace) -> None:

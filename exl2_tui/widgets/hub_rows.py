@@ -23,7 +23,7 @@ MARKS = {
     "failed": ("✗", "$error"),
     "finished": ("✓", "$success"),
 }
-FIT_WORDS = {"yes": "fits", "tight": "tight", "no": "too large", "unknown": ""}
+FIT_WORDS = {"yes": "fits", "tight": "tight", "cpu": "on CPU", "no": "too large", "unknown": ""}
 
 
 def model_heading(room: int) -> Content:

@@ -14,6 +14,7 @@ from exl2_tui.widgets.model_list import FIT_STYLES, context_text
 from exl2_tui.widgets.status import size_of
 
 LABEL = 13
+MARKS = {"tight": "~", "cpu": "*", "no": "!"}  # of a total that is not simply all right
 SOURCES = {
     "built-in": "comes with the program",
     "own": "the app's own folder",
@@ -78,6 +79,10 @@ def fit_sentence(model: ModelInfo, listed: LibraryListed | None) -> Content:
     """Why it fits or not, and what would help."""
     if listed is None or not model.memory or listed.available is None:
         return Content("")
+    if model.fits == "cpu":
+        free, needs = size_of(listed.available), size_of(model.memory)
+        text = f"The GPU has {free} free, too little: it would run on the processor, in {needs}."
+        return Content.assemble((text, FIT_STYLES["cpu"]), (f" {_remedy(model, listed)}", "$secondary"))
     at = f" at {context_text(listed.context)}" if listed.context is not None else ""
     text = f"Needs {size_of(model.memory)} of {size_of(listed.available)}{at}, {listed.cache} cache."
     if model.fits == "yes":
@@ -111,11 +116,12 @@ def memory_table(detail: ModelDetailed, listed: LibraryListed | None) -> list[Co
             row = next(row for row in detail.memory if row.context == context and row.cache_kind == kind)
             style = "" if row.fits in ("yes", "unknown") else FIT_STYLES[row.fits]
             parts += [(f"{size_of(row.cache):>9}", "$secondary"), (f"{size_of(row.total):>9}", style)]
-            if row.fits in ("no", "tight"):
-                parts[-1] = (f"{size_of(row.total) + ('!' if row.fits == 'no' else '~'):>9}", style)
+            if row.fits in MARKS:
+                parts[-1] = (f"{size_of(row.total) + MARKS[row.fits]:>9}", style)
         lines.append(Content.assemble(*parts))
-    if any(row.fits in ("no", "tight") for row in detail.memory):
-        lines.append(Content.styled(f"{'':>6}~ tight   ! does not fit", "$secondary"))
+    if any(row.fits in MARKS for row in detail.memory):
+        on_cpu = "   * on the processor" if any(row.fits == "cpu" for row in detail.memory) else ""
+        lines.append(Content.styled(f"{'':>6}~ tight   ! does not fit{on_cpu}", "$secondary"))
     return lines
 
 

@@ -17,7 +17,7 @@ from exl2_tui.widgets.bars import meter
 from exl2_tui.widgets.status import size_of
 
 FACTS = 48  # cells right of the name
-FIT_STYLES = {"yes": "$success", "tight": "$warning", "no": "$error", "unknown": "$secondary"}
+FIT_STYLES = {"yes": "$success", "tight": "$warning", "cpu": "$warning", "no": "$error", "unknown": "$secondary"}
 
 
 class ModelList(OptionList):

@@ -204,6 +204,22 @@ def test_every_model_says_what_it_takes_and_whether_that_fits(nano_chat: Path) -
     assert library.list(context=4096, machine=Machine("native", None))[1].fits == "unknown"
 
 
+def test_where_the_gpu_is_too_small_the_list_says_what_the_loader_does_instead(nano_chat: Path) -> None:
+    library = Library([nano_chat])
+
+    def found(gpu: int, processor: int | None) -> ModelInfo:
+        machine = Machine("cuda", gpu, Machine("native", processor))
+        return library.list(context=2048, machine=machine)[1]
+
+    room = 10**10
+    alone = library.list(context=2048, machine=Machine("native", room))[1]
+    assert found(room, room).fits == "yes" and found(room, room).memory != alone.memory
+    assert (found(10**6, room).fits, found(10**6, room).memory) == ("cpu", alone.memory)
+    assert found(10**6, None).fits == "cpu"
+    assert found(10**6, 10**6).fits == "no" and found(10**6, 10**6).memory != alone.memory
+    assert library.list(context=2048, machine=Machine("cuda", 10**6))[1].fits == "no"  # the GPU was asked for
+
+
 def test_what_is_found_without_torch_is_what_the_loader_plans(nano_chat: Path) -> None:
     with Checkpoint.open(nano_chat) as checkpoint:
         assert this_machine(CPU).backend == plan_load(checkpoint, ModelConfig.from_dir(nano_chat), CPU).backend

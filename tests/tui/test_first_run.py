@@ -1,4 +1,4 @@
-"""The first start: what was found, four ways to begin, shown once; and a terminal that is too small."""
+"""The first start: what was found, the ways to begin, shown once; and a terminal that is too small."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from textual.widgets import Static
 
 from exl2_tui.screens.first_run import FirstRun
+from exl2_tui.screens.hub import HubScreen
 from exl2_tui.screens.models import ModelsScreen
 from exl2_tui.screens.too_small import TooSmall
 from exl2_tui.settings import is_first_run, load_settings
@@ -81,3 +82,13 @@ async def test_a_start_in_a_small_terminal(make_app: MakeApp) -> None:
         await pilot.resize_terminal(60, 16)
         await chat.settle()
         assert chat.app.screen is chat.chat_screen
+
+
+async def test_download_leads_to_the_hub(make_app: MakeApp) -> None:
+    async with make_app(first_run=True).run_test(size=(80, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        await pilot.press("3")
+        await until(lambda: isinstance(chat.app.screen, HubScreen))
+        await pilot.press("escape", "escape")
+        await until(lambda: chat.app.screen is chat.chat_screen)

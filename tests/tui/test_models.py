@@ -415,6 +415,35 @@ async def test_a_download_is_paused_gone_on_with_and_discarded(make_app: MakeApp
         assert "Nothing is being downloaded" in seen.text("#details")
 
 
+async def test_quitting_during_a_download_asks(make_app: MakeApp) -> None:
+    async with models(make_app) as seen:
+        seen.chat.app.models.download(PLAN)
+        await seen.screen(DownloadsScreen)
+        seen.fake.progress(0.4)
+        await seen.chat.settle()
+        await seen.press("ctrl+q")
+        await seen.screen(ChoiceDialog)
+        assert "is at 40%. What is here is kept" in str(seen.chat.app.screen.query(Static).first().render())
+        await seen.press("enter")  # stay
+        await seen.screen(DownloadsScreen)
+        assert seen.chat.app.is_running
+        await seen.press("ctrl+q", "down", "enter")
+        await until(lambda: seen.chat.app._exit)
+
+
+async def test_a_model_for_which_the_gpu_is_too_small_is_shown_where_the_loader_puts_it(make_app: MakeApp) -> None:
+    def small(post: Callable[..., None]) -> FakeModels:
+        fake = FakeModels(post)
+        fake.models = [replace(model, fits="cpu") for model in fake.models]
+        return fake
+
+    async with models(make_app, models_factory=small) as seen:
+        assert any(row.rstrip().endswith("cpu") for row in seen.rows)
+        await seen.press("j")
+        await seen.chat.settle()
+        assert "it would run on the processor" in seen.text("#details")
+
+
 async def test_what_the_hub_refuses_is_told_and_escape_goes_back(make_app: MakeApp) -> None:
     async with models(make_app) as seen:
         await seen.press("h")

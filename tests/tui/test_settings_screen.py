@@ -14,6 +14,7 @@ from exl2_tui.screens.settings import SECTIONS, SettingsScreen
 from exl2_tui.settings import AppearanceSettings, ChatSettings, ModelSettings, Settings, load_settings
 from tests.tui.conftest import MakeApp
 from tests.tui.driver import ChatDriver, until
+from tests.tui.fakes import MODELS
 
 
 async def open_settings(chat: ChatDriver) -> SettingsScreen:
@@ -218,3 +219,53 @@ async def test_the_palette_has_themes_presets_and_the_welcome(make_app: MakeApp)
             await until(lambda found=found: found.option_count and not chat.app.screen._show_busy)  # type: ignore[misc]
             await pilot.press("enter")
             await until(done)
+
+
+async def test_the_palette_finds_chats_models_and_modes(make_app: MakeApp) -> None:
+    """By names that look like markup, too."""
+    async with make_app().run_test(size=(80, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        await chat.ask("[i]poems[/i] please")
+        await chat.answer("no")
+        await pilot.press("ctrl+n")
+        session = chat.app.session
+        for words, shown, done in (
+            ("mode llama", "Prompt mode: llama", lambda: session.chat.mode == "llama"),
+            ("[i]poems", "Chat: [i]poems[/i] please", lambda: session.chat.title.startswith("[i]poems")),
+            (f"model {MODELS[1].name}", f"Model: {MODELS[1].name}", lambda: session.model.name == MODELS[1].path),
+        ):
+            await pilot.press("f5", "ctrl+p")
+            await until(lambda: isinstance(chat.app.screen, CommandPalette))
+            chat.app.screen.query_one(Input).value = words
+            found = chat.app.screen.query_one(OptionList)
+
+            def first(found: OptionList = found) -> str:
+                return str(found.get_option_at_index(0).prompt) if found.option_count else ""
+
+            await until(lambda first=first, shown=shown: shown in first())  # type: ignore[misc]
+            await pilot.press("enter")
+            await until(done)
+            assert chat.app.screen is chat.chat_screen
+
+
+async def test_the_screens_of_models_and_convert_have_help(make_app: MakeApp) -> None:
+    from exl2_tui.screens import convert, convert_progress, convert_wizard, downloads, hub, models
+
+    for screen in (
+        models.ModelsScreen,
+        hub.HubScreen,
+        downloads.DownloadsScreen,
+        convert.ConvertScreen,
+        convert_wizard.WizardScreen,
+        convert_progress.ProgressScreen,
+    ):
+        assert len(screen.HELP or "") > 100, screen
+    async with make_app().run_test(size=(80, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        await pilot.press("f3", "f1")
+        await until(lambda: isinstance(chat.app.screen, HelpScreen))
+        await chat.settle()
+        text = str(chat.app.screen.query("VerticalScroll Static").first().render())
+        assert text.startswith("The models of this machine") and "\n  /  " in text

@@ -89,8 +89,8 @@ class Library:
             paths.add(str(path))
             info = replace(found.info, used=used.get(str(path.resolve()), 0.0))
             if machine is not None and found.footprint is not None:
-                memory = found.footprint.at(context, cache, machine.backend, machine.available)
-                info = replace(info, memory=memory.total, fits=memory.fits if machine.available else "unknown")
+                memory, fits = machine.plan(found.footprint, context, cache)
+                info = replace(info, memory=memory.total, fits=fits)
             models.append(info)
         if store is not None:
             with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else

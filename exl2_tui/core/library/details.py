@@ -69,8 +69,7 @@ def memory_rows(numbers: Footprint, machine: Machine, chosen: int | None) -> tup
     rows = []
     for context in contexts:
         for kind in CACHE_KINDS.get(machine.backend, ("fp16",)):
-            found = numbers.at(context, kind, machine.backend, machine.available)
-            fits = found.fits if machine.available is not None else "unknown"
+            found, fits = machine.plan(numbers, context, kind)
             rows.append(MemoryRow(context, kind, found.weights, found.cache, found.scratch, fits))
     return tuple(rows)
 

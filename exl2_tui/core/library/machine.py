@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from exl2_tui.core.model.footprint import Backend
+from exl2_tui.core.events import Fit
+from exl2_tui.core.model.footprint import Backend, Footprint, MemoryEstimate
 from exl2_tui.core.model.memory import available_memory
 from exl2_tui.core.requests import LoadOptions
 
@@ -15,10 +16,25 @@ _PACKAGE = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """available: bytes a model may take, None if the system does not tell."""
+    """available: bytes a model may take, None if the system does not tell.
+
+    fallback: where the loader goes by itself if the model does not fit here.
+    """
 
     backend: Backend
     available: int | None
+    fallback: Machine | None = None
+
+    def plan(self, numbers: Footprint, context: int | None, cache: str) -> tuple[MemoryEstimate, Fit]:
+        """What a load takes, and whether it fits, as the loader decides it."""
+        found = numbers.at(context, cache, self.backend, self.available)
+        if self.available is None:
+            return found, "unknown"
+        if found.fits == "no" and self.fallback is not None:
+            other, fits = self.fallback.plan(numbers, context, cache)
+            if fits != "no":
+                return other, "cpu"
+        return found, found.fits
 
 
 def this_machine(options: LoadOptions | None = None, reclaim: int = 0) -> Machine:
@@ -32,7 +48,12 @@ def this_machine(options: LoadOptions | None = None, reclaim: int = 0) -> Machin
     if asked or by_itself:
         gpu = _gpu(options)
         if gpu is not None and (asked or gpu.backend == "cuda"):
-            return Machine(gpu.backend, (gpu.available or 0) + reclaim)
+            fallback = None if asked else _processor()  # without `reclaim`: that is what the GPU gets back
+            return Machine(gpu.backend, (gpu.available or 0) + reclaim, fallback)
+    return _processor(reclaim)
+
+
+def _processor(reclaim: int = 0) -> Machine:
     native = (_PACKAGE / "_C_cpu.so").is_file() and os.environ.get("EXL2_TUI_KERNELS", "") != "reference"
     available = available_memory()
     return Machine("native" if native else "reference", None if available is None else available + reclaim)

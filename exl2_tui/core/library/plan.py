@@ -49,14 +49,15 @@ def plan_download(
     except Exl2Error as error:
         return replace(base, problem=error.message, hint=error.hint or "")
     tensors = sum(file.size for file in files if file.name.endswith(".safetensors"))
-    memory = remote_footprint(config, tensors).at(context, cache, machine.backend, machine.available)
+    memory, fits = machine.plan(remote_footprint(config, tensors), context, cache)
     plan = replace(
         base,
         family=config.architecture.removesuffix("ForCausalLM"),
         format=text,
         context=memory.context,
         memory=memory.total,
-        fits=memory.fits if machine.available is not None else "unknown",
+        available=memory.available,
+        fits=fits,
     )
     missing_room = plan.total - plan.ready + MARGIN - plan.free_disk
     if missing_room > 0:
@@ -84,9 +85,9 @@ def look_at_revision(
     except Exl2Error as error:
         return HubRevision(revision, 0, bits_in_name(revision), "unknown", error.message)
     tensors = sum(file.size for file in files if file.name.endswith(".safetensors"))
-    memory = remote_footprint(config, tensors).at(context, cache, machine.backend, machine.available)
+    _, fits = machine.plan(remote_footprint(config, tensors), context, cache)
     bits = bits_in_name(text) or bits_in_name(revision)
-    return HubRevision(revision, size, bits, memory.fits if machine.available is not None else "unknown")
+    return HubRevision(revision, size, bits, fits)
 
 
 def target_folder(own: Path, state: RepoState) -> Path:
