@@ -162,17 +162,18 @@ static inline int group_bits_of(const LinearSource& s, int64_t g) {
   return s.kind == LinearKind::kExl2 ? s.q_groups[2 * g] : s.bits;
 }
 
-// How many int8 terms an activation gets. Rounding to 8 bits costs a KL divergence of some 5e-4 on small trained
-// models; quantizing the weights costs 0.07 at 4 bits and a quarter of that with every bit more. To stay below one
-// percent of it, the rows with the largest activations, which make most of the error, get both bytes of a 16-bit
-// activation: rows of EXL2 and of act-order GPTQ come in that order. Measured on nano-chat, by the share of such rows:
-// none 5.0e-4, 1/4 2.0e-4, 1/2 1.0e-4, 3/4 4e-5, all 2e-8. Where the order is not known it is all or none.
+// How many int8 terms an activation gets. Rounding to 8 bits costs a KL divergence of some 4.5e-4 on small trained
+// models; quantizing the weights of nano-chat costs 0.039 at 4 bits, 0.010 at 5 and 0.003 at 6 (refined recipe). To stay
+// below one percent of it, the rows with the largest activations, which make most of the error, get both bytes of a
+// 16-bit activation: rows of EXL2 and of act-order GPTQ come in that order. Measured on nano-chat
+// (benchmarks/fast_path_cost.py), by the share of such rows: none 4.5e-4, 1/4 2.4e-4, 1/2 1.2e-4, 3/4 5.8e-5, all 2e-8.
+// Where the order is not known it is all or none.
 static inline int64_t two_byte_rows(const LinearSource& s) {
   int64_t bits = 0;
   for (int64_t g = 0; g < s.n_groups; g++) bits += group_rows_of(s, g) * group_bits_of(s, g);
   if (2 * bits <= 7 * s.K) return 0;  // up to 3.5 bits per weight
-  if (!s.perm || 2 * bits > 13 * s.K) return s.K;
-  return 2 * bits <= 9 * s.K ? s.K / 4 : 2 * bits <= 11 * s.K ? s.K / 2 : s.K * 3 / 4;
+  if (!s.perm || 2 * bits > 11 * s.K) return s.K;
+  return 2 * bits <= 9 * s.K ? s.K / 4 : s.K * 5 / 8;
 }
 
 // Widths that ask for the same whatever their rows leave the other case out of the code.
