@@ -138,7 +138,7 @@ def _about_files(draft: ConvertDraft, model: SourceModel) -> Iterator[FieldNote]
         elif file.suffix.lower() not in CALIBRATION_KINDS:
             yield FieldNote("calibration", "warning", f"Expected one of {', '.join(CALIBRATION_KINDS)}; read as text")
         else:
-            yield FieldNote("calibration", "ok", f"{file.stat().st_size / 1e6:.1f} MB")
+            yield FieldNote("calibration", "ok", _size(file.stat().st_size))
     if measurement is not None:
         yield _about_measurement(Path(measurement), draft, model)
 
@@ -237,4 +237,6 @@ def _count(number: float) -> str:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"

@@ -57,7 +57,7 @@ def notices(job: JobState, rows: int) -> Content:
     for doubt in doubts[:shown]:
         lines += _doubt(doubt)
     if len(doubts) > shown and rows > 1:
-        lines[-1] = lines[-1] + Content.styled(f" (and {len(doubts) - shown} more: l shows the log)", "$secondary")
+        lines[-1] = lines[-1] + Content.styled(f" ({len(doubts) - shown} more: l)", "$secondary")
     return Content("\n").join(lines if rows > 1 else lines[:1])
 
 
