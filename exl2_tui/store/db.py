@@ -103,6 +103,8 @@ class ChatDatabase:
         future: Future[T] = Future()
 
         def run(connection: sqlite3.Connection | None) -> None:
+            if not future.set_running_or_notify_cancel():  # nobody waits any more; setting a result would raise
+                return
             try:
                 future.set_result(otherwise if connection is None else work(connection))
             except sqlite3.Error as error:

@@ -362,3 +362,14 @@ def test_two_programs_that_make_the_tables_at_once(tmp_path: Path, monkeypatch: 
         assert connection.execute("SELECT count(*) FROM chat").fetchone() == (number + 1,)
     for connection in connections:
         connection.close()
+
+
+def test_a_question_that_nobody_waits_for_does_not_end_the_saving(tmp_path: Path) -> None:
+    """A list that is asked for anew cancels the one before; the thread that saves must live on."""
+    database = ChatDatabase(tmp_path / "chats.db", lambda token: None, lambda problem: None)
+    held = threading.Event()
+    database._work.put(lambda connection: held.wait(5))
+    assert database.list_chats().cancel()
+    held.set()
+    assert database.list_chats().result(5) == []
+    database.close(5)
