@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 TOKENS = 1500
+CONTEXT = 4096  # more than the model was trained with: it is its speed that counts, in answers of some seconds
 TURNS = 100
 
 SHARED = f"""
@@ -46,7 +47,8 @@ from exl2_tui.core.events import GenerationFinished
 from exl2_tui.core.library.catalog import Library
 endless()
 engine = Engine()
-engine.load(Library([], "").resolve(""))
+from exl2_tui.core.requests import LoadOptions
+engine.load(Library([], "").resolve(""), LoadOptions(context={CONTEXT}))
 messages = []
 for question, answer in TURNS:
     messages += [Message("user", question), Message("assistant", answer)]
@@ -124,6 +126,7 @@ def measure(rounds: int, theme: str = "dark") -> tuple[float, float, float]:
     assert alone.stdin is not None and alone.stdout is not None
     assert alone.stdout.readline() == "ready\n"
     settings = f'[appearance]\ntheme = "{theme}"\n[chat]\nmax_new_tokens = {TOKENS}\n[sampler]\nseed = 7\n'
+    settings += f"[load]\ncontext = {CONTEXT}\n"
     terminal = Terminal(UNDER_UI, str(results), settings=settings)
     answers = Answers(results)
 

@@ -247,7 +247,8 @@ class Exl2App(KeysInOrder):
     @on(Wake)
     def _woken(self) -> None:
         """Flushes at once when it is quiet, else when the pace allows."""
-        wait = self._pace.wait(self.session.meters.speed if self.session.writing is not None else 0.0)
+        writing = self.session.writing
+        wait = self._pace.wait(writing.pace(self.clock()) if writing is not None else 0.0)
         if wait <= 0:
             self._drain_bridge()
         elif self._flush_timer is None:

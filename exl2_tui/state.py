@@ -84,6 +84,10 @@ class Writing:
         seconds = now - self.first_token
         return (self.tokens - 1) / seconds if self.first_token and seconds > 0.2 else 0.0
 
+    def pace(self, now: float) -> float:
+        """Tokens per second as far as they can be told at once: rough, but there from the second frame on."""
+        return self.tokens / max(now - self.first_token, 0.05) if self.first_token else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Queued:
