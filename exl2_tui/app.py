@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib
+import os
 import time
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -182,7 +183,7 @@ class Exl2App(KeysInOrder):
             )
         )
         self._mounted = True
-        leave_on_signals(self._leave)
+        leave_on_signals(self._leave, self._hung_up)
         for wrong in (*self._problems, *problems(self.settings.keys)):
             self.notify(one_line(wrong), severity="warning", timeout=12, markup=False)
         self.call_after_refresh(self._start_service)
@@ -300,12 +301,14 @@ class Exl2App(KeysInOrder):
             self.convert.repaint()
 
     def close(self, timeout: float) -> None:
-        """After the app has ended: what waits is written."""
+        """At the end: what waits is written, what runs is stopped."""
         self.session.keep_unfinished()
         self._store.close(timeout)
         self.preferences.finish()
         self.convert.close(timeout)
         self.models.close(timeout)
+        if self.service is not None:
+            self.service.close(timeout)
 
     def push_event(self, event: Event) -> None:
         """An event from any thread."""
@@ -422,6 +425,13 @@ class Exl2App(KeysInOrder):
             self.service.cancel()
         self.exit()
 
+    def _hung_up(self) -> None:
+        """The terminal is gone: nothing to restore, and Textual's driver can wait for ever to write to it."""
+        if self.service is not None:
+            self.service.cancel()
+        self.close(QUIT_SECONDS)
+        os._exit(0)
+
 
 def _memory(saved: Callable[[int], object], problem: Callable[[str], object]) -> ChatStore:
     return MemoryStore(saved)
@@ -455,9 +465,6 @@ def run(
     )
     app.run()
     app.close(QUIT_SECONDS)
-    service = app.service
-    if service is not None:
-        service.close(QUIT_SECONDS)
     if app.return_code:
         raise SystemExit(app.return_code)
 

@@ -41,9 +41,8 @@ def is_saved(home: Path, text: str) -> bool:
 
 
 def last_word(screen: str) -> int:
-    """Number of the last word of the answer that is on the screen; -1 without one."""
-    words = [part for part in screen.split() if part.startswith("word") and part[4:].isdigit()]
-    return int(words[-1][4:]) if words else -1
+    """Largest number of a word of the answer that is on the screen; -1 without one. The last one may be cut: word8."""
+    return max((int(part[4:]) for part in screen.split() if part.startswith("word") and part[4:].isdigit()), default=-1)
 
 
 @pytest.mark.parametrize("end", ["SIGKILL", "SIGTERM", "the window is closed"])
