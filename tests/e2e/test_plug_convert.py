@@ -106,14 +106,15 @@ def test_a_conversion_in_a_shell_is_live_in_the_app_and_can_be_paused_there(
     work = tmp_path / "work"
     process = in_shell(command, home)
     until(lambda: saved_layers(work, "measure") >= 1, process)
+    process.send_signal(signal.SIGSTOP)  # so small a model would be finished before the app has started
     terminal = app()
     at_list(terminal)
     terminal.wait("elsewhere")
     terminal.press("enter")
-    terminal.wait("left")
-    before = saved_layers(work, "measure") + saved_layers(work, "quantize")
-    terminal.wait(lambda _: saved_layers(work, "measure") + saved_layers(work, "quantize") > before)
+    terminal.wait("● measure")
     terminal.press("p")
+    until((work / "pause").exists, process)
+    process.send_signal(signal.SIGCONT)
     assert process.wait(LIMIT) == 130  # as after Ctrl-C
     terminal.wait("paused")
     terminal.press("r")
