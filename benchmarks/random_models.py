@@ -6,6 +6,7 @@ Random codes are as fast or slow as trained ones; they only talk nonsense.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +96,15 @@ def write_dense(path: Path, shape: Shape, context: int, seed: int = 0) -> Path:
         weight = torch.randn(spec.out_features, spec.in_features, generator=generator).mul_(0.02).half()
         tensors[f"{spec.prefix}.weight"] = weight
     return _write(path, config, tensors)
+
+
+def write_convertible(path: Path, shape: Shape, context: int, tokenizer_of: Path) -> Path:
+    """A float16 directory with the tokenizer of another model, whose vocabulary must not be larger."""
+    write_dense(path, shape, context)
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+        if (tokenizer_of / name).is_file():
+            shutil.copyfile(tokenizer_of / name, path / name)
+    return path
 
 
 def exl2_linear(spec: LinearSpec, bits: float, perm: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

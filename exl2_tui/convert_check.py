@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exl2_tui.convert_draft import OFFERED_BITS, ConvertDraft, absolute, make_request, parse_bits, problems
+from exl2_tui.convert_draft import AUTO, OFFERED_BITS, ConvertDraft, absolute, make_request, parse_bits, problems
 from exl2_tui.core.errors import ConfigError, Exl2Error
 from exl2_tui.core.events import ConvertChecked, FieldNote, JobEstimate
 from exl2_tui.core.requests import ConvertRequest
@@ -49,8 +49,9 @@ def check(draft: ConvertDraft, token: int) -> ConvertChecked:
             notes.append(
                 FieldNote("measurement", "info", f"One of this model is in {Path(earlier).parent.name}: f8 uses it")
             )
-        if not any(note.level == "error" and note.field in ("bits", "rows", "length") for note in notes):
+        if not any(note.level == "error" and note.field in ("bits", "head_bits", "rows", "length") for note in notes):
             request = make_request(draft)
+            notes += _about_head(request, model)
             estimate = _estimate(request, model)
             notes += _about_room(request, estimate)
         return ConvertChecked(token, tuple(notes), facts, size, sizes, estimate, loads, earlier)
@@ -74,7 +75,7 @@ def _sizes(draft: ConvertDraft, model: SourceModel) -> tuple[tuple[float, int], 
         asked = parse_bits(draft.bits)
     except ConfigError:
         asked = ()
-    return tuple((bits, finished_bytes(model, bits, int(draft.head_bits))) for bits in sorted({*OFFERED_BITS, *asked}))
+    return tuple((bits, finished_bytes(model, bits, draft.fixed_head_bits)) for bits in sorted({*OFFERED_BITS, *asked}))
 
 
 def _loads(draft: ConvertDraft, model: SourceModel) -> tuple[int, int] | None:
@@ -88,7 +89,7 @@ def _loads(draft: ConvertDraft, model: SourceModel) -> tuple[int, int] | None:
         return None
     config = model.config
     elements = model.decoder_weights + 2 * config.vocab_size * config.hidden_size
-    numbers = Footprint.of(config, finished_bytes(model, largest, int(draft.head_bits)), elements)
+    numbers = Footprint.of(config, finished_bytes(model, largest, draft.fixed_head_bits), elements)
     machine = this_machine()
     context = min(LOADED_CONTEXT, config.max_position_embeddings)
     return context, numbers.at(context, "fp16", machine.backend, machine.available).total
@@ -110,13 +111,13 @@ def earlier_measurement(draft: ConvertDraft, model: SourceModel) -> str:
     return ""
 
 
-def finished_bytes(model: SourceModel, bits: float, head_bits: int) -> int:
-    """Decoder at `bits`, head by its recipe, embedding and norms in float16."""
+def finished_bytes(model: SourceModel, bits: float, head_bits: int | None) -> int:
+    """Decoder at `bits`, head by its recipe (None: as large as with 6 bits), embedding and norms in float16."""
     from exl2_tui.core.model.layout import head_linear
     from exl2_tui.core.quant.recipe import head_recipe
 
     head = head_linear(model.config)
-    stored = head_recipe(head_bits).total_bits(head.in_features, -(-head.out_features // 32) * 32)
+    stored = head_recipe(head_bits or 6).total_bits(head.in_features, -(-head.out_features // 32) * 32)
     halves = model.config.hidden_size * (model.config.vocab_size + 2 * model.config.num_hidden_layers + 1)
     return int(model.decoder_weights * bits / 8) + stored // 8 + 2 * halves
 
@@ -143,7 +144,17 @@ def _about_files(draft: ConvertDraft, model: SourceModel) -> Iterator[FieldNote]
         yield _about_measurement(Path(measurement), draft, model)
 
 
+def _about_head(request: ConvertRequest, model: SourceModel) -> Iterator[FieldNote]:
+    from exl2_tui.core.quant.preflight import require_head
+
+    try:
+        require_head(request, model)
+    except Exl2Error as error:
+        yield FieldNote("head_bits", "error", _sentence(error))
+
+
 def _about_measurement(file: Path, draft: ConvertDraft, model: SourceModel) -> FieldNote:
+    from exl2_tui.core.model.layout import HEAD
     from exl2_tui.core.quant.measurement import Measurement
 
     try:
@@ -152,6 +163,8 @@ def _about_measurement(file: Path, draft: ConvertDraft, model: SourceModel) -> F
             found.require_halves(model.config.num_hidden_layers, file)
         elif missing := [spec.prefix for spec in model.decoder_linears() if spec.prefix not in found.linears]:
             return FieldNote("measurement", "error", f"It is of another model: {missing[0]} is missing")
+        if draft.head_bits == AUTO and HEAD not in found.linears:
+            return FieldNote("measurement", "error", "It does not say what head bits are worth. Pick a number.")
     except Exl2Error as error:
         return FieldNote("measurement", "error", _sentence(error))
     return FieldNote("measurement", "ok", "It fits this model, so measuring is skipped")

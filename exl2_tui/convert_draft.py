@@ -11,7 +11,9 @@ from exl2_tui.core.events import FieldNote
 from exl2_tui.core.requests import ConvertRequest
 
 OFFERED_BITS = (2.5, 3.0, 3.5, 4.0, 4.65, 5.0, 6.0, 8.0)
-HEAD_BITS = ("2", "3", "4", "5", "6", "8")
+AUTO = "auto"
+"""Head bits that are chosen with the rest."""
+HEAD_BITS = ("2", "3", "4", "5", "6", "8", AUTO)
 RECIPES = ("refined", "classic")
 
 
@@ -29,6 +31,11 @@ class ConvertDraft:
     measurement: str = ""
     work: str = ""
     output: str = ""
+
+    @property
+    def fixed_head_bits(self) -> int | None:
+        """None: they are chosen with the rest."""
+        return None if self.head_bits == AUTO else int(self.head_bits)
 
 
 def parse_bits(text: str) -> tuple[float, ...]:
@@ -67,12 +74,20 @@ def problems(draft: ConvertDraft) -> tuple[FieldNote, ...]:
         parse_bits(draft.bits)
     except ConfigError as error:
         notes.append(FieldNote("bits", "error", error.message))
+    if draft.head_bits == AUTO:
+        notes.append(_about_auto(draft))
     counts = (("rows", draft.rows, 1, 100_000), ("length", draft.length, 32, 1 << 20))
     notes += filter(None, (_count_problem(*count) for count in counts))
     for field, text in (("work", draft.work), ("output", draft.output)):
         if not text.strip():
             notes.append(FieldNote(field, "error", "A folder is needed here"))
     return tuple(notes)
+
+
+def _about_auto(draft: ConvertDraft) -> FieldNote:
+    if draft.recipe != "refined":
+        return FieldNote("head_bits", "error", "Only the refined recipe can choose them. Pick a number.")
+    return FieldNote("head_bits", "info", "Chosen with the rest, for a file as large as with 6")
 
 
 def _count_problem(field: str, text: str, low: int, high: int) -> FieldNote | None:
@@ -89,7 +104,7 @@ def make_request(draft: ConvertDraft) -> ConvertRequest:
         source=absolute(draft.source) or "",
         work=absolute(draft.work) or "",
         bits=parse_bits(draft.bits),
-        head_bits=int(draft.head_bits),
+        head_bits=draft.fixed_head_bits,
         recipe="classic" if draft.recipe == "classic" else "refined",
         output=absolute(draft.output),
         calibration=absolute(draft.calibration),
@@ -116,7 +131,7 @@ def command(request: ConvertRequest) -> str:
     if request.output is not None:
         parts.append(f"-cf {shlex.quote(request.output)}")
     for option, value, default in (
-        ("-hb", "auto" if request.head_bits is None else request.head_bits, 6),
+        ("-hb", AUTO if request.head_bits is None else request.head_bits, 6),
         ("--recipe", request.recipe, "refined"),
         ("-c", request.calibration, None),
         ("-r", request.rows, None),

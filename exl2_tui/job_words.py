@@ -70,7 +70,8 @@ def log_line(event: Event) -> tuple[LogLevel, str] | None:
     if isinstance(event, LayerMeasured) and event.errors:
         return "info", f"{short_name(event.key):<20}  {len(event.errors)} candidates tried in {exact(event.seconds)}"
     if isinstance(event, Allocated):
-        return "info", f"{event.reached_bpw:.3f} bits per weight reached for a target of {event.bits:g}"
+        head = f", {event.head_bpw:.3f} in the head," if event.head_bpw else ""
+        return "info", f"{event.reached_bpw:.3f} bits per weight{head} reached for a target of {event.bits:g}"
     if isinstance(event, LayerQuantized):
         numbers = f"{event.bpw:.2f} bpw  error {number(event.error)}  {exact(event.seconds)}"
         return "info", f"{short_name(event.key):<20}  {numbers}"

@@ -39,9 +39,10 @@ def card(name: str, report: dict[str, object], credit: str) -> str:
     assert isinstance(judged, dict) and isinstance(calibration, dict)
     size = report["size_bytes"]
     assert isinstance(size, int)
+    head = report["chosen_head_bpw"] or report["head_bits"]
     facts = (
         f"Quantized with `exl2-tui convert` ({report['recipe']} recipe): {report['reached_bpw']:.2f} bits per weight, "
-        f"output head {report['head_bits']} bits, {size / 1e6:.1f} MB. Calibrated on {calibration['rows']} rows of "
+        f"output head {head:.3g} bits, {size / 1e6:.1f} MB. Calibrated on {calibration['rows']} rows of "
         f"{calibration['length']} tokens of the converter's built-in set. Against the float16 original on "
         f"{judged['tokens']} held-out tokens of that set: KL divergence {judged['kl_divergence']:.4f}, same most "
         f"probable token {100 * judged['top1_agreement']:.1f} %, perplexity {judged['perplexity']:.2f} (original "
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--name", default="small-chat")
     parser.add_argument("--bits", type=float, default=4.5)
-    parser.add_argument("--head-bits", type=int, default=6)
+    parser.add_argument("--head-bits", default="auto", help="a number, or auto: inside the budget of a 6-bit head")
     parser.add_argument("--recipe", default="refined", choices=("refined", "classic"))
     parser.add_argument("--rows", type=int, help="calibration rows")
     parser.add_argument("--length", type=int, help="tokens per row")
@@ -84,7 +85,7 @@ def main() -> None:
         source=str(options.model),
         work=str(options.work),
         bits=(options.bits,),
-        head_bits=options.head_bits,
+        head_bits=None if options.head_bits == "auto" else int(options.head_bits),
         recipe=options.recipe,
         rows=options.rows,
         length=options.length,

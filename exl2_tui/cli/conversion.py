@@ -184,7 +184,8 @@ def describe(event: Event) -> str:
         cheapest, best = event.errors[event.bpw.index(min(event.bpw))], min(event.errors)
         return f"  {event.key}: error {cheapest:.2g} at {min(event.bpw):.2f} bpw, {best:.2g} at best"
     if isinstance(event, Allocated):
-        return f"  {event.reached_bpw:.3f} bits per weight for a target of {event.bits:g}"
+        head = f", and {event.head_bpw:.3f} in the output head," if event.head_bpw else ""
+        return f"  {event.reached_bpw:.3f} bits per weight{head} for a target of {event.bits:g}"
     if isinstance(event, LayerQuantized):
         return f"  {event.key}: {event.recipe}, {event.bpw:.2f} bpw, error {event.error:.4f}, {event.seconds:.1f} s"
     if isinstance(event, Tuned):

@@ -352,7 +352,10 @@ class LayerMeasured(Event):
 
 @dataclass(frozen=True, slots=True)
 class Allocated(Event):
-    """The bits are spent. `bpw` per key in model order; `predicted_error` is the sum that was made small."""
+    """The bits are spent. `bpw` per key in model order; `predicted_error` is the sum that was made small.
+
+    reached_bpw: of the decoder. head_bpw: of the output head where its bits are part of the budget, else 0.
+    """
 
     job: str
     bits: float
@@ -360,6 +363,7 @@ class Allocated(Event):
     keys: tuple[str, ...]
     bpw: tuple[float, ...]
     predicted_error: float
+    head_bpw: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

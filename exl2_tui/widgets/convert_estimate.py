@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from textual.content import Content
 
-from exl2_tui.convert_draft import ConvertDraft, parse_bits
+from exl2_tui.convert_draft import AUTO, ConvertDraft, parse_bits
 from exl2_tui.core.errors import ConfigError
 from exl2_tui.core.events import ConvertChecked
 from exl2_tui.eta import rough
@@ -96,9 +96,8 @@ def summary(draft: ConvertDraft, found: ConvertChecked | None, command: str) -> 
     """The last look: everything as sentences, then the command that does the same."""
     name = one_line(draft.source.rstrip("/").rpartition("/")[2], 60)
     bits = " and ".join(f"{value:g}" for value in _asked(draft))
-    lines = [
-        Content.assemble(("Convert ", ""), (name, "bold"), f" to {bits} bits per weight, head {draft.head_bits} bits.")
-    ]
+    head = "head included" if draft.head_bits == AUTO else f"head {draft.head_bits} bits"
+    lines = [Content.assemble(("Convert ", ""), (name, "bold"), f" to {bits} bits per weight, {head}.")]
     if found is not None and found.facts:
         lines.append(Content.styled(one_line(found.facts), "$secondary"))
     data = one_line(draft.calibration) or "the built-in mix of prose, code, dialogue and other languages"

@@ -113,6 +113,10 @@ def test_head_bits_inside_the_budget(tiny: Path, tmp_path: Path) -> None:
     assert weights_hash(chosen) != weights_hash(fixed)
     sizes = [open_file(model / "output.safetensors").path.stat().st_size for model in (fixed, chosen)]
     assert 0.97 * sizes[0] < sizes[1] <= sizes[0] + 4096  # the header may name other shapes
+    facts = [json.loads((model / "report.json").read_text()) for model in (fixed, chosen)]
+    head = next(row for row in facts[1]["layers"] if row["key"] == "lm_head")
+    assert facts[0]["chosen_head_bpw"] == 0 and facts[1]["chosen_head_bpw"] == pytest.approx(head["bpw"])
+    assert f"{head['bpw']:.2f} in the head" in (chosen / "report.md").read_text()
     found = Measurement.read(measured)
     del found.linears["lm_head"]
     (tmp_path / "old.json").write_text(json.dumps(found.to_json(2)))

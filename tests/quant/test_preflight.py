@@ -52,6 +52,15 @@ def test_places_that_cannot_be_written(tiny: Path, tmp_path: Path, monkeypatch: 
     assert not work.exists()
 
 
+def test_a_head_that_is_only_rounded_cannot_choose_its_bits(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "ROUNDED_HEAD", 1000)
+    error = refused(request(tiny, tmp_path / "work", head_bits=None))
+    assert error.tensor == "lm_head.weight" and "-hb 6" in str(error.hint)
+    ConvertJob.open(request(tiny, tmp_path / "fixed", head_bits=4)).close()
+
+
 def test_other_models_are_never_overwritten(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(tiny, out)

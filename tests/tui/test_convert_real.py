@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from exl2_tui.core.events import (
     JobsListed,
     LayerQuantized,
 )
+from exl2_tui.core.quant.job import ConvertJob
 from exl2_tui.job_state import JobState
 from exl2_tui.jobs_service import JobService
 from exl2_tui.screens.convert import ConvertScreen
@@ -82,6 +84,30 @@ def test_what_cannot_work_is_said_at_its_field(
 ) -> None:
     answer = check(dataclasses.replace(draft, **change), 1)
     assert said in notes(answer, "error")[field] and not answer.can_start
+
+
+def test_head_bits_that_are_chosen_with_the_rest(draft: ConvertDraft, monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = dataclasses.replace(draft, head_bits="auto")
+    answer = check(auto, 1)
+    assert answer.can_start and answer.sizes == check(draft, 2).sizes
+    assert "as large as with 6" in notes(answer, "info")["head_bits"]
+    monkeypatch.setattr("exl2_tui.core.quant.preflight.ROUNDED_HEAD", 1000)
+    assert "too large" in notes(check(auto, 3), "error")["head_bits"] and check(draft, 4).can_start
+
+
+def test_a_measurement_without_the_head_cannot_choose_its_bits(draft: ConvertDraft, tmp_path: Path) -> None:
+    file = tmp_path / "measurement.json"
+    given = dataclasses.replace(draft, measurement=str(file))
+    job = ConvertJob.open(dataclasses.replace(make_request(draft), measure_to=str(file), output=None))
+    list(job.run())
+    job.close()
+    assert check(dataclasses.replace(given, head_bits="auto", work=draft.work + "2"), 1).can_start
+    measured = json.loads(file.read_text())
+    del measured["linears"]["lm_head"]
+    file.write_text(json.dumps(measured))
+    assert check(dataclasses.replace(given, work=draft.work + "2"), 2).can_start
+    answer = check(dataclasses.replace(given, head_bits="auto", work=draft.work + "2"), 3)
+    assert "head bits" in notes(answer, "error")["measurement"] and not answer.can_start
 
 
 def test_too_little_memory_is_said_before_anything_starts(draft: ConvertDraft, monkeypatch: pytest.MonkeyPatch) -> None:

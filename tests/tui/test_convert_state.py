@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
 from itertools import pairwise
@@ -58,10 +59,18 @@ def test_every_bad_field_is_named() -> None:
     assert {note.field for note in problems(draft)} == {"bits", "rows", "length", "work", "output"}
 
 
+def test_only_the_refined_recipe_chooses_head_bits() -> None:
+    draft = ConvertDraft(head_bits="auto", work="w", output="o")
+    assert [(note.field, note.level) for note in problems(draft)] == [("head_bits", "info")]
+    notes = problems(dataclasses.replace(draft, recipe="classic"))
+    assert [(note.field, note.level) for note in notes] == [("head_bits", "error")]
+
+
 DRAFTS = (
     ConvertDraft("/models/my model", "3.0,4", "8", "classic", "/d/a b.jsonl", "64", "512", "/m.json", "/w", "/out"),
     ConvertDraft("/models/x", work="/w", output="/o"),
     ConvertDraft("/it's/$HOME/-b 9", "2.5", "3", "refined", "", "1,000", "", "", "/w;rm", "~/o"),
+    ConvertDraft("/models/x", "3.0", "auto", work="/w", output="/o"),
 )
 
 

@@ -30,6 +30,7 @@ from exl2_tui.core.events import (
     QualityWarning,
     StageStarted,
 )
+from exl2_tui.core.model.layout import head_linear
 from exl2_tui.core.quant import output, preflight
 from exl2_tui.core.quant.calibration import Calibration
 from exl2_tui.core.quant.forecast import forecast, require_room
@@ -99,6 +100,7 @@ class ConvertJob:
             job = cls(request, work, Record.fresh(request, found, claimed), resumed=False)
             job.model.require_float()
             preflight.require_reachable(request.recipe, request.bits, job.model)
+            preflight.require_head(request, job.model)
             if claimed:
                 work.write_state(job.state)  # or a crash before the first save would forget them
             return job
@@ -215,7 +217,13 @@ class ConvertJob:
         for strategy in strategies:
             spent = tuple(recipe.bpw(*shapes[name]) for name, recipe in strategy.recipes.items())
             yield Allocated(
-                self.name, strategy.bits, strategy.reached_bpw, tuple(strategy.recipes), spent, strategy.predicted_error
+                self.name,
+                strategy.bits,
+                strategy.reached_bpw,
+                tuple(strategy.recipes),
+                spent,
+                strategy.predicted_error,
+                self._chosen_head_bpw(strategy),
             )
 
     def _quantize(self, calibration: Calibration) -> Iterator[Event]:
@@ -291,6 +299,7 @@ class ConvertJob:
             target_bits=strategy.bits,
             reached_bpw=strategy.reached_bpw,
             head_bits=strategy.head.bits[-1],
+            chosen_head_bpw=self._chosen_head_bpw(strategy),
             size=size,
             calibration=used,
             comparison=judged,
@@ -352,6 +361,11 @@ class ConvertJob:
 
     def _strategy(self) -> Strategy:
         return Strategy.from_json(self.state["strategies"][self.record.target])
+
+    def _chosen_head_bpw(self, strategy: Strategy) -> float:
+        """Bits per weight of the head where they are part of the budget, else 0."""
+        head = head_linear(self.model.config)
+        return strategy.head.bpw(head.in_features, head.out_features) if self.request.head_bits is None else 0.0
 
     def _save(self, stage: str, step: int, states: States | None = None, took: tuple[str, float] | None = None) -> None:
         self._check_cancelled()

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from exl2_tui.core.errors import JobError, QuantizationError
-from exl2_tui.core.model.layout import LinearSpec
+from exl2_tui.core.model.layout import LinearSpec, head_linear
+from exl2_tui.core.quant.classic import ROUNDED_HEAD
 from exl2_tui.core.quant.recipe import QParams, classic_attention_options, classic_mlp_options
 from exl2_tui.core.quant.refined import CANDIDATES
 from exl2_tui.core.quant.source import SourceModel
@@ -117,6 +118,18 @@ def require_reachable(recipe: RecipeName, bits: Sequence[float], model: SourceMo
         raise QuantizationError(
             f"{min(bits):g} bits per weight are fewer than this model can have",
             hint=f"With scales and permutations its smallest size is {least / weights + 0.005:.2f} bits per weight.",
+        )
+
+
+def require_head(request: ConvertRequest, model: SourceModel) -> None:
+    """Raises QuantizationError if the head's bits are to be chosen, but the head is one that is only rounded."""
+    head = head_linear(model.config)
+    weights = head.in_features * head.out_features
+    if request.head_bits is None and weights > ROUNDED_HEAD:
+        raise QuantizationError(
+            f"an output head of {weights / 1e9:.1f} billion weights is too large to measure what its bits are worth",
+            tensor=f"{head.prefix}.weight",
+            hint="Give the head's bits (-hb 6).",
         )
 
 

@@ -16,6 +16,7 @@ def report_data(
     target_bits: float,
     reached_bpw: float,
     head_bits: int,
+    chosen_head_bpw: float,
     size: int,
     calibration: Mapping[str, Any],
     comparison: Comparison,
@@ -23,13 +24,15 @@ def report_data(
     seconds: float,
     warnings: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything the two files say. layers: one row per linear with key, recipe, bpw, error, seconds."""
+    """Everything the two files say. layers: one row per linear with key, recipe, bpw, error, seconds. chosen_head_bpw:
+    0 unless the head's bits were part of the budget."""
     return {
         "source": source,
         "recipe": recipe,
         "target_bits": target_bits,
         "reached_bpw": reached_bpw,
         "head_bits": head_bits,
+        "chosen_head_bpw": chosen_head_bpw,
         "size_bytes": size,
         "calibration": dict(calibration),
         "evaluation": {
@@ -50,13 +53,19 @@ def report_text(data: Mapping[str, Any]) -> str:
     """The report as Markdown."""
     judged, calibration = data["evaluation"], data["calibration"]
     source = "the built-in set" if calibration["dataset"] == "(default)" else calibration["dataset"]
+    head = f"and {data['head_bits']} for the output head"
+    if data["chosen_head_bpw"]:
+        head = (
+            f"and 6 for the output head, spent where they do most: {data['reached_bpw']:.2f} in the decoder and "
+            f"{data['chosen_head_bpw']:.2f} in the head"
+        )
     broken = ["**This model is broken: do not use it.**", ""] if judged["status"] == "broken" else []
     lines = [
         f"# {data['source']} at {data['reached_bpw']:.2f} bits per weight",
         "",
         *broken,
         f"{data['size_bytes'] / 1e6:.1f} MB, made by the {data['recipe']} recipe in {data['seconds'] / 60:.1f} minutes "
-        f"for a target of {data['target_bits']:g} bits per weight and {data['head_bits']} for the output head, "
+        f"for a target of {data['target_bits']:g} bits per weight {head}, "
         f"calibrated on {calibration['rows']} rows of {calibration['length']} tokens from {source}.",
         "",
         f"Against the original on {judged['tokens']} tokens that were kept aside:",

@@ -1,0 +1,115 @@
+"""How long a conversion goes on after Ctrl-C, in every stage.
+
+    python benchmarks/quant_cancel.py WORK MODEL [--wide] [--times 3] [--convert "-b 3 -r 16 -l 512"]
+
+For each stage a job is started (or resumed) by `exl2-tui convert`, let run into that stage and a random while further,
+and interrupted; the time until the process has ended is taken. --wide: a random model of 4 layers of hidden size 2048
+with the tokenizer of MODEL instead. `left behind`: how often the process ended in the middle of a computation that did
+not notice (which the command line does after 1.5 s), instead of at its next check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from quant_estimates import WIDE
+from random_models import write_convertible
+
+from exl2_tui.cli.conversion import PATIENCE
+
+STAGES = ("start", "calibrate", "measure", "allocate", "quantize", "head", "tune", "compile", "evaluate")
+
+
+class Run:
+    """One process and the stage it has told to be in."""
+
+    def __init__(self, command: list[str], layers: int) -> None:
+        self.layers = layers
+        self.stage = "start"
+        self.changed = threading.Condition()
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._enter(self._stage(json.loads(line)))
+        self._enter("over")
+
+    def _enter(self, stage: str | None) -> None:
+        with self.changed:
+            self.stage = stage or self.stage
+            self.changed.notify_all()
+
+    def _stage(self, event: dict[str, Any]) -> str | None:
+        kind = event["event"]
+        if kind == "StageStarted":
+            return str(event["stage"])
+        if kind == "Checkpointed" and event["stage"] == "quantize" and event["layer"] >= self.layers - 1:
+            return "head" if event["layer"] == self.layers - 1 else "tune"
+        return None
+
+    def reach(self, stage: str) -> bool:
+        """Waits until the job is in this stage; False if it ended before."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.stage in (stage, "over"))
+            return self.stage == stage
+
+    def interrupt(self) -> float:
+        """Seconds from Ctrl-C to the end."""
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait()
+        return time.monotonic() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--wide", action="store_true")
+    parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--within", type=float, default=4.0, help="seconds after a stage's beginning, at most")
+    parser.add_argument("--convert", default="-b 3 -r 16 -l 512", help="options of `exl2-tui convert`")
+    options = parser.parse_args()
+    model, job = options.model, options.work / "job"
+    if options.wide:
+        model = write_convertible(options.work / "wide", WIDE, 1024, model)
+    layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+    shutil.rmtree(job, ignore_errors=True)
+    command = [sys.executable, "-m", "exl2_tui", "convert", "-i", str(model), "-o", str(job)]
+    command += [*shlex.split(options.convert), "--json"]
+    randomness = random.Random(0)
+    print("| stage | times | longest | left behind |\n|---|---|---|---|")
+    for stage in STAGES:
+        waits: list[float] = []
+        for _ in range(options.times):
+            run = Run(command, layers)
+            if not run.reach(stage):
+                break
+            time.sleep(randomness.uniform(0.0, 0.0 if stage == "allocate" else options.within))
+            if run.stage != stage:
+                stage_now = f"{stage}, in fact {run.stage}"
+                print(f"(missed {stage_now})", flush=True)
+            waits.append(run.interrupt())
+            if run.process.returncode != 130:
+                print(f"status {run.process.returncode} in {run.stage}: {run.process.stderr.read()[-500:]}")  # type: ignore[union-attr]
+        left = sum(wait >= PATIENCE for wait in waits)
+        longest = f"{max(waits):.2f} s" if waits else "not reached"
+        print(f"| {stage} | {len(waits)} | {longest} | {left} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
