@@ -8,7 +8,7 @@ csrc/*_cpu.cpp and csrc/cpu/*.cpp make exl2_tui/_C_cpu.so. A file whose name end
 compiled for that instruction set, inside its own namespace (csrc/cpu/isa.h).
 csrc/*_cuda.cpp and csrc/cuda/*.cu make exl2_tui/_C_cuda.so, where nvcc is found: without it if nvcc fails,
 unless EXL2_TUI_CUDA=1; never with EXL2_TUI_CUDA=0. EXL2_TUI_CUDA_ARCH names architectures where there is no GPU to ask,
-EXL2_TUI_CUDA_FLAGS holds more flags for nvcc, such as -DEXL2_COPIES_IN_FLIGHT=2.
+EXL2_TUI_CUDA_FLAGS holds more flags for nvcc, such as -lineinfo for a profiler.
 """
 
 from __future__ import annotations

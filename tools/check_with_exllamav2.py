@@ -208,7 +208,11 @@ def compare(folder: Path, matrices: dict[str, Matrix]) -> None:
 
 
 def run_on_gpu(folder: Path) -> None:
-    """Logits of exllamav2's kernels against our float32 reference on the same tokens, and a greedy text."""
+    """Logits of exllamav2's kernels against our float32 reference on the same tokens, and a greedy text.
+
+    Token by token: given several at once, 0.3.2 without flash-attn (torch 2.11) lets tokens see those after them, as
+    the first token's logits show, also those of files that exllamav2 itself made.
+    """
     from exllamav2 import ExLlamaV2, ExLlamaV2Cache, ExLlamaV2Config, ExLlamaV2Tokenizer
 
     config = ExLlamaV2Config(str(folder))
@@ -217,7 +221,7 @@ def run_on_gpu(folder: Path) -> None:
     tokenizer = ExLlamaV2Tokenizer(config)
     cache = ExLlamaV2Cache(model, max_seq_len=512)
     ids = tokenizer.encode(TEXT)
-    theirs = model.forward(ids, cache, last_id_only=False)[0].float().cpu()
+    theirs = torch.cat([model.forward(ids[:, i : i + 1], cache)[0].float().cpu() for i in range(ids.shape[1])])
     with Checkpoint.open(folder) as checkpoint:
         reference = CausalLM.load(checkpoint, ModelConfig.from_dir(folder), "cpu")
     ours = reference.forward(ids[0], reference.new_cache(512), all_logits=True)

@@ -23,7 +23,7 @@ constexpr int kTokensPerPart = 128; // a part that has fewer is not worth its me
 
 // Shared memory of a unit: queries, new keys, and what every warp found.
 inline int64_t attention_bytes(int64_t head_dim, int tokens) {
-  return 4 * (kHeadsAtOnce * head_dim + tokens * head_dim + kWarps * kHeadsAtOnce * (head_dim + 2));
+  return 4 * (kHeadsAtOnce * head_dim + tokens * head_dim + kWarps * kHeadsAtOnce * (head_dim + 4));
 }
 
 // What a step's attention needs besides the layer; the same for all layers.
@@ -33,34 +33,47 @@ struct NewTokens {
   const float* turns;  // shared, (count, 2, rope_dim / 2): cosines and sines of their positions
 };
 
-// One head of new token j into shared memory: normalized (Qwen3) and rotated. By one warp.
+// One head of new token j into shared memory: normalized (Qwen3) and rotated. By one warp. All that comes from global
+// memory is asked for at once.
+template <int D>
 __device__ __forceinline__ void load_head(const Model& model, const NewTokens& fresh, int j, const float* from,
                                           const uint16_t* norm, float* to) {
+  constexpr int kEach = (D + 31) / 32;
   const int lane = threadIdx.x % 32;
-  const int D = static_cast<int>(model.head_dim);
-  float factor = 1.f;
-  if (norm != nullptr) {
-    float squares = 0.f;
-    for (int i = lane; i < D; i += 32) squares += __ldcg(from + i) * __ldcg(from + i);
-    factor = rsqrtf(warp_sum(squares) / static_cast<float>(D) + static_cast<float>(model.eps));
-  }
   const int half_dim = static_cast<int>(model.rope_dim) / 2;
   const float* turn = fresh.turns + 2 * j * half_dim;
-#pragma unroll 1
-  for (int i = lane; i < D; i += 32) {
+  float value[kEach];
+  float partner[kEach];
+#pragma unroll
+  for (int e = 0; e < kEach; ++e) {
+    const int i = lane + 32 * e;
     const int other = i < half_dim ? i + half_dim : i < 2 * half_dim ? i - half_dim : i;
-    float value = __ldcg(from + i);
-    float partner = __ldcg(from + other);
-    if (norm != nullptr) {
-      value *= factor * half_float(norm[i]);
-      partner *= factor * half_float(norm[other]);
+    value[e] = i < D ? __ldcg(from + i) : 0.f;
+    partner[e] = i < D ? __ldcg(from + other) : 0.f;
+  }
+  if (norm != nullptr) {
+    float squares = 0.f;
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) squares += value[e] * value[e];
+    const float factor = rsqrtf(warp_sum(squares) / static_cast<float>(D) + static_cast<float>(model.eps));
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      const int i = lane + 32 * e;
+      const int other = i < half_dim ? i + half_dim : i < 2 * half_dim ? i - half_dim : i;
+      if (i >= D) continue;
+      value[e] *= factor * half_float(norm[i]);
+      partner[e] *= factor * half_float(norm[other]);
     }
+  }
+#pragma unroll
+  for (int e = 0; e < kEach; ++e) {
+    const int i = lane + 32 * e;
     if (i < half_dim) {
-      value = value * turn[i] - partner * turn[half_dim + i];
-    } else if (other != i) {
-      value = value * turn[other] + partner * turn[half_dim + other];
+      value[e] = value[e] * turn[i] - partner[e] * turn[half_dim + i];
+    } else if (i < 2 * half_dim) {
+      value[e] = value[e] * turn[i - half_dim] + partner[e] * turn[i];
     }
-    to[i] = value;
+    if (i < D) to[i] = value[e];
   }
 }
 
@@ -74,100 +87,173 @@ __device__ __forceinline__ void unpack_elements(const uint4& words, float (&to)[
   }
 }
 
+__device__ __forceinline__ uint4 pack_elements(const float4& low, const float4& high) {
+  const auto pair = [](float a, float b) { return static_cast<uint32_t>(half_bits(a)) | half_bits(b) << 16; };
+  return make_uint4(pair(low.x, low.y), pair(low.z, low.w), pair(high.x, high.y), pair(high.z, high.w));
+}
+
+// How a layer's attention is cut into units.
+struct Units {
+  int parts;        // of the sequence
+  int head_groups;  // of the query heads of one kv head
+  int count;
+
+  __device__ __forceinline__ Units(const Model& model, const NewTokens& tokens) {
+    const int per_kv = static_cast<int>(model.heads / model.kv_heads);
+    head_groups = (per_kv + kHeadsAtOnce - 1) / kHeadsAtOnce;
+    const int base = static_cast<int>(model.kv_heads) * head_groups * tokens.count;
+    parts = max(1, min(static_cast<int>(gridDim.x) / base, tokens.cached / kTokensPerPart));
+    count = base * parts;
+  }
+};
+
+struct Unit {
+  int part;
+  int kv;
+  int group;   // of heads
+  int m;       // new token
+  int oldest;  // token that it can look at
+  int begin;   // cached tokens
+  int end;
+
+  __device__ __forceinline__ Unit(const Model& model, const Layer& layer, const NewTokens& tokens, const Units& units,
+                                  int index) {
+    part = index % units.parts;
+    index /= units.parts;
+    kv = index % static_cast<int>(model.kv_heads);
+    index /= static_cast<int>(model.kv_heads);
+    group = index % units.head_groups;
+    m = index / units.head_groups;
+    oldest = layer.window > 0 ? max(0, tokens.cached + m + 1 - static_cast<int>(layer.window)) : 0;
+    const int seen = max(0, tokens.cached - oldest);
+    const int share = seen / units.parts;
+    begin = oldest + share * part;
+    end = part == units.parts - 1 ? oldest + seen : begin + share;
+  }
+};
+
 template <int kHeads, int kLanes>
-__device__ __noinline__ void attend(const Model& model, const Layer& layer, const Linear& o, const NewTokens& tokens,
+__device__ __forceinline__ void attend(const Model& model, const Layer& layer, const Linear& o, const NewTokens& tokens,
                                     float* shared) {
+  constexpr int D = kLanes * kElements;
   constexpr int kThreads = 32 * kWarps;
-  const int D = static_cast<int>(model.head_dim);
+  static_assert(kMaxTokens <= kWarps, "one warp per new token");
+  static_assert(kHeads * D <= kThreads, "one thread per element of the result");
   const int H = static_cast<int>(model.heads);
   const int G = static_cast<int>(model.kv_heads);
   const int per_kv = H / G;
-  const int head_groups = (per_kv + kHeads - 1) / kHeads;
   const int cached = tokens.cached;
-  const int base_units = G * head_groups * tokens.count;
-  const int parts = max(1, min(static_cast<int>(gridDim.x) / base_units, cached / kTokensPerPart));
+  const Units units(model, tokens);
+  const int parts = units.parts;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int team = lane / kLanes;
   const int offset = lane % kLanes * kElements;
   constexpr int kTeams = 32 / kLanes;
-  const int stride = D + 2;
+  constexpr int kRound = kWarps * kTeams;   // tokens that the warps look at at the same time
+  constexpr int kAhead = 4 / kHeads;        // rounds that are asked for, and looked at, together
+  constexpr int kStride = D + 4;            // of what a warp found: values, maximum, sum
+  constexpr int kPartial = D + 2;
   float* const query = shared;
   float* const fresh_keys = query + kHeads * D;
-  float* const merged = fresh_keys + tokens.count * D;  // (kWarps, kHeads, D + 2)
+  float* const merged = fresh_keys + tokens.count * D;  // (kWarps, kHeads, kStride)
   __shared__ bool last;
 
-  for (int unit = blockIdx.x; unit < base_units * parts; unit += gridDim.x) {
-    const int part = unit % parts;
-    const int kv = unit / parts % G;
-    const int group = unit / parts / G % head_groups;
-    const int m = unit / parts / G / head_groups;
-    const int first_head = kv * per_kv + group * kHeads;
+#pragma unroll 1
+  for (int index = blockIdx.x; index < units.count; index += gridDim.x) {
+    const Unit unit(model, layer, tokens, units, index);
+    const int part = unit.part;
+    const int kv = unit.kv;
+    const int m = unit.m;
+    const int begin = unit.begin;
+    const int end = unit.end;
+    const int first_head = kv * per_kv + unit.group * kHeads;
     const int heads = min(kHeads, (kv + 1) * per_kv - first_head);
-    const int position = cached + m;
-    const int oldest = layer.window > 0 ? max(0, position + 1 - static_cast<int>(layer.window)) : 0;
-    const int seen = max(0, cached - oldest);
-    const int begin = oldest + static_cast<int>(static_cast<int64_t>(seen) * part / parts);
-    const int end = oldest + static_cast<int>(static_cast<int64_t>(seen) * (part + 1) / parts);
-    const int64_t row = static_cast<int64_t>(H + 2 * G) * D;
+    const int row = (H + 2 * G) * D;
     const int64_t head_row = static_cast<int64_t>(kv) * model.capacity * D;
     const int fresh = part == parts - 1 ? m + 1 : 0;  // tokens of this step that this unit looks at
     // Warps that have something to look at; the others' results need no merging.
     const int busy = max(1, min(kWarps, max(fresh, (end - begin + kTeams - 1) / kTeams)));
+    const int heads_size = heads * D;
+    const int feature = first_head * D + static_cast<int>(threadIdx.x);  // of the result, if the thread has one
+
+    const uint16_t* const keys = layer.keys + head_row + offset;
+    const uint16_t* const values = layer.values + head_row + offset;
+    int place = feature;
+    if (o.inverse != nullptr && static_cast<int>(threadIdx.x) < heads_size) place = o.inverse[feature];
 
     sync_workers();  // shared memory is free
 #pragma unroll 1
     for (int task = warp; task < heads + fresh; task += kWarps) {
-      if (task < heads) {
-        const int head = first_head + task;
-        const uint16_t* norm = layer.q_norm == nullptr ? nullptr : layer.q_norm + head * layer.q_norm_stride;
-        load_head(model, tokens, m, model.qkv + m * row + static_cast<int64_t>(head) * D, norm, query + task * D);
-      } else {
-        const int j = task - heads;
-        const uint16_t* norm = layer.k_norm == nullptr ? nullptr : layer.k_norm + kv * layer.k_norm_stride;
-        load_head(model, tokens, j, model.qkv + j * row + static_cast<int64_t>(H + kv) * D, norm,
-                  fresh_keys + j * D);
-      }
+      const bool is_query = task < heads;
+      const int j = is_query ? m : task - heads;
+      const int head = is_query ? first_head + task : H + kv;
+      const uint16_t* norm = is_query ? layer.q_norm : layer.k_norm;
+      if (norm != nullptr) norm += is_query ? head * layer.q_norm_stride : kv * layer.k_norm_stride;
+      load_head<D>(model, tokens, j, model.qkv + j * row + head * D, norm, shared + (is_query ? task : kHeads + j) * D);
+    }
+    uint4 newest = {};
+    if (warp < fresh) {
+      const float4* from = reinterpret_cast<const float4*>(model.qkv + warp * row + (H + G + kv) * D + offset);
+      newest = pack_elements(__ldcg(from), __ldcg(from + 1));
     }
     sync_workers();
 
-    float weighted[kHeads][kElements];
+    float weighted[kHeads][kElements] = {};
     float maximum[kHeads];
-    float sum[kHeads];
+    float sum[kHeads] = {};
 #pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-      maximum[h] = -FLT_MAX;
-      sum[h] = 0.f;
-#pragma unroll
-      for (int i = 0; i < kElements; ++i) {
-        weighted[h][i] = 0.f;
-      }
-    }
-    auto look_at = [&](const float (&k)[kElements], const float (&v)[kElements], bool valid) {
+    for (int h = 0; h < kHeads; ++h) maximum[h] = -FLT_MAX;
+    // Tokens first + team, and those a round apart, as far as they are below limit.
+    auto look_at = [&](auto& key, auto& value, int first, int limit) {
+      constexpr int kCount = sizeof(key) / sizeof(uint4);
+      float score[kHeads][kCount];
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
-        const float4* q = reinterpret_cast<const float4*>(query + h * D + offset);
-        float score = q[0].x * k[0] + q[0].y * k[1] + q[0].z * k[2] + q[0].w * k[3] + q[1].x * k[4] + q[1].y * k[5] +
-                      q[1].z * k[6] + q[1].w * k[7];
+        const float4* const q = reinterpret_cast<const float4*>(query + h * D + offset);
+        const float4 low = q[0];
+        const float4 high = q[1];
 #pragma unroll
-        for (int step = 1; step < kLanes; step *= 2) score += __shfl_xor_sync(0xffffffffu, score, step);
-        score *= static_cast<float>(model.attention_scale);
-        if (!valid) continue;
-        const float top = fmaxf(maximum[h], score);
+        for (int i = 0; i < kCount; ++i) {
+          float k[kElements];
+          unpack_elements(key[i], k);
+          score[h][i] = (low.x * k[0] + low.y * k[1] + low.z * k[2] + low.w * k[3]) +
+                        (high.x * k[4] + high.y * k[5] + high.z * k[6] + high.w * k[7]);
+        }
+      }
+#pragma unroll
+      for (int step = 1; step < kLanes; step *= 2) {
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+          for (int i = 0; i < kCount; ++i) score[h][i] += __shfl_xor_sync(0xffffffffu, score[h][i], step);
+        }
+      }
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) {
+        float top = maximum[h];
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+          score[h][i] *= static_cast<float>(model.attention_scale);
+          if (first + i * kRound + team < limit) top = fmaxf(top, score[h][i]);
+        }
         const float keep = __expf(maximum[h] - top);
-        const float weight = __expf(score - top);
         maximum[h] = top;
-        sum[h] = sum[h] * keep + weight;
+        sum[h] *= keep;
 #pragma unroll
-        for (int i = 0; i < kElements; ++i) weighted[h][i] = weighted[h][i] * keep + weight * v[i];
+        for (int e = 0; e < kElements; ++e) weighted[h][e] *= keep;
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+          const float weight = first + i * kRound + team < limit ? __expf(score[h][i] - top) : 0.f;
+          float v[kElements];
+          unpack_elements(value[i], v);
+          sum[h] += weight;
+#pragma unroll
+          for (int e = 0; e < kElements; ++e) weighted[h][e] += weight * v[e];
+        }
       }
     };
 
-    // Cached tokens of this part; those of several rounds are requested at a time.
-    const uint16_t* keys = layer.keys + head_row + offset;
-    const uint16_t* values = layer.values + head_row + offset;
-    constexpr int kRound = kWarps * kTeams;
-    constexpr int kAhead = 4 / kHeads;
 #pragma unroll 1
     for (int base = begin + warp * kTeams; base < end; base += kAhead * kRound) {
       uint4 key[kAhead];
@@ -179,104 +265,81 @@ __device__ __noinline__ void attend(const Model& model, const Layer& layer, cons
         key[i] = __ldcg(reinterpret_cast<const uint4*>(keys + at));
         value[i] = __ldcg(reinterpret_cast<const uint4*>(values + at));
       }
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        float k[kElements];
-        float v[kElements];
-        unpack_elements(key[i], k);
-        unpack_elements(value[i], v);
-        look_at(k, v, base + i * kRound + team < end);
-      }
+      look_at(key, value, base, end);
     }
 
-    // Tokens of this step, one per warp, and the newest one's way into the cache.
-#pragma unroll 1
-    for (int j = warp; j < fresh; j += kWarps) {
-      const int where = cached + j;
-      const float* fresh_key = fresh_keys + j * D;
-      const float* fresh_value = model.qkv + j * row + static_cast<int64_t>(H + G + kv) * D;
-      // Rounded as the cache rounds, so that a token looks the same now and later.
-      float k[kElements];
-      float v[kElements];
-#pragma unroll
-      for (int i = 0; i < kElements; ++i) {
-        k[i] = half_float(half_bits(fresh_key[offset + i]));
-        v[i] = half_float(half_bits(__ldcg(fresh_value + offset + i)));
-      }
-      look_at(k, v, where >= oldest && team == 0);
-      if (j == m && group == 0 && team == 0) {
-        const int64_t to = head_row + static_cast<int64_t>(where) * D + offset;
-#pragma unroll
-        for (int i = 0; i < kElements; ++i) {
-          layer.keys[to + i] = half_bits(k[i]);
-          layer.values[to + i] = half_bits(v[i]);
-        }
+    // Tokens of this step, one per warp, rounded as the cache rounds so that a token looks the same now and later. The
+    // newest one goes into the cache.
+    if (warp < fresh) {
+      const float4* fresh_key = reinterpret_cast<const float4*>(fresh_keys + warp * D + offset);
+      uint4 new_key[1] = {pack_elements(fresh_key[0], fresh_key[1])};
+      uint4 new_value[1] = {newest};
+      look_at(new_key, new_value, 0, cached + warp >= unit.oldest ? 1 : 0);
+      if (warp == m && unit.group == 0 && team == 0) {
+        const int64_t to = head_row + static_cast<int64_t>(cached + warp) * D + offset;
+        *reinterpret_cast<uint4*>(layer.keys + to) = new_key[0];
+        *reinterpret_cast<uint4*>(layer.values + to) = new_value[0];
       }
     }
 
     // Teams of a warp, then warps.
     if (warp < busy) {
 #pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
+      for (int h = 0; h < kHeads; ++h) {
 #pragma unroll
-      for (int step = kLanes; step < 32; step *= 2) {
-        const float other = __shfl_xor_sync(0xffffffffu, maximum[h], step);
-        const float top = fmaxf(maximum[h], other);
-        const float keep = __expf(maximum[h] - top);
-        maximum[h] = top;
-        sum[h] *= keep;
-        sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], step);
+        for (int step = kLanes; step < 32; step *= 2) {
+          const float other = __shfl_xor_sync(0xffffffffu, maximum[h], step);
+          const float top = fmaxf(maximum[h], other);
+          const float keep = __expf(maximum[h] - top);
+          maximum[h] = top;
+          sum[h] *= keep;
+          sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], step);
 #pragma unroll
-        for (int i = 0; i < kElements; ++i) {
-          weighted[h][i] *= keep;
-          weighted[h][i] += __shfl_xor_sync(0xffffffffu, weighted[h][i], step);
+          for (int i = 0; i < kElements; ++i) {
+            weighted[h][i] *= keep;
+            weighted[h][i] += __shfl_xor_sync(0xffffffffu, weighted[h][i], step);
+          }
+        }
+        if (team == 0) {
+          float* const found = merged + (warp * kHeads + h) * kStride;
+          float4* const to = reinterpret_cast<float4*>(found + offset);
+          to[0] = make_float4(weighted[h][0], weighted[h][1], weighted[h][2], weighted[h][3]);
+          to[1] = make_float4(weighted[h][4], weighted[h][5], weighted[h][6], weighted[h][7]);
+          if (offset == 0) *reinterpret_cast<float2*>(found + D) = make_float2(maximum[h], sum[h]);
         }
       }
-      if (team == 0) {
-        float* found = merged + (warp * kHeads + h) * stride;
-#pragma unroll
-        for (int i = 0; i < kElements; ++i) found[offset + i] = weighted[h][i];
-        if (offset == 0) {
-          found[D] = maximum[h];
-          found[D + 1] = sum[h];
-        }
-      }
-    }
     }
     sync_workers();
-    auto finish = [&](int head, int i, float value) {
-      const int feature = head * D + i;
-      const int to = o.inverse != nullptr ? o.inverse[feature] : feature;
-      model.attended[m * o.in_features + to] = half_bits(value);
+    const bool has = static_cast<int>(threadIdx.x) < heads_size;  // an element i of head h of this unit
+    const int h = threadIdx.x / D;
+    const int i = threadIdx.x % D;
+    auto finish = [&](float value) { model.attended[m * o.in_features + place] = half_bits(value); };
+    auto partial = [&](int which) {
+      return model.partial + ((static_cast<int64_t>(m) * H + first_head + h) * parts + which) * kPartial;
     };
-    auto partial = [&](int head, int which) {
-      return model.partial + ((static_cast<int64_t>(m) * H + head) * parts + which) * stride;
-    };
-#pragma unroll 1
-    for (int index = threadIdx.x; index < heads * D; index += kThreads) {
-      const int h = index / D;
-      const int i = index % D;
+    if (has) {
+      const float* const from = merged + h * kStride;
       float top = -FLT_MAX;
-#pragma unroll 1
-      for (int other = 0; other < busy; ++other) top = fmaxf(top, merged[(other * kHeads + h) * stride + D]);
+#pragma unroll 4
+      for (int other = 0; other < busy; ++other) top = fmaxf(top, from[other * kHeads * kStride + D]);
       float value = 0.f;
       float total = 0.f;
-#pragma unroll 1
+#pragma unroll 4
       for (int other = 0; other < busy; ++other) {
-        const float* found = merged + (other * kHeads + h) * stride;
+        const float* found = from + other * kHeads * kStride;
         const float keep = __expf(found[D] - top);
         value += found[i] * keep;
         total += found[D + 1] * keep;
       }
       if (parts == 1) {
-        finish(first_head + h, i, value / total);
-        continue;
-      }
-      float* out = partial(first_head + h, part);
-      out[i] = value;
-      if (i == 0) {
-        out[D] = top;
-        out[D + 1] = total;
+        finish(value / total);
+      } else {
+        float* const out = partial(part);
+        out[i] = value;
+        if (i == 0) {
+          out[D] = top;
+          out[D + 1] = total;
+        }
       }
     }
     if (parts == 1) continue;
@@ -292,29 +355,26 @@ __device__ __noinline__ void attend(const Model& model, const Layer& layer, cons
     sync_workers();
     if (!last) continue;
     __threadfence();
-#pragma unroll 1
-    for (int index = threadIdx.x; index < heads * D; index += kThreads) {
-      const int head = first_head + index / D;
-      const int i = index % D;
+    if (has) {
       float top = -FLT_MAX;
 #pragma unroll 4
-      for (int other = 0; other < parts; ++other) top = fmaxf(top, __ldcg(partial(head, other) + D));
+      for (int other = 0; other < parts; ++other) top = fmaxf(top, __ldcg(partial(other) + D));
       float value = 0.f;
       float total = 0.f;
 #pragma unroll 4
       for (int other = 0; other < parts; ++other) {
-        const float* from = partial(head, other);
+        const float* from = partial(other);
         const float keep = __expf(__ldcg(from + D) - top);
         value += __ldcg(from + i) * keep;
         total += __ldcg(from + D + 1) * keep;
       }
-      finish(head, i, value / total);
+      finish(value / total);
     }
   }
 }
 
 template <int kLanes>
-__device__ void attend_heads(const Model& model, const Layer& layer, const Linear& o, const NewTokens& tokens,
+__device__ __forceinline__ void attend_heads(const Model& model, const Layer& layer, const Linear& o, const NewTokens& tokens,
                              float* shared) {
   const int64_t per_kv = model.heads / model.kv_heads;
   if (per_kv == 1) return attend<1, kLanes>(model, layer, o, tokens, shared);
@@ -322,7 +382,7 @@ __device__ void attend_heads(const Model& model, const Layer& layer, const Linea
 }
 
 // All units of a layer, dealt to the CUDA blocks. head_dim: 16, 32, 64, 128 or 256.
-__device__ inline void attention(const Model& model, const Layer& layer, const Linear& o, const NewTokens& tokens,
+__device__ __forceinline__ void attention(const Model& model, const Layer& layer, const Linear& o, const NewTokens& tokens,
                              float* shared) {
   switch (model.head_dim) {
     case 16: return attend_heads<2>(model, layer, o, tokens, shared);

@@ -8,7 +8,6 @@
 #pragma once
 
 #include "common.cuh"
-#include "ring.h"
 
 namespace exl2::cuda {
 
@@ -50,37 +49,47 @@ __device__ inline void start_rings(const Rings& rings) {
 class Feed {
  public:
   __device__ Feed(const Rings& rings, int warp)
-      : slots_(rings.slots + warp * rings.count * rings.slot_bytes), full_(shared_address(rings.full + warp * rings.count)),
-        to_empty_(shared_address(rings.empty) - shared_address(rings.full)), count_(rings.count),
+      : at_(rings.slots + warp * rings.count * rings.slot_bytes), full_(shared_address(rings.full + warp * rings.count)),
+        to_empty_(shared_address(rings.empty) - shared_address(rings.full)), count_(rings.count), left_(rings.count),
         slot_bytes_(rings.slot_bytes) {}
 
   // The next segment, once it is there.
-  __device__ __forceinline__ const uint8_t* wait() const {
-    while (!is_done(full_ + 8 * slot_, parity_)) {
-    }
-    return slots_ + slot_ * slot_bytes_;
+  __device__ __forceinline__ const uint8_t* wait() {
+    while (!there_) there_ = is_done(full_, parity_);
+    return at_;
   }
 
-  // All lanes are done with that segment.
-  __device__ __forceinline__ void release() {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) {
-      asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(full_ + to_empty_ + 8 * slot_) : "memory");
-    }
-    if (++slot_ == count_) {
-      slot_ = 0;
+  // On to the next slot; whether it is full is asked now, as the answer takes longer than many instructions. Returns
+  // what to release when the segment before has been read.
+  __device__ __forceinline__ uint32_t move_on() {
+    const uint32_t before = full_ + to_empty_;
+    at_ += slot_bytes_;
+    full_ += 8;
+    if (--left_ == 0) {
+      left_ = count_;
+      at_ -= count_ * slot_bytes_;
+      full_ -= 8 * count_;
       parity_ ^= 1;
     }
+    there_ = is_done(full_, parity_);
+    return before;
+  }
+
+  // All lanes are done with a segment.
+  __device__ __forceinline__ static void release(uint32_t before) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(before) : "memory");
   }
 
  private:
-  const uint8_t* slots_;
-  uint32_t full_;
+  const uint8_t* at_;  // the current slot
+  uint32_t full_;      // its barrier
   uint32_t to_empty_;
   int count_;
+  int left_;  // slots up to the end of the ring
   int slot_bytes_;
-  int slot_ = 0;
   uint32_t parity_ = 0;
+  bool there_ = false;  // the current slot is known to be full
 };
 
 // Walks over the segments of one warp through all linears.
@@ -182,12 +191,7 @@ __device__ inline void feed_rings(const Linear* linears, int count, const Rings&
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
 #endif
   while (__any_sync(0xffffffffu, alive)) {
-    bool ready = alive && is_done(empty + 8 * slot, parity);
-    if constexpr (kCopiesInFlight > 0) {
-      const int back = min(kCopiesInFlight, rings.count);
-      const RingPlace place = earlier_copy({slot, parity ^ 1}, back, rings.count);
-      ready = ready && is_done(full + 8 * place.slot, place.parity);
-    }
+    const bool ready = alive && is_done(empty + 8 * slot, parity);
 #if __CUDA_ARCH__ >= 900
     if (ready) {
       asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(full + 8 * slot), "r"(cursor.bytes())

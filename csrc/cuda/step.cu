@@ -33,6 +33,7 @@ struct Step {
   int barriers_at;  // full, empty: uint64 (kWarps, slots) each
   int turns_at;     // float (tokens, 2, rope_dim / 2): cosines and sines of the new tokens
   int sums_at;   // float (batch, kWarps, tokens, 32)
+  int ones_at;   // float (blocks of rows, ones_step): sums of activations
   int gates_at;  // float (strips of the gate, tokens, 32)
   int input_at;  // half (tokens, padded_row), or what attention needs
 };
@@ -42,38 +43,44 @@ __host__ __device__ __forceinline__ int64_t padded_row(int64_t in_features) {
   return in_features % 64 == 32 ? in_features : in_features + 32;
 }
 
+// From block to block of the sums of activations: room for pairs of tokens.
+__host__ __device__ __forceinline__ int ones_step(int tokens) { return tokens == 1 ? 1 : (tokens + 1) / 2 * 2; }
+
 // All CUDA blocks of the grid. The counter goes on from launch to launch; every launch adds a multiple of the grid.
 class GridBarrier {
  public:
-  __device__ explicit GridBarrier(uint64_t* count) : count_(count) {}
+  // target: in shared memory, 0 before the first arrival.
+  __device__ GridBarrier(uint64_t* count, uint64_t* target) : count_(count), target_(target) {}
 
   __device__ __forceinline__ void arrive() {
     sync_workers();
     if (threadIdx.x != 0) return;
-    if (target_ == 0) {
+    uint64_t target = *target_;
+    if (target == 0) {
       uint64_t before;
       asm volatile("atom.release.gpu.global.add.u64 %0, [%1], 1;" : "=l"(before) : "l"(count_) : "memory");
-      target_ = before / gridDim.x * gridDim.x;
+      target = before / gridDim.x * gridDim.x;
     } else {
       asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(count_) : "memory");
     }
-    target_ += gridDim.x;
+    *target_ = target + gridDim.x;
   }
 
   // What other blocks wrote before they arrived is read with __ldcg after this.
   __device__ __forceinline__ void wait() {
     if (threadIdx.x == 0) {
+      const uint64_t target = *target_;
       uint64_t seen;
       do {
         asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(count_) : "memory");
-      } while (seen < target_);
+      } while (seen < target);
     }
     sync_workers();
   }
 
  private:
   uint64_t* count_;
-  uint64_t target_ = 0;
+  uint64_t* target_;
 };
 
 // The norm's weights and where the results go, for the 4 elements from i on.
@@ -165,6 +172,35 @@ __device__ __forceinline__ void stage_packed(const Step& step, const uint16_t* i
   sync_workers();
 }
 
+// Sums of the staged activations over each block of rows, float (blocks, ones_step), which the zero points of codes are
+// multiplied by. Once per phase, for all strips. Four threads share a block.
+template <bool kOne>
+__device__ __forceinline__ void sum_blocks(const Step& step, int64_t in_features, const uint16_t* x, float* ones) {
+  const int tokens = kOne ? 1 : step.tokens;
+  const int blocks = static_cast<int>(in_features) / kBlockRows;
+#pragma unroll 1
+  for (int m = 0; m < tokens; ++m) {
+    const uint16_t* row = x + m * padded_row(in_features);
+#pragma unroll 1
+    for (int first = 0; first < 4 * blocks; first += kWorkers) {
+      const int i = first + threadIdx.x;
+      float sum = 0.f;
+      if (i < 4 * blocks) {
+        const uint4 words = *reinterpret_cast<const uint4*>(row + 8 * i);
+        const float2 a = __half22float2(as_half2(words.x));
+        const float2 b = __half22float2(as_half2(words.y));
+        const float2 c = __half22float2(as_half2(words.z));
+        const float2 d = __half22float2(as_half2(words.w));
+        sum = ((a.x + a.y) + (b.x + b.y)) + ((c.x + c.y) + (d.x + d.y));
+      }
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      if (i < 4 * blocks && i % 4 == 0) ones[i / 4 * ones_step(tokens) + m] = sum;
+    }
+  }
+  sync_workers();
+}
+
 // A strip that this CUDA block computes, as those who add up its warps' sums find it.
 struct Item {
   int part;
@@ -184,8 +220,10 @@ __device__ __forceinline__ void multiply_strips(const Step& step, const Linear* 
   const int tokens = kOne ? 1 : step.tokens;
   float* const sums = reinterpret_cast<float*>(shared + step.sums_at);
   // Lanes of tokens that are not there repeat the first one; nobody looks at their results.
-  const uint16_t* const x = reinterpret_cast<const uint16_t*>(shared + step.input_at) + 8 * t +
-                            (g < tokens ? g : 0) * padded_row(parts[first].in_features);
+  const Activations x = {reinterpret_cast<const uint16_t*>(shared + step.input_at) + 8 * t +
+                             (g < tokens ? g : 0) * padded_row(parts[first].in_features),
+                         reinterpret_cast<const float*>(shared + step.ones_at) + (2 * t < tokens ? 2 * t : 0),
+                         ones_step(tokens)};
   const int each = tokens * kStripColumns;
 
   int count = 0;
@@ -216,22 +254,10 @@ __device__ __forceinline__ void multiply_strips(const Step& step, const Linear* 
     const int segments = w.shares[warp].end - w.shares[warp].begin;
     int strip = static_cast<int>(blockIdx.x) - static_cast<int>(w.offset);
     if (strip < 0) strip += grid;
-#pragma unroll 1
-    for (int index = 0; strip < strips; ++index, strip += grid) {
-      if (count == step.batch) {
-        put_together();
-        sync_workers();
-      }
-      Sums total = {};
-#pragma unroll 1
-      for (int i = 0; i < segments; ++i) {
-        const uint8_t* stream = feed.wait();
-        const Header header = *reinterpret_cast<const Header*>(stream);
-        const uint16_t* from = x + header.first_block * kBlockRows;
-        for_bits(header.bits,
-                 [&](auto bits) { multiply_segment<decltype(bits)::value, kOne>(header, stream, from, lane, total); });
-        feed.release();
-      }
+    int index = 0;
+    int left = segments;  // of the strip
+    Sums total = {};
+    auto end_strip = [&](float unit) {
       if (threadIdx.x == 0) items[count] = {part, strip, index};
       float* const to = sums + (count * kWarps + warp) * each;
 #pragma unroll
@@ -239,14 +265,67 @@ __device__ __forceinline__ void multiply_strips(const Step& step, const Linear* 
 #pragma unroll
         for (int i = 0; i < 4; i += kOne ? 2 : 1) {
           const int token = 2 * t + i % 2;
-          if (token < tokens) to[token * kStripColumns + 16 * h + g + 8 * (i / 2)] = total[h][i];
+          if (token < tokens) to[token * kStripColumns + 16 * h + g + 8 * (i / 2)] = total[h][i] * unit;
+          total[h][i] = 0.f;
         }
       }
       ++count;
+      ++index;
+      strip += grid;
+      left = segments;
+    };
+#pragma unroll 1
+    while (strip < strips) {
+      if (count == step.batch) {
+        put_together();
+        sync_workers();
+      }
+      if (segments == 0) {
+        end_strip(1.f);
+        continue;
+      }
+      // As long as the width stays the same there is nothing to decide.
+      const uint8_t* stream = feed.wait();
+      Header header = *reinterpret_cast<const Header*>(stream);
+      for_bits(header.bits, [&](auto bits) {
+        constexpr int kBits = decltype(bits)::value;
+        for (;;) {
+          const uint32_t before = feed.move_on();
+          const int kind = header.blocks == full_blocks(kBits) ? header.kind : kAnyKind;
+          if (kBits == 16 && kind == kDense) {
+            multiply_segment<kBits, kOne, kDense>(header, stream, x, lane, total);
+          } else if (kBits != 16 && kind == kExl2) {
+            multiply_segment<kBits, kOne, kExl2>(header, stream, x, lane, total);
+          } else if (kBits != 16 && kind == kGptq) {
+            multiply_segment<kBits, kOne, kGptq>(header, stream, x, lane, total);
+          } else {
+            multiply_segment<kBits, kOne, kAnyKind>(header, stream, x, lane, total);
+          }
+          feed.release(before);
+          if (--left == 0) {
+            end_strip(kBits == 16 ? 1.f : 1.f / kCodeUnit);
+            if (strip >= strips || count == step.batch) return;
+          }
+          stream = feed.wait();
+          header = *reinterpret_cast<const Header*>(stream);
+          if (header.bits != kBits) return;
+        }
+      });
     }
   }
   put_together();
 }
+
+// To shared memory, 8 bytes at a time; wait_for_copies() waits for those of the calling thread.
+__device__ __forceinline__ void copy_ahead(void* to, const void* from, int bytes) {
+  const uint32_t place = shared_address(to);
+  for (int i = 8 * threadIdx.x; i < bytes; i += 8 * kWorkers) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(place + i), "l"(static_cast<const uint8_t*>(from) + i)
+                 : "memory");
+  }
+}
+
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 __device__ __forceinline__ void copy_shared(void* to, const void* from, int bytes) {
   for (int i = threadIdx.x; i < bytes / 8; i += kWorkers) {
@@ -259,12 +338,24 @@ __device__ __forceinline__ bool has_head(const Model& model) { return model.voca
 
 enum Phase { kQkvPhase, kOutputPhase, kMlpPhase, kDownPhase, kPhases, kHeadPhase };
 
+__device__ __forceinline__ Phase phase_at(int index, int layers) {
+  return index == kPhases * layers ? kHeadPhase : static_cast<Phase>(index % kPhases);
+}
+
+__device__ __forceinline__ int first_linear(Phase phase) {
+  return phase == kOutputPhase ? kO : phase == kMlpPhase ? kGate : phase == kDownPhase ? kDown : kQ;
+}
+
+// The MLP looks at three: what it computes is laid out for the weight behind it.
+__device__ __forceinline__ int planned_linears(Phase phase) { return phase == kQkvPhase || phase == kMlpPhase ? 3 : 1; }
+
 template <bool kOne>
 __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant__ Step step) {
   extern __shared__ uint4 shared_words[];
   uint8_t* const shared = reinterpret_cast<uint8_t*>(shared_words);
-  __shared__ Linear parts[3];
-  __shared__ Layer layer;
+  __shared__ alignas(16) Linear plans[2][3];  // of this phase and of the next
+  __shared__ Layer layer_plans[2];
+  __shared__ uint64_t target;
   __shared__ float scratch[kWarps];
   __shared__ Item items[kBatch];
   __shared__ Model shared_model;  // for code that is not inlined, which would read parameters from global memory
@@ -272,7 +363,10 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   const int layers = static_cast<int>(model.layers);
   auto* const barriers = reinterpret_cast<uint64_t*>(shared + step.barriers_at);
   const Rings rings = {shared, barriers, barriers + kWarps * step.slots, step.slots, static_cast<int>(model.slot_bytes)};
-  if (threadIdx.x == 0) start_rings(rings);
+  if (threadIdx.x == 0) {
+    start_rings(rings);
+    target = 0;
+  }
   copy_shared(&shared_model, &step.model, sizeof(Model));
   __syncthreads();
   if (threadIdx.x >= kWorkers) {
@@ -283,6 +377,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   Feed feed(rings, threadIdx.x / 32);
   const int tokens = kOne ? 1 : step.tokens;
   auto* const x = reinterpret_cast<uint16_t*>(shared + step.input_at);
+  auto* const ones = reinterpret_cast<float*>(shared + step.ones_at);
   auto* const gates = reinterpret_cast<float*>(shared + step.gates_at);
   auto* const turns = reinterpret_cast<float*>(shared + step.turns_at);
   const NewTokens fresh = {tokens, model.state[0], turns};
@@ -292,38 +387,49 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
     const int column = i % (2 * half_dim);
     turns[i] = column < half_dim ? model.cosines[row * half_dim + column] : model.sines[row * half_dim + column - half_dim];
   }
-  GridBarrier barrier(model.barrier);
+  GridBarrier barrier(model.barrier, &target);
   const int64_t gathered = model.embedding != nullptr ? tokens * model.hidden : 0;
   for (int64_t i = blockIdx.x * kWorkers + threadIdx.x; i < gathered; i += gridDim.x * kWorkers) {
     const int64_t id = model.state[1 + i / model.hidden];
     model.residual[i] = half_float(model.embedding[id * model.hidden + i % model.hidden]);
   }
 
-#pragma unroll 1
-  for (int index = 0; index < kPhases * layers + (has_head(model) ? 1 : 0); ++index) {
+  const int phases = kPhases * layers + (has_head(model) ? 1 : 0);
+  // Copies what a phase is told about its linears and its layer; without waiting for it.
+  auto plan_ahead = [&](int index) {
+    if (index >= phases) return;
+    const Phase phase = phase_at(index, layers);
     const int l = index / kPhases;
-    const Phase phase = l == layers ? kHeadPhase : static_cast<Phase>(index % kPhases);
-    const int first = phase == kOutputPhase ? kO : phase == kMlpPhase ? kGate : phase == kDownPhase ? kDown : kQ;
-    const int count = phase == kQkvPhase ? 3 : phase == kMlpPhase ? 2 : 1;
-    const Linear* const linears = model.linears + l * kLinears + first;
+    copy_ahead(plans[index % 2], model.linears + l * kLinears + first_linear(phase),
+               planned_linears(phase) * static_cast<int>(sizeof(Linear)));
+    if (phase == kQkvPhase) copy_ahead(&layer_plans[l % 2], model.layer + l, sizeof(Layer));
+  };
+  plan_ahead(0);
 
-    // What does not depend on other blocks, before waiting for them.
+#pragma unroll 1
+  for (int index = 0; index < phases; ++index) {
+    const int l = index / kPhases;
+    const Phase phase = phase_at(index, layers);
+    const int count = phase == kQkvPhase ? 3 : phase == kMlpPhase ? 2 : 1;
+    const Linear* const parts = plans[index % 2];
+    const Layer& layer = layer_plans[l % 2];
+
+    wait_for_copies();
     barrier.arrive();
-    const int looked_up = phase == kMlpPhase ? 3 : count;  // what the MLP computes is laid out for the weight behind it
-    copy_shared(parts, linears, looked_up * static_cast<int>(sizeof(Linear)));
-    if (phase == kQkvPhase) copy_shared(&layer, model.layer + l, sizeof(Layer));
-    const uint16_t* const norm_weight = phase == kHeadPhase  ? model.final_norm
-                                        : phase == kQkvPhase ? model.layer[l].attention_norm
-                                        : phase == kMlpPhase ? model.layer[l].mlp_norm
-                                                             : nullptr;
-    NormInput norm = {norm_weight, linears->inverse, {}};
-    if (norm_weight != nullptr) norm.load(static_cast<int>(model.hidden));
-    barrier.wait();
+    const bool normalizes = phase != kOutputPhase && phase != kDownPhase;
+    NormInput norm;
     if (phase == kOutputPhase) {
+      barrier.wait();
+      plan_ahead(index + 1);
       attention(shared_model, layer, parts[0], fresh, reinterpret_cast<float*>(x));
       barrier.arrive();
-      barrier.wait();
+    } else if (normalizes) {  // what does not depend on other blocks, before waiting for them
+      norm.norm = phase == kHeadPhase ? model.final_norm : phase == kQkvPhase ? layer.attention_norm : layer.mlp_norm;
+      norm.inverse = parts[0].inverse;
+      norm.load(static_cast<int>(model.hidden));
     }
+    barrier.wait();
+    if (phase != kOutputPhase) plan_ahead(index + 1);
 
     auto finish = [&](bool has, const Item& item, int64_t n, int token, float sum) {
       if (phase == kMlpPhase) {
@@ -344,10 +450,11 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
     };
 #pragma unroll 1
     for (int part = 0; part < count;) {
-      int next = part + 1;
-      while (next < count && parts[next].inverse == parts[part].inverse) ++next;
+      int next = part;
+      bool has_codes = false;
+      for (; next < count && parts[next].inverse == parts[part].inverse; ++next) has_codes |= parts[next].kind != kDense;
       const int64_t in_features = parts[part].in_features;
-      if (norm_weight == nullptr) {
+      if (!normalizes) {
         stage_packed(step, phase == kOutputPhase ? model.attended : model.activated, in_features, x);
       } else {
         if (part > 0) {
@@ -357,6 +464,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
         }
         stage_normalized<kOne>(step, norm, in_features, x, scratch);
       }
+      if (has_codes) sum_blocks<kOne>(step, in_features, x, ones);
       multiply_strips<kOne>(step, parts, part, next, feed, shared, items, finish);
       part = next;
     }
@@ -378,7 +486,8 @@ Step arrange(const Model& model, int64_t gate_strips, int tokens, int64_t bytes)
   const int64_t attention = attention_bytes(model.head_dim, tokens);
   const int64_t input = round_up(activations > attention ? activations : attention, 16);
   const int64_t turns = round_up(4 * tokens * model.rope_dim, 16);
-  const int64_t left = bytes - sums - gates - turns - input;
+  const int64_t ones = round_up(4 * ones_step(tokens) * (model.widest_input / kBlockRows), 16);
+  const int64_t left = bytes - sums - gates - turns - ones - input;
   const int64_t slots = left / (kWarps * (model.slot_bytes + 16));
   step.slots = static_cast<int>(slots < 0 ? 0 : slots > kMostSlots ? kMostSlots : slots);
   const int64_t ring = kWarps * step.slots * model.slot_bytes;
@@ -386,7 +495,8 @@ Step arrange(const Model& model, int64_t gate_strips, int tokens, int64_t bytes)
   step.sums_at = static_cast<int>(ring + 16 * kWarps * step.slots);
   step.gates_at = static_cast<int>(step.sums_at + sums);
   step.turns_at = static_cast<int>(step.gates_at + gates);
-  step.input_at = static_cast<int>(step.turns_at + turns);
+  step.ones_at = static_cast<int>(step.turns_at + turns);
+  step.input_at = static_cast<int>(step.ones_at + ones);
   return step;
 }
 
@@ -414,7 +524,7 @@ int decode_step(const Model& model, int64_t gate_strips, int tokens, cudaStream_
   int limit = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory limit");
-  constexpr int64_t kStatic = 2048;  // the kernel's static shared memory
+  constexpr int64_t kStatic = 3072;  // the kernel's static shared memory
   const int64_t bytes = (limit - kStatic) / 128 * 128;
   Step step = arrange(model, gate_strips, tokens, bytes);
   while (step.slots < kFewestSlots && step.tokens > 1) step = arrange(model, gate_strips, step.tokens / 2, bytes);

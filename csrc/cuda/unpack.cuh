@@ -42,24 +42,40 @@ __device__ __forceinline__ void load_lane(const uint8_t* block, int lane, uint32
   }
 }
 
-// Step size and zero point of columns g, g + 8, g + 16, g + 24: weight = (code - zero) * scale. `scales` as behind a
+// EXL2 step sizes half((code + 1)^2 * unit) of columns g, g + 8, g + 16 and g + 24. `scales` as behind a Header.
+__device__ __forceinline__ void exl2_scales(float unit, const uint8_t* scales, int g, float (&scale)[4]) {
+  // Two columns per word. A code in the low bits of the fp16 number 1024 is 1024 + code, or 1024 + 16 * code.
+  const uint32_t nibbles = reinterpret_cast<const uint16_t*>(scales)[g] * 0x00010001u;
+  const half2 units = __float2half2_rn(unit);
+  const half2 shrink = __floats2half2_rn(1.f, 1.f / 16);
+  const half2 shift = __floats2half2_rn(-1023.f, -63.f);
+#pragma unroll
+  for (int c = 0; c < 4; c += 2) {
+    const half2 code = __hfma2(as_half2(((nibbles >> (4 * c)) & 0x00f0000fu) | 0x64006400u), shrink, shift);
+    const float2 step = __half22float2(__hmul2(__hmul2(code, code), units));
+    scale[c] = step.x;
+    scale[c + 1] = step.y;
+  }
+}
+
+__device__ __forceinline__ void gptq_scales(const uint8_t* scales, int g, float (&scale)[4], float (&zero)[4]) {
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    scale[c] = half_float(reinterpret_cast<const uint16_t*>(scales)[g + 8 * c]);
+    zero[c] = static_cast<float>(scales[64 + g + 8 * c]);
+  }
+}
+
+// Step size and zero point of columns g, g + 8, g + 16 and g + 24: weight = (code - zero) * scale. `scales` as behind a
 // Header. Dense weights have neither.
 __device__ __forceinline__ void column_scales(const Header& header, const uint8_t* scales, int g, float (&scale)[4],
                                               float (&zero)[4]) {
   if (header.kind == kExl2) {
-    const uint32_t nibbles = reinterpret_cast<const uint16_t*>(scales)[g];
+    exl2_scales(header.unit, scales, g, scale);
 #pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      const float code = static_cast<float>(((nibbles >> (4 * c)) & 15) + 1);
-      scale[c] = __half2float(__float2half_rn(code * code * header.unit));
-      zero[c] = header.zero;
-    }
+    for (int c = 0; c < 4; ++c) zero[c] = header.zero;
   } else {
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      scale[c] = half_float(reinterpret_cast<const uint16_t*>(scales)[g + 8 * c]);
-      zero[c] = static_cast<float>(scales[64 + g + 8 * c]);
-    }
+    gptq_scales(scales, g, scale, zero);
   }
 }
 
