@@ -31,6 +31,7 @@ from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import Row, StatusRow
 from exl2_tui.widgets.chat_sidebar import ChatSidebar
 from exl2_tui.widgets.composer import Composer
+from exl2_tui.widgets.findable import Findable
 from exl2_tui.widgets.status import header, progress_row, status_row, welcome
 from exl2_tui.widgets.transcript import Transcript
 from exl2_tui.widgets.turn_view import TurnView
@@ -72,6 +73,7 @@ class ChatScreen(TurnActions):
         self._clock = clock
         self._modes: tuple[ModeChoice, ...] = (ModeChoice("auto", "what the model's own template says"),)
         self._ticker: Timer | None = None
+        self._fed = 0.0  # when text was last drawn, by the clock
         self._waiting_lines = 0
         self._shown_turn: Turn | None = None
         self._can_stop = False
@@ -122,6 +124,7 @@ class ChatScreen(TurnActions):
             if changes.live or changes.turns:
                 transcript.feed(writing.turn)
                 self._draw_progress()
+                self._fed = self._clock()
         if changes.model:
             self._draw_header()
         if changes.status or changes.model:
@@ -132,6 +135,11 @@ class ChatScreen(TurnActions):
             self.query_one(StatusRow).say(changes.flash)
         self._set_ticking(writing is not None or session.model.status == "loading")
         self._refresh_stop()
+
+    def grows(self, widget: Widget) -> bool:
+        """A part of the answer that is being written, which the reader follows."""
+        following = isinstance(widget, Findable) and self.query_one(Transcript).following
+        return following and widget in self._compositor.visible_widgets
 
     def marked_changed(self) -> None:
         self._refresh_stop()
@@ -208,8 +216,8 @@ class ChatScreen(TurnActions):
                 self._ticker.pause()
 
     def _tick(self) -> None:
-        """Moves the spinner and the seconds; runs only while something is going on."""
-        if self.is_current:
+        """Moves the spinner and the seconds; runs only while something is going on, and not when text just did."""
+        if self.is_current and self._clock() - self._fed > TICK_SECONDS / 2:
             self._draw_progress()
             self._draw_status()
 

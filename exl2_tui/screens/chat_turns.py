@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from textual.screen import Screen
-
+from exl2_tui.screens.frugal import FrugalScreen
 from exl2_tui.session import ChatSession, can_go_on
 from exl2_tui.state import Changes
 from exl2_tui.store.tree import Turn
@@ -24,7 +23,7 @@ TURN_KEYS = {
 }
 
 
-class TurnActions(Screen[None]):
+class TurnActions(FrugalScreen):
     """The cursor never takes the focus: keys reach it through the composer, and any other letter drops it."""
 
     def __init__(self, session: ChatSession, copy: Callable[[str, str], None]) -> None:

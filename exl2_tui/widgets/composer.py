@@ -54,6 +54,7 @@ class Composer(TextArea):
             tab_behavior="focus",
             id="composer",
         )
+        self.set_reactive(TextArea.cursor_blink, False)  # calm, and a quiet terminal costs nothing
         self.queued = False  # whether messages wait; then up in an empty composer takes the last one back
         self._enter_sends = enter_sends
         self._turn_key = turn_key

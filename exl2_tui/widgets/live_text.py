@@ -10,6 +10,7 @@ from textual.containers import Vertical
 from exl2_tui.markdown import Document
 from exl2_tui.segments import Code, Prose, Segment, Table, Thought
 from exl2_tui.widgets.code_view import CodeView
+from exl2_tui.widgets.growing import Growing
 from exl2_tui.widgets.prose import ProseView
 from exl2_tui.widgets.table_view import TableView
 from exl2_tui.widgets.thought_view import ThoughtView
@@ -18,7 +19,7 @@ SegmentView = ProseView | CodeView | TableView | ThoughtView
 VIEWS: dict[type[Segment], Any] = {Prose: ProseView, Code: CodeView, Table: TableView, Thought: ThoughtView}
 
 
-class LiveText(Vertical):
+class LiveText(Vertical, Growing):
     """Shows text that may still be growing. `feed` takes pieces, `finish` says that no more will come."""
 
     DEFAULT_CSS: ClassVar[str] = "LiveText { height: auto; }"

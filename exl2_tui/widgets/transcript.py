@@ -12,16 +12,21 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
-from textual.geometry import Region
+from textual.geometry import Region, Size
 from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
 from exl2_tui.store.tree import Chat, Turn
+from exl2_tui.widgets.growing import Growing
 from exl2_tui.widgets.turn_view import TurnView
 
 STEP = 10  # turns the window moves by, at most half of it
 TEXT_LIMIT = 400_000  # characters of mounted turns; a giant answer pushes older ones out
+
+
+class _Turns(Vertical, Growing):
+    """The turns of the window."""
 
 
 class Transcript(VerticalScroll, can_focus=False):
@@ -57,8 +62,17 @@ class Transcript(VerticalScroll, can_focus=False):
         self._moving = False
         self._pattern: re.Pattern[str] | None = None
 
+    def _size_updated(self, size: Size, virtual_size: Size, container_size: Size, layout: bool = True) -> bool:
+        """More rows need no second layout (whether the scroll bar comes or goes is seen to by itself), and the bar no
+        second drawing: the layout that made them more draws all of the transcript."""
+        grown = virtual_size != self.virtual_size
+        changed = super()._size_updated(size, virtual_size, container_size, layout=False)
+        if grown and self.show_vertical_scrollbar:
+            self.vertical_scrollbar._repaint_required = False
+        return changed
+
     def compose(self) -> ComposeResult:
-        with Vertical(id="turns"):
+        with _Turns(id="turns"):
             yield Static("", id="empty", markup=False)
             yield Static("", id="earlier", classes="-edge", markup=False)
             yield Static("↓ later turns", id="later", classes="-edge", markup=False)

@@ -18,6 +18,7 @@ from exl2_tui.store.tree import Turn
 from exl2_tui.text import one_line, plain, speed_text
 from exl2_tui.widgets.bars import Row
 from exl2_tui.widgets.findable import Findable
+from exl2_tui.widgets.growing import Growing
 from exl2_tui.widgets.prose import ProseView
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ REASONS = {
 }
 
 
-class TurnView(Vertical):
+class TurnView(Vertical, Growing):
     """A question is one widget; an answer is its segments, notices and a row of figures."""
 
     DEFAULT_CSS: ClassVar[str] = """
