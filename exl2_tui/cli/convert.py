@@ -14,7 +14,9 @@ from exl2_tui.core.requests import Allocation, ConvertRequest, RecipeName
 
 
 def convert(
-    source: Annotated[Path, typer.Option("-i", "--in-dir", help="Model directory, float16, bfloat16 or float32.")],
+    source: Annotated[
+        str, typer.Option("-i", "--in-dir", help="Model, float16, bfloat16 or float32: a directory or a name.")
+    ],
     work: Annotated[Path, typer.Option("-o", "--out-dir", help="Work directory; the same command resumes it.")],
     bits: Annotated[str, typer.Option("-b", "--bits", help="Average bits per weight, 2 to 8; several: 3.0,4.0.")] = "4",
     calibration: Annotated[
@@ -33,16 +35,25 @@ def convert(
     head_bits: Annotated[
         str, typer.Option("-hb", "--head-bits", help="2, 3, 4, 5, 6, 8, or auto: inside the budget of a 6-bit head.")
     ] = "6",
-    rows: Annotated[int | None, typer.Option("-r", "--dataset-rows", min=1, help="Calibration rows.")] = None,
-    length: Annotated[int | None, typer.Option("-l", "--length", min=32, help="Tokens per row.")] = None,
-    measure_rows: Annotated[int | None, typer.Option("-mr", "--measurement-rows", min=1)] = None,
-    measure_length: Annotated[int | None, typer.Option("-ml", "--measurement-length", min=32)] = None,
+    rows: Annotated[
+        int | None, typer.Option("-r", "--dataset-rows", min=1, help="Calibration rows; default: 100.")
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option("-l", "--length", min=32, help="Tokens per row; default: 2048 or the context."),
+    ] = None,
+    measure_rows: Annotated[
+        int | None, typer.Option("-mr", "--measurement-rows", min=1, help="Rows that measure; default: 16.")
+    ] = None,
+    measure_length: Annotated[
+        int | None, typer.Option("-ml", "--measurement-length", min=32, help="Tokens of these; default: as -l.")
+    ] = None,
     shard_size: Annotated[int, typer.Option("-ss", "--shard-size", min=0, help="MiB per file; 0: one file.")] = 8192,
     recipe: Annotated[
         str, typer.Option("--recipe", help="refined, or classic: as the reference converter.")
     ] = "refined",
     allocation: Annotated[
-        str, typer.Option("--allocation", help="Make the sum of errors small, or the largest one.")
+        str, typer.Option("--allocation", help="sum, or largest: which of the errors is made small.")
     ] = "sum",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
     fresh: Annotated[bool, typer.Option("-nr", "--no-resume", help="Delete the job in -o and start anew.")] = False,
@@ -50,7 +61,7 @@ def convert(
 ) -> None:
     """Quantize a model to EXL2. Interrupted by Ctrl-C or a crash, the same command goes on where it was."""
     request = ConvertRequest(
-        source=str(source.expanduser().resolve()),
+        source=str(opt.find_model(source or ".")),
         work=str(work.expanduser().resolve()),
         bits=parse_bits(bits),
         head_bits=parse_head_bits(head_bits),

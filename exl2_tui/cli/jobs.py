@@ -30,7 +30,7 @@ def default(context: typer.Context, json: opt.Json = False) -> None:
 
 @app.command("list")
 def list_jobs(json: opt.Json = False) -> None:
-    """Every conversion started on this machine that still has its work directory."""
+    """Conversions whose work directory is still there."""
     from exl2_tui.core.quant.registry import jobs
 
     found = jobs(data_dir())
@@ -62,7 +62,7 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json: opt.Json = False,
 ) -> None:
-    """Delete a conversion's files, finished models inside its work directory included."""
+    """Delete a conversion, with the models inside its directory."""
     from exl2_tui.core.quant import registry
 
     job = registry.find(data_dir(), work)

@@ -171,9 +171,10 @@ class ConvertRequest:
 
     def __post_init__(self) -> None:
         if not self.bits or any(not 2.0 <= value <= 8.05 for value in self.bits):
-            raise ConfigError(f"bits per weight are {self.bits}, but must lie between 2 and 8")
+            asked = ", ".join(f"{value:g}" for value in self.bits) or "missing"
+            raise ConfigError(f"bits per weight are {asked}, but must lie between 2 and 8")
         if len(set(self.bits)) != len(self.bits):
-            raise ConfigError(f"bits per weight {self.bits} name the same target twice")
+            raise ConfigError("the same bits per weight are there twice")
         if self.head_bits not in (None, 2, 3, 4, 5, 6, 8):
             raise ConfigError(f"head_bits is {self.head_bits}, but must be one of 2, 3, 4, 5, 6, 8, or auto")
         if self.head_bits is None and self.recipe != "refined":

@@ -168,6 +168,19 @@ def test_a_computation_that_cannot_be_interrupted_is_left_behind(
     forever.set()
 
 
+def test_a_model_is_named_by_its_directory_or_its_name(
+    run: CliRunner, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ConvertRequest] = []
+    monkeypatch.setattr("exl2_tui.cli.convert.run_job", lambda request, **_: asked.append(request))
+    assert run.invoke(app, ["models", "add", str(tiny.parent)]).exit_code == 0
+    for source in (str(tiny), tiny.name):
+        assert run.invoke(app, ["convert", "-i", source, "-o", str(tmp_path / "work")]).exit_code == 0
+    assert [request.source for request in asked] == [str(tiny)] * 2
+    refused = run.invoke(app, ["convert", "-i", "nobody", "-o", str(tmp_path / "work")])
+    assert isinstance(refused.exception, NotFoundError) and len(asked) == 2
+
+
 def test_small_things() -> None:
     assert parse_bits("3.0,4") == (3.0, 4.0)
     with pytest.raises(ConfigError):
@@ -177,8 +190,8 @@ def test_small_things() -> None:
         parse_head_bits("best")
     with pytest.raises(ConfigError, match="only the refined recipe"):
         ConvertRequest(source="a", work="b", head_bits=None, recipe="classic")
-    with pytest.raises(ConfigError, match="between 2 and 8"):
-        ConvertRequest(source="a", work="b", bits=(9.0,))
+    with pytest.raises(ConfigError, match="are 9, 10, but must lie between 2 and 8"):
+        ConvertRequest(source="a", work="b", bits=(9.0, 10.0))
     assert [duration(value) for value in (12.4, 200, 3900)] == ["12 s", "3 min 20 s", "1 h 05 min"]
     estimate = describe(JobEstimate("job", 1 << 30, 8 << 30, 1 << 20, 1 << 40, 200.0))
     assert "1.0 GiB of memory" in estimate and "3 min 20 s" in estimate
