@@ -65,10 +65,18 @@ class _Recorder:
 
 
 def moments(
-    original: Half, working: Half, stage: int, reference: Tensor, drifted: Tensor, cancel: CancelToken | None
+    original: Half,
+    working: Half,
+    stage: int,
+    reference: Tensor,
+    drifted: Tensor,
+    cancel: CancelToken | None,
+    *,
+    in_place: bool = False,
 ) -> tuple[Moments, Tensor]:
     """Runs reference (R, T, C) through `original` and drifted (R, T, C) through `working` as far as the inputs of a
     stage. Also returns the states after `original`, (R, T, C) float16, for the last stage; before it, they are empty.
+    in_place: they overwrite `reference`.
     """
     short = original.stages[stage][0]
     writes = stage == len(original.stages) - 1
@@ -77,7 +85,7 @@ def moments(
     hessian = torch.zeros(features, features, device=device)
     cross = torch.zeros(features, features, device=device)
     residual = torch.zeros(features, reference.shape[2], device=device) if writes else None
-    after = torch.empty_like(reference) if writes else reference[:0]
+    after = reference[:0] if not writes else reference if in_place else torch.empty_like(reference)
     ours, theirs = _Recorder(stop=not writes), _Recorder(stop=True)
     original.linears[short].observer, working.linears[short].observer = ours, theirs
     try:

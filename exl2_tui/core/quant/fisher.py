@@ -59,7 +59,8 @@ def backward_block(
 
     states: the block's input (R, T, C) float16; gradient: at its output.
     """
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in block.linears}
+    rows, length = states.shape[:2]
+    traces: dict[str, Trace] = {}
     below = torch.empty_like(gradient)
     for part, x in batches(states, cancel):
         x.requires_grad_()
@@ -69,13 +70,23 @@ def backward_block(
         names = list(taps)
         found = torch.autograd.grad(y, [x, *(taps[name][1] for name in names)], gradient[part])
         below[part] = found[0]
+        traces = traces or _room(taps, rows * length)
+        tokens = slice(part.start * length, part.start * length + x.shape[0] * length)
         for name, output_gradient in zip(names, found[1:], strict=True):
-            seen[name].append((taps[name][0].detach().flatten(0, -2), output_gradient.flatten(0, -2)))
-    traces = {
-        name: Trace(torch.cat([inputs for inputs, _ in parts]), torch.cat([grads for _, grads in parts]))
-        for name, parts in seen.items()
-    }
+            traces[name].inputs[tokens] = taps[name][0].detach().flatten(0, -2)
+            traces[name].gradients[tokens] = output_gradient.flatten(0, -2)
     return traces, below
+
+
+def _room(taps: dict[str, tuple[Tensor, Tensor]], tokens: int) -> dict[str, Trace]:
+    """Traces to be filled in: the largest thing that measuring holds, so they are not collected and joined, which would
+    take them twice, and linears that see the same input share it."""
+    traces: dict[str, Trace] = {}
+    for name, (x, y) in taps.items():
+        twin = next((other for other in traces if taps[other][0] is x), None)
+        inputs = x.new_empty(tokens, x.shape[-1]) if twin is None else traces[twin].inputs
+        traces[name] = Trace(inputs, x.new_empty(tokens, y.shape[-1]))
+    return traces
 
 
 class _Taps:

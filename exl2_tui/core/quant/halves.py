@@ -93,9 +93,9 @@ def to_half(states: Tensor, where: str) -> Tensor:
     return states.clamp(-HALF_MAX, HALF_MAX).half()
 
 
-def run(half: Half, states: Tensor, cancel: CancelToken | None = None) -> Tensor:
-    """All rows (R, T, C) float16 through a half -> (R, T, C) float16."""
-    result = torch.empty_like(states)
+def run(half: Half, states: Tensor, cancel: CancelToken | None = None, *, in_place: bool = False) -> Tensor:
+    """All rows (R, T, C) float16 through a half -> (R, T, C) float16; in_place: `states` itself, overwritten."""
+    result = states if in_place else torch.empty_like(states)
     for part, x in batches(states, cancel):
         result[part] = to_half(half.forward(x), half.key)
     return result

@@ -236,15 +236,22 @@ class RefinedRecipe:
     def quantize_layer(
         self, layer: int, calibration: Calibration, states: States, strategy: Strategy, cancel: CancelToken | None
     ) -> Generator[Event, None, tuple[QuantizedLayer, States]]:
-        """States: "reference", what the original computes, and "drifted", what the quantized layers so far do."""
+        """States: "reference", what the original computes, and "drifted", what the quantized layers so far do.
+
+        The first half makes new ones, the second overwrites them: with those given, which are views of files, the
+        states are there twice and not more often.
+        """
         reference = states["reference"] if states else self.model.embed(calibration.rows)
         drifted = states["drifted"] if states else reference
         finished: list[QuantizedLinear] = []
         tokens = reference.shape[1]
         pairs = zip(self.model.halves(layer, tokens), self.model.halves(layer, tokens), strict=True)
-        for original, working in pairs:
-            solved, reference = self._quantize_half(original, working, reference, drifted, strategy, cancel)
-            drifted = run(working, drifted, cancel)
+        for number, (original, working) in enumerate(pairs):
+            own = number > 0
+            solved, reference = self._quantize_half(
+                original, working, reference, drifted, strategy, cancel, in_place=own
+            )
+            drifted = run(working, drifted, cancel, in_place=own)
             error = relative_error(drifted, reference)
             for short, (solution, seconds) in solved.items():
                 bias = original.linears[short].bias
@@ -261,13 +268,15 @@ class RefinedRecipe:
         drifted: Tensor,
         strategy: Strategy,
         cancel: CancelToken | None,
+        *,
+        in_place: bool,
     ) -> tuple[dict[str, tuple[Solution, float]], Tensor]:
         """Quantizes the stages of a half in turn and installs them in `working`; solution and seconds by short name,
-        and what the original makes of `reference`."""
+        and what the original makes of `reference`, which `in_place` overwrites."""
         solved: dict[str, tuple[Solution, float]] = {}
         after = reference
         for number, stage in enumerate(original.stages):
-            seen, after = moments(original, working, number, reference, drifted, cancel)
+            seen, after = moments(original, working, number, reference, drifted, cancel, in_place=in_place)
             try:
                 factor = factorize(seen.hessian, self.tuning.damping)
             except QuantizationError as error:

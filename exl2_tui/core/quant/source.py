@@ -84,7 +84,10 @@ class SourceModel:
     def embed(self, ids: Tensor) -> Tensor:
         """ids (R, T) -> hidden states (R, T, C) float16."""
         embedding = build_embedding(self.config, self.checkpoint, self.device, torch.float32)
-        return to_half(embedding.forward(ids.to(self.device)), "model.embed_tokens")
+        states = torch.empty(*ids.shape, self.config.hidden_size, dtype=torch.float16, device=self.device)
+        for row, wanted in zip(states, ids.to(self.device), strict=True):  # all at once would be large in float32
+            row.copy_(to_half(embedding.forward(wanted), "model.embed_tokens"))
+        return states
 
     def block(self, layer: int) -> Block:
         return build_block(self.config, self.checkpoint, layer, self.device, torch.float32)
