@@ -3,7 +3,7 @@
     python benchmarks/quant_cancel.py WORK MODEL [--wide] [--times 3] [--convert "-b 3 -r 16 -l 512"]
 
 For each stage a job is started (or resumed) by `exl2-tui convert`, let run into that stage and a random while further,
-and interrupted; the time until the process has ended is taken. --wide: a random model of 4 layers of hidden size 2048
+and interrupted; the time until the process has ended is taken. --wide: a random model of 2 layers of hidden size 2048
 with the tokenizer of MODEL instead. `left behind`: how often the process ended in the middle of a computation that did
 not notice (which the command line does after 1.5 s), instead of at its next check.
 """

@@ -3,7 +3,9 @@
     python benchmarks/quant_estimates.py WORK MODEL [MODEL ...] [--wide] [--convert "-b 4 -r 16 -l 512"]
 
 Each model is converted by `exl2-tui convert` in a process of its own; memory is the most that was ever resident, mapped
-files included. --wide adds a random model of 4 layers of hidden size 2048, with the tokenizer of the first MODEL.
+files included. --cpu counts all seconds, those of the estimate as well, as CPU seconds of one thread, which other work
+on the machine disturbs little. --wide adds a random model of 2 layers of hidden size 2048, with the tokenizer of the
+first MODEL.
 """
 
 from __future__ import annotations
@@ -23,95 +25,102 @@ from pathlib import Path
 
 from random_models import Shape, write_convertible
 
-WIDE = Shape(2048, 5632, 4, 32, 4, vocab=8192)
+WIDE = Shape(2048, 5632, 2, 32, 4, vocab=8192)
 
 
 @dataclass(frozen=True)
 class Taken:
-    """Seconds of the whole process, bytes resident at most, the stage in which that was, bytes on disk at most."""
+    """Seconds of the whole process; bytes resident at most, mapped files included, by stage; bytes on disk at most."""
 
     seconds: float
-    memory: int
-    stage: str
+    memory: dict[str, int]
     disk: int
 
 
-class DiskWatch(threading.Thread):
-    """The most bytes that a directory ever held."""
+class Watch(threading.Thread):
+    """The most that a process and its directory take, stage by stage."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, pid: int, folder: Path) -> None:
         super().__init__(daemon=True)
+        self.pid = pid
         self.folder = folder
-        self.most = 0
+        self.stage = "start"
+        self.memory: dict[str, int] = {}
+        self.disk = 0
         self.over = threading.Event()
 
     def run(self) -> None:
-        while not self.over.wait(0.1):
+        while not self.over.wait(0.05):
+            self.memory[self.stage] = max(self.memory.get(self.stage, 0), resident(self.pid))
             with suppress(FileNotFoundError):  # a file was replaced meanwhile: the next look is soon enough
                 sizes = [file.stat().st_size for file in self.folder.rglob("*") if file.is_file()]
-                self.most = max(self.most, sum(sizes))
+                self.disk = max(self.disk, sum(sizes))
 
 
-def convert(model: Path, work: Path, options: list[str]) -> tuple[dict[str, float], Taken]:
-    """The estimate and what really was."""
-    shutil.rmtree(work, ignore_errors=True)
-    command = [sys.executable, "-m", "exl2_tui", "convert", "-i", str(model), "-o", str(work), *options, "--json"]
-    watch = DiskWatch(work)
-    watch.start()
-    began = time.monotonic()
-    estimate: dict[str, float] = {}
-    stage, peak, peak_stage = "start", 0, "start"
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            event = json.loads(line)
-            resident = most_resident(process.pid)
-            if resident > peak:
-                peak, peak_stage = resident, stage
-            if event["event"] == "JobEstimate":
-                estimate = event
-            elif event["event"] == "StageStarted":
-                stage = event["stage"]
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.monotonic() - began
-    watch.over.set()
-    if process.returncode:
-        sys.exit(f"the conversion ended with status {process.returncode}")
-    memory = used.ru_maxrss << 10
-    return estimate, Taken(seconds, memory, peak_stage if memory <= peak else stage, watch.most)
-
-
-def most_resident(pid: int) -> int:
+def resident(pid: int) -> int:
     """Bytes, 0 once the process is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM")), 0)
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS")), 0)
+
+
+COUNTING_CPU = "import time; time.perf_counter = time.process_time; from exl2_tui.__main__ import main; main()"
+
+
+def convert(model: Path, work: Path, options: list[str], *, cpu: bool) -> tuple[dict[str, float], Taken]:
+    """The estimate and what really was."""
+    shutil.rmtree(work, ignore_errors=True)
+    program = ["-c", COUNTING_CPU] if cpu else ["-m", "exl2_tui"]
+    command = [sys.executable, *program, "convert", "-i", str(model), "-o", str(work), *options, "--json"]
+    environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if cpu else {})}
+    began = time.monotonic()
+    estimate: dict[str, float] = {}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        watch = Watch(process.pid, work)
+        watch.start()
+        for line in process.stdout:
+            event = json.loads(line)
+            if event["event"] == "JobEstimate":
+                estimate = event
+            elif event["event"] == "StageStarted":
+                watch.stage = event["stage"]
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = used.ru_utime + used.ru_stime if cpu else time.monotonic() - began
+    watch.over.set()
+    watch.join()
+    if process.returncode:
+        sys.exit(f"the conversion ended with status {process.returncode}")
+    peak = max(watch.memory, key=lambda stage: watch.memory[stage])
+    return estimate, Taken(seconds, {**watch.memory, peak: used.ru_maxrss << 10}, watch.disk)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--wide", action="store_true")
     parser.add_argument("--convert", default="-b 4", help="options of `exl2-tui convert`")
     options = parser.parse_args()
     models = list(options.models)
     if options.wide:
         models.append(write_convertible(options.work / "wide", WIDE, 1024, models[0]))
-    print(
-        "| model | options | time: told, real | memory: told, real (stage) | disk: told, real |\n|---|---|---|---|---|"
-    )
+    print("| model | options | seconds told, real | MiB of memory told, real | MiB of disk told, real |")
+    print("|---|---|---|---|---|")
     for model in models:
-        told, real = convert(model, options.work / f"job-{model.name}", shlex.split(options.convert))
+        told, real = convert(model, options.work / f"job-{model.name}", shlex.split(options.convert), cpu=options.cpu)
+        memory = max(real.memory.values())
         print(
-            f"| {model.name} | {options.convert} | {told['seconds']:.0f} s, {real.seconds:.0f} s "
-            f"({told['seconds'] / real.seconds:.2f}) | {told['peak_memory'] >> 20}, {real.memory >> 20} MiB "
-            f"({told['peak_memory'] / real.memory:.2f}, {real.stage}) | {told['disk'] >> 20}, {real.disk >> 20} MiB |",
-            flush=True,
+            f"| {model.name} | {options.convert} | {told['seconds']:.0f}, {real.seconds:.0f} "
+            f"({told['seconds'] / real.seconds:.2f}) | {told['peak_memory'] >> 20}, {memory >> 20} "
+            f"({told['peak_memory'] / memory:.2f}) | {told['disk'] >> 20}, {real.disk >> 20} |"
         )
+        stages = ", ".join(f"{stage} {size >> 20}" for stage, size in real.memory.items())
+        print(f"MiB by stage: {stages}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

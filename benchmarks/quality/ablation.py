@@ -62,6 +62,7 @@ def variants(model: SourceModel) -> Iterator[Variant]:
         ("+ norms and scales tuned (default)", Tuning()),
         ("damping 0.005", Tuning(damping=0.005, schedule=UNTUNED)),
         ("damping 0.06", Tuning(damping=0.06, schedule=UNTUNED)),
+        ("damping 0.12", Tuning(damping=0.12, schedule=UNTUNED)),
         ("a quarter of the drift", Tuning(drift=0.25, schedule=UNTUNED)),
         ("three quarters of the drift", Tuning(drift=0.75, schedule=UNTUNED)),
         ("all of the drift", Tuning(drift=1.0, schedule=UNTUNED)),

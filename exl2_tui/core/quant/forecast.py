@@ -12,7 +12,7 @@ from exl2_tui.core.quant import selftext
 from exl2_tui.core.quant.calibration import CalibrationSpec
 from exl2_tui.core.quant.halves import TOKENS_AT_ONCE
 from exl2_tui.core.quant.machine import measured_speed
-from exl2_tui.core.quant.plan import make_plan
+from exl2_tui.core.quant.plan import CLASSIC_RECIPES, make_plan
 from exl2_tui.core.quant.preflight import targets
 from exl2_tui.core.quant.recipe import head_recipe
 from exl2_tui.core.quant.rows import cache_bytes
@@ -20,8 +20,8 @@ from exl2_tui.core.quant.source import LOGITS_AT_ONCE, SourceModel
 from exl2_tui.core.quant.tune import Schedule
 from exl2_tui.core.requests import ConvertRequest
 
-BASE_MEMORY = 330 << 20
-"""Python and torch themselves."""
+BASE_MEMORY = 420 << 20
+"""Python and torch themselves (290 MiB), and what the heap keeps of pieces that were freed."""
 UNUSED = 1.1
 """What the allocator holds for every byte in use."""
 FLOAT = 4
@@ -40,43 +40,89 @@ def forecast(request: ConvertRequest, model: SourceModel, spec: CalibrationSpec,
 
 def peak_memory(request: ConvertRequest, model: SourceModel, spec: CalibrationSpec) -> int:
     """The most that is resident at once, in bytes: the largest of what the stages need."""
-    config = model.config
-    hidden, length = config.hidden_size, spec.length
-    block = [linear for linear in model.decoder_linears() if linear.prefix.startswith("model.layers.0.")]
-    weights = sum(linear.in_features * linear.out_features for linear in block)
-    widest = max(linear.in_features for linear in block)
-    largest = max(linear.in_features * linear.out_features for linear in block)
-    head = config.vocab_size * hidden
-    refined = request.recipe == "refined"
-    states = 2 * spec.rows * length * hidden  # of all rows, float16
-    measured = spec.measure_rows * spec.measure_length
-    at_once = max(TOKENS_AT_ONCE, length)
-    running = FLOAT * at_once * (6 * hidden + 4 * config.intermediate_size)
-    solving = FLOAT * (7 * widest * widest + 8 * largest)
-
-    stages = [
-        FLOAT * (7 if refined else 5) * head + 2 * states,
-        FLOAT * (3 * head + 6 * LOGITS_AT_ONCE * config.vocab_size),
-    ]
-    if refined:
-        stages.append(FLOAT * 2 * weights + 4 * states + running + solving)
-        batches = Schedule().batches(spec.rows, length)
-        together = len(batches[0]) * length if batches else 0
-        held = model.decoder_weights if model.decoder_weights <= selftext.LARGEST_MODEL else weights
-        stages.append(FLOAT * (held + 3 * head + together * hidden * (config.num_hidden_layers + 16)))
+    needs = _Needs(request, model, spec)
+    stages = [needs.head(), needs.logits()]
+    if request.recipe == "refined":
+        stages += [needs.refined_layer(), needs.tuning()]
     else:
-        stages.append(FLOAT * weights + 3 * states + running + solving)
-    if request.measurement is None and refined:
-        traces = FLOAT * measured * sum(linear.in_features + linear.out_features for linear in block)
-        # Twice: the traces of all batches are joined while their parts are still there.
-        stages.append(FLOAT * weights + 2 * traces + 3 * FLOAT * measured * hidden + running)
-        stages.append(FLOAT * (2 * head + 4 * spec.measure_length * config.vocab_size + 2 * measured * hidden))
-    elif request.measurement is None:
-        stages.append(FLOAT * weights + 2 * _classic_candidates() * weights + 6 * measured * hidden + running + solving)
-    if request.calibration is None and model.decoder_weights <= selftext.LARGEST_MODEL:
-        copies = 1 if config.tie_word_embeddings else 2
-        stages.append(FLOAT * (model.decoder_weights + copies * head) + cache_bytes(config, spec))
-    return BASE_MEMORY + int(UNUSED * max(stages))
+        stages.append(needs.classic_layer())
+    if request.measurement is None:
+        stages += needs.refined_measure() if request.recipe == "refined" else [needs.classic_measure()]
+    if request.calibration is None and needs.is_small:
+        stages.append(needs.self_text())
+    return BASE_MEMORY + needs.mapped + int(UNUSED * max(stages))
+
+
+class _Needs:
+    """Bytes that the stages of a job hold at once, beside what Python and torch take."""
+
+    def __init__(self, request: ConvertRequest, model: SourceModel, spec: CalibrationSpec) -> None:
+        config = model.config
+        block = [linear for linear in model.decoder_linears() if linear.prefix.startswith("model.layers.0.")]
+        self.model, self.config, self.spec = model, config, spec
+        self.hidden, self.ffn, self.vocab = config.hidden_size, config.intermediate_size, config.vocab_size
+        self.block = sum(linear.in_features * linear.out_features for linear in block)
+        self.outputs = sum(linear.out_features for linear in block)
+        self.head_weights = self.vocab * self.hidden
+        self.measured = spec.measure_rows * spec.measure_length
+        self.states = 2 * spec.rows * spec.length * self.hidden  # of all rows, float16
+        self.at_once = max(TOKENS_AT_ONCE, spec.length)
+        self.running = FLOAT * self.at_once * (6 * self.hidden + 4 * self.ffn)
+        self.backward = FLOAT * self.at_once * 12 * (self.hidden + self.ffn)
+        widest = max(linear.in_features for linear in block)
+        largest = max(linear.in_features * linear.out_features for linear in block)
+        self.solving = FLOAT * (9 * widest * widest + 8 * largest)
+        self.is_small = model.decoder_weights <= selftext.LARGEST_MODEL
+
+    @property
+    def mapped(self) -> int:
+        """Of the source's files: small models are read as a whole, of others the block and the head in use count, as
+        the system takes back the rest when it likes."""
+        weights = self.model.checkpoint.weight_bytes
+        return weights if self.is_small else min(weights, 2 * (self.block + 2 * self.head_weights))
+
+    def head(self) -> int:
+        """Measuring or quantizing the head: copies of its weights, and the states of all rows."""
+        return FLOAT * 8 * self.head_weights + max(2 * self.states, 2 * FLOAT * self.measured * self.hidden)
+
+    def logits(self) -> int:
+        """Comparing two models' predictions."""
+        return FLOAT * (4 * self.head_weights + 6 * LOGITS_AT_ONCE * self.vocab)
+
+    def refined_layer(self) -> int:
+        """A block twice, the states of two streams before and after it."""
+        return FLOAT * 2 * self.block + 4 * self.states + self.running + self.solving
+
+    def tuning(self) -> int:
+        batches = Schedule().batches(self.spec.rows, self.spec.length)
+        together = len(batches[0]) * self.spec.length if batches else 0
+        held = self.model.decoder_weights if self.is_small else self.block
+        inputs = together * self.hidden * (self.config.num_hidden_layers + 4)
+        logits = 6 * LOGITS_AT_ONCE * self.vocab
+        return FLOAT * (held + 3 * self.head_weights + inputs + logits) + self.backward + self.states
+
+    def classic_layer(self) -> int:
+        return FLOAT * self.block + 5 * self.states + self.running + self.solving
+
+    def refined_measure(self) -> list[int]:
+        """The head's gradient row by row; a block backward, with what its linears see and get back, of all tokens."""
+        streams = 3 * FLOAT * self.measured * self.hidden
+        seen = 2 * self.hidden + self.config.query_size + self.ffn
+        traces = FLOAT * self.measured * (seen + self.outputs)
+        judged = FLOAT * 2 * self.measured * max(self.hidden, self.ffn)
+        return [
+            FLOAT * (2 * self.head_weights + 5 * self.spec.measure_length * self.vocab) + streams,
+            FLOAT * self.block + traces + streams + max(self.backward, self.solving + judged),
+        ]
+
+    def classic_measure(self) -> int:
+        weights = (FLOAT + 2 * CLASSIC_RECIPES) * self.block
+        return weights + 6 * self.measured * self.hidden + self.running + self.solving
+
+    def self_text(self) -> int:
+        copies = 1 if self.config.tie_word_embeddings else 2
+        weights = FLOAT * (self.model.decoder_weights + copies * self.head_weights)
+        return weights + cache_bytes(self.config, self.spec)
 
 
 def disk_needs(request: ConvertRequest, model: SourceModel, spec: CalibrationSpec) -> tuple[int, int]:
@@ -133,8 +179,3 @@ def _bytes_in(folder: Path) -> int:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"
-
-
-def _classic_candidates() -> int:
-    """Quantized copies of a linear that the classic measurement holds, float16."""
-    return 14

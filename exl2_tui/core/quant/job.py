@@ -153,9 +153,9 @@ class ConvertJob:
         yield self._started("calibrate")
         self._save("calibrate", 0)
         measured = self._given_measurement()
-        yield from self._with_progress(self.model.inspect(self.cancel), "calibrate", "tensor")
+        yield from self._with_progress(self.model.inspect(self.cancel), "calibrate", "checking tensor")
         steps = make_rows(self.model, self.spec, self.cancel)
-        made = yield from self._with_progress(steps, "calibrate", "token")
+        made = yield from self._with_progress(steps, "calibrate", "writing text, token")
         self.record.keep_calibration(made)
         if measured is None:
             self._save("measure", 0)

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 from exl2_tui.core.quant import selftext
 from exl2_tui.core.quant.calibration import CalibrationSpec
-from exl2_tui.core.quant.machine import STORAGE, Speed
+from exl2_tui.core.quant.head import CANDIDATES as HEAD_CANDIDATES
+from exl2_tui.core.quant.head import JUDGED_TOKENS
+from exl2_tui.core.quant.machine import SIZE, STORAGE, Speed
 from exl2_tui.core.quant.refined import CANDIDATES
+from exl2_tui.core.quant.rows import writing_steps
 from exl2_tui.core.quant.source import SourceModel
 from exl2_tui.core.quant.tune import Schedule
 from exl2_tui.core.requests import ConvertRequest
@@ -18,27 +21,31 @@ CLASSIC_RECIPES = 14
 """Distinct recipes that the classic measurement tries per linear."""
 CLASSIC_OPTIONS = 18
 """Options per half, each of which is a forward pass of that half."""
+LEAST_UNTUNED = 4.0
+"""Bits per weight from which on the first step of tuning usually finds that it is not worth it."""
+OVERHEAD = 1e-5
+"""Seconds that an operation takes however small it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Expected seconds: the calibration rows, every measuring step, one layer, the head,
-    every tuning step, writing and evaluating."""
+    """Expected seconds: the calibration rows, every measuring step, one layer, the head, every tuning step of every
+    bitrate, writing and evaluating."""
 
     calibrate: float
     measure: tuple[float, ...]
     layers: int
     layer: float
     head: float
-    tune: tuple[float, ...]
+    tune: tuple[tuple[float, ...], ...]
     finish: float
     targets: int
 
     @property
     def seconds(self) -> float:
         """The whole job."""
-        one = self.layers * self.layer + self.head + sum(self.tune) + self.finish
-        return self.calibrate + sum(self.measure) + self.targets * one
+        one = self.layers * self.layer + self.head + self.finish
+        return self.calibrate + sum(self.measure) + self.targets * one + sum(map(sum, self.tune))
 
     @property
     def steps(self) -> int:
@@ -61,8 +68,9 @@ class Plan:
         }
         other = next(iter(ratios.values()), 1.0)
         layers = self.targets * self.layers - len(quantized)
-        tuned = len(timing.get("tune", ())) - finished * len(self.tune)
-        ends = (self.targets - finished) * (self.head + sum(self.tune) + self.finish) - sum(self.tune[: max(0, tuned)])
+        tuned = max(0, len(timing.get("tune", ())) - sum(map(len, self.tune[:finished])))
+        tuning = [step for steps in self.tune[finished:] for step in steps][tuned:]
+        ends = (self.targets - finished) * (self.head + self.finish) + sum(tuning)
         return ratios.get("measure", other) * sum(self.measure[len(measured) :]) + ratios.get("quantize", other) * (
             layers * self.layer + ends
         )
@@ -78,7 +86,7 @@ def make_plan(request: ConvertRequest, model: SourceModel, spec: CalibrationSpec
     if request.measurement is None and refined:
         forward = counted.forward(measure_rows, spec.measure_length) + counted.storage(measure_rows, 1)
         backward = counted.refined_measure(measure_rows, spec.measure_length)
-        measure = (*(forward,) * layers, 3 * counted.head(measure_rows), *(backward,) * layers)
+        measure = (*(forward,) * layers, counted.measure_head(measure_rows), *(backward,) * layers)
     elif request.measurement is None:
         measure = (counted.classic_measure(measure_rows, spec.measure_length),) * layers
     layer = counted.refined_layer(rows, spec.length) if refined else counted.classic_layer(rows, spec.length)
@@ -87,7 +95,8 @@ def make_plan(request: ConvertRequest, model: SourceModel, spec: CalibrationSpec
     write = (max(request.bits) / 8 * model.decoder_weights + 3 * counted.head_weights) / STORAGE
     targets = 0 if request.measure_to is not None else len(request.bits)
     calibrate = counted.self_text(spec) if request.calibration is None else 0.0
-    tune = counted.tuning(spec) if refined else ()
+    tuning = counted.tuning(spec) if refined else ()
+    tune = tuple(tuning if bits < LEAST_UNTUNED else tuning[:1] for bits in request.bits[:targets])
     return Plan(calibrate, measure, layers, layer, counted.quantize_head(rows), tune, evaluate + write, targets)
 
 
@@ -124,9 +133,13 @@ class _Counter:
     def hessians(self, tokens: int, sums: int) -> float:
         """Sums of products of the inputs of every stage, and one factorisation of each."""
         return sum(
-            2 * sums * tokens * features**2 * self.speed.product + features**3 * self.speed.factor
-            for features in self.stages
+            2 * sums * tokens * features**2 * self.speed.product + self.factor(features) for features in self.stages
         )
+
+    def factor(self, features: int) -> float:
+        """One factorisation: its products, and what grows with the square only, as the small one tried tells."""
+        products = 8 / 3 * self.speed.product
+        return products * features**3 + max(0.0, self.speed.factor - products) * SIZE * features**2
 
     def solves(self, per_weight: float, products: int) -> float:
         """One solution of every linear of a block; products in units of K * K * N."""
@@ -134,6 +147,13 @@ class _Counter:
             spec.in_features * spec.out_features * (per_weight + products * spec.in_features * self.speed.product)
             for spec in self.block
         )
+
+    def measure_head(self, tokens: int) -> float:
+        """Every candidate solved and judged by its logits; then the gradient of all tokens."""
+        judged = min(JUDGED_TOKENS, tokens)
+        weights = self.head_weights * (self.speed.tried + self.hidden * self.speed.product)
+        hessian = 2 * tokens * self.hidden**2 * self.speed.product + self.factor(self.hidden)
+        return hessian + len(HEAD_CANDIDATES) * (weights + 2.5 * self.head(judged)) + 3 * self.head(tokens)
 
     def refined_measure(self, tokens: int, length: int) -> float:
         judged = sum(
@@ -158,7 +178,7 @@ class _Counter:
         return passes + self.hessians(tokens, 1) + self.solves(self.speed.classic, 1)
 
     def quantize_head(self, tokens: int) -> float:
-        hessian = 2 * tokens * self.hidden**2 * self.speed.product + self.hidden**3 * self.speed.factor
+        hessian = 2 * tokens * self.hidden**2 * self.speed.product + self.factor(self.hidden)
         return hessian + self.head_weights * (self.speed.classic + 3 * self.hidden * self.speed.product)
 
     def tuning(self, spec: CalibrationSpec) -> tuple[float, ...]:
@@ -171,9 +191,13 @@ class _Counter:
         )
 
     def self_text(self, spec: CalibrationSpec) -> float:
-        """The model writes its share of the tokens, each with the keys and values of those before it."""
+        """The model writes its share of the tokens, one of every text at a time: each step reads all weights, and the
+        keys and values of the tokens before once for every query head."""
         if self.model.decoder_weights > selftext.LARGEST_MODEL:
             return 0.0
         tokens = int(selftext.SHARE * spec.rows * spec.length)
-        seen = min(spec.length, selftext.DOCUMENT) * self.kv * self.layers
-        return self.layers * self.forward(tokens, 0) + self.head(tokens) + tokens * seen * self.speed.element
+        seen = min(spec.length, selftext.DOCUMENT) / 2 * self.attention * self.layers
+        read = 3 * (self.model.decoder_weights + self.head_weights) * self.speed.element
+        steps = writing_steps(self.model.config, spec) * (read + 35 * self.layers * OVERHEAD)
+        written = self.layers * self.forward(tokens, 0) + self.head(tokens)
+        return written + steps + 6 * tokens * seen * self.speed.element

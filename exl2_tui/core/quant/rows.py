@@ -45,6 +45,11 @@ def cache_bytes(config: ModelConfig, spec: CalibrationSpec) -> int:
     return min(_texts(spec), _batch(config, spec)) * _cache_row(config, spec)
 
 
+def writing_steps(config: ModelConfig, spec: CalibrationSpec) -> int:
+    """Steps in which the model writes its part of the rows, one token of each text of a batch at a time."""
+    return -(-_texts(spec) // _batch(config, spec)) * min(spec.length, selftext.DOCUMENT)
+
+
 def _texts(spec: CalibrationSpec) -> int:
     """How many texts the model writes."""
     return max(1, int(selftext.SHARE * spec.rows * spec.length) // min(spec.length, selftext.DOCUMENT))
