@@ -61,7 +61,7 @@ def random_linear(rows: int, columns: int, bits: int, order: tuple[Tensor, Tenso
 
 def random_order(rows: int) -> tuple[Tensor, Tensor]:
     perm = torch.randperm(rows, device=GPU)
-    return torch.argsort(perm).to(torch.int32), perm
+    return torch.argsort(perm).to(torch.int32), perm.to(torch.int32)
 
 
 def random_model(shape: str, bits: int) -> CudaModel:

@@ -137,6 +137,7 @@ void prompt_rope(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cosin
   task.start = start;
   const int64_t kv = task.tokens * task.kv_heads * task.head_dim;
   const int64_t cached = task.kv_heads * task.capacity * task.head_dim;
+  STD_TORCH_CHECK(task.tokens > 0, "there are no tokens");
   STD_TORCH_CHECK(start >= 0 && start + task.tokens <= task.capacity, "the cache is too small");
   STD_TORCH_CHECK(task.head_dim % 2 == 0 && task.rope_dim <= task.head_dim, "heads have an odd size");
   task.q = data_of<uint16_t>(q, ScalarType::Half, task.tokens * task.heads * task.head_dim, "q");
@@ -150,13 +151,49 @@ void prompt_rope(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cosin
   exl2::cuda::prompt_rope(task, device.stream());
 }
 
-void prompt_silu(Tensor gate, const Tensor& up) {
+// out (T, W), perm (W) int32 or empty. size: of a row before it is put into order.
+exl2::cuda::PackedRows packed_rows(const Tensor& perm, Tensor& out, int64_t size) {
+  using exl2::ScalarType;
+  exl2::cuda::PackedRows rows;
+  rows.tokens = out.size(0);
+  rows.width = out.size(1);
+  STD_TORCH_CHECK(rows.tokens > 0 && rows.width % 32 == 0 && rows.width >= size, "out has a wrong shape");
+  rows.out = exl2::data_of<uint16_t>(out, ScalarType::Half, rows.tokens * rows.width, "out");
+  rows.perm = exl2::data_or_null<const int32_t>(perm, ScalarType::Int, rows.width, "perm");
+  STD_TORCH_CHECK(rows.perm == nullptr || rows.width == size, "rows in another order are not padded");
+  return rows;
+}
+
+void prompt_norm(Tensor residual, const Tensor& delta, const Tensor& weight, const Tensor& perm, double eps, Tensor out) {
   using exl2::data_of;
   using exl2::ScalarType;
-  auto* to = data_of<uint16_t>(gate, ScalarType::Half, up.numel(), "gate");
-  const auto* from = data_of<const uint16_t>(up, ScalarType::Half, gate.numel(), "up");
+  const int64_t hidden = weight.numel();
+  const exl2::cuda::PackedRows rows = packed_rows(perm, out, hidden);
+  STD_TORCH_CHECK(hidden % 4 == 0, "the hidden size is no multiple of 4");
+  auto* to = data_of<float>(residual, ScalarType::Float, rows.tokens * hidden, "residual");
+  const auto* added = exl2::data_or_null<const uint16_t>(delta, ScalarType::Half, rows.tokens * hidden, "delta");
+  const auto* factors = data_of<const uint16_t>(weight, ScalarType::Half, hidden, "weight");
+  const OnDevice device(residual);
+  exl2::cuda::prompt_norm(to, added, factors, hidden, static_cast<float>(eps), rows, device.stream());
+}
+
+void prompt_order(const Tensor& x, const Tensor& perm, Tensor out) {
+  const int64_t size = x.size(1);
+  const exl2::cuda::PackedRows rows = packed_rows(perm, out, size);
+  const auto* from = exl2::data_of<const uint16_t>(x, exl2::ScalarType::Half, rows.tokens * size, "x");
+  const OnDevice device(x);
+  exl2::cuda::prompt_order(from, size, rows, device.stream());
+}
+
+void prompt_silu(const Tensor& gate, const Tensor& up, const Tensor& perm, Tensor out) {
+  using exl2::data_of;
+  using exl2::ScalarType;
+  const int64_t size = gate.size(1);
+  const exl2::cuda::PackedRows rows = packed_rows(perm, out, size);
+  const auto* gates = data_of<const uint16_t>(gate, ScalarType::Half, rows.tokens * size, "gate");
+  const auto* ups = data_of<const uint16_t>(up, ScalarType::Half, rows.tokens * size, "up");
   const OnDevice device(gate);
-  exl2::cuda::prompt_silu(to, from, gate.numel(), device.stream());
+  exl2::cuda::prompt_silu(gates, ups, size, rows, device.stream());
 }
 
 }  // namespace
@@ -176,7 +213,10 @@ STABLE_TORCH_LIBRARY(exl2_cuda, m) {
   m.def(
       "prompt_rope(Tensor(a!) q, Tensor k, Tensor v, Tensor cosines, Tensor sines, Tensor(b!) keys, Tensor(c!) values, "
       "int start) -> ()");
-  m.def("prompt_silu(Tensor(a!) gate, Tensor up) -> ()");
+  m.def(
+      "prompt_norm(Tensor(a!) residual, Tensor delta, Tensor weight, Tensor perm, float eps, Tensor(b!) out) -> ()");
+  m.def("prompt_order(Tensor x, Tensor perm, Tensor(a!) out) -> ()");
+  m.def("prompt_silu(Tensor gate, Tensor up, Tensor perm, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(exl2_cuda, CUDA, m) {
@@ -186,5 +226,7 @@ STABLE_TORCH_LIBRARY_IMPL(exl2_cuda, CUDA, m) {
   m.impl("quant_round", TORCH_BOX(&quant_round));
   m.impl("quant_search", TORCH_BOX(&quant_search));
   m.impl("prompt_rope", TORCH_BOX(&prompt_rope));
+  m.impl("prompt_norm", TORCH_BOX(&prompt_norm));
+  m.impl("prompt_order", TORCH_BOX(&prompt_order));
   m.impl("prompt_silu", TORCH_BOX(&prompt_silu));
 }

@@ -32,9 +32,22 @@ int decode_step(const Model& model, int64_t gate_strips, int tokens, cudaStream_
 void quant_round(const RoundTask& task, cudaStream_t stream);
 void quant_search(const SearchTask& task, float* costs, cudaStream_t stream);
 
-// Rope, and keys and values into the cache.
+// Inputs of a linear, half (tokens, width), in the packed order of its rows.
+struct PackedRows {
+  uint16_t* out;
+  const int32_t* perm;  // (width) input feature of each packed row; null: as they are, then zeros
+  int64_t width;        // a multiple of 32
+  int64_t tokens;       // at least 1
+};
+
+// Rope, and keys and values into the cache. task.tokens: at least 1.
 void prompt_rope(const RopeTask& task, cudaStream_t stream);
-// gate = silu(gate) * up, both half (count).
-void prompt_silu(uint16_t* gate, const uint16_t* up, int64_t count, cudaStream_t stream);
+// residual (tokens, hidden) += delta (half, may be null), then RMSNorm. hidden: a multiple of 4.
+void prompt_norm(float* residual, const uint16_t* delta, const uint16_t* weight, int64_t hidden, float eps,
+                 const PackedRows& rows, cudaStream_t stream);
+// x: half (tokens, size).
+void prompt_order(const uint16_t* x, int64_t size, const PackedRows& rows, cudaStream_t stream);
+// silu(gate) * up, both half (tokens, size).
+void prompt_silu(const uint16_t* gate, const uint16_t* up, int64_t size, const PackedRows& rows, cudaStream_t stream);
 
 }  // namespace exl2::cuda

@@ -1,4 +1,4 @@
-// The prompt path's elementwise work, one call per pair of elements or per element; the kernels in prompt.cu only count.
+// The prompt path's elementwise work, one call per pair of elements or per element.
 // Same operations in the same order as torch's, none of them fused, so rope gives the same bits as rope.rotate: a test
 // compiles this file for the CPU and compares.
 #pragma once
@@ -21,24 +21,24 @@ struct RopeTask {
   uint16_t* values;
   int64_t tokens, heads, kv_heads, head_dim, rope_dim, capacity, start;
 
-  // Of rope_pair: D / 2 pairs for every head of q, k and v.
-  EXL2_HD int64_t pairs() const { return tokens * (heads + 2 * kv_heads) * (head_dim / 2); }
+  // Of a token, for rope_pair: D / 2 pairs for every head of q, k and v.
+  EXL2_HD int32_t pairs() const { return static_cast<int32_t>((heads + 2 * kv_heads) * (head_dim / 2)); }
 };
 
-EXL2_HD void rope_pair(const RopeTask& task, int64_t index) {
+// Pair `index` of token t.
+EXL2_HD void rope_pair(const RopeTask& task, int64_t t, int32_t index) {
   const int64_t D = task.head_dim;
   const int64_t half_rope = task.rope_dim / 2;
-  const int64_t i = index % (D / 2);
-  const int64_t all_heads = task.heads + 2 * task.kv_heads;
-  const int64_t head = index / (D / 2) % all_heads;
-  const int64_t t = index / (D / 2) / all_heads;
+  const int32_t pairs = static_cast<int32_t>(task.head_dim / 2);
+  const int64_t i = index % pairs;
+  const int32_t head = index / pairs;
   // Elements that are not rotated are neighbours.
   const int64_t first = i < half_rope ? i : 2 * i;
   const int64_t second = i < half_rope ? i + half_rope : 2 * i + 1;
 
-  const int64_t kv = (head - task.heads) % task.kv_heads;
   const bool is_query = head < task.heads;
   const bool is_value = head >= task.heads + task.kv_heads;
+  const int64_t kv = head - task.heads - (is_value ? task.kv_heads : 0);
   const uint16_t* from = is_query   ? task.q + (t * task.heads + head) * D
                          : is_value ? task.v + (t * task.kv_heads + kv) * D
                                     : task.k + (t * task.kv_heads + kv) * D;

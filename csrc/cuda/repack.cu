@@ -96,39 +96,54 @@ __device__ __forceinline__ void store_column(const uint32_t* low, const uint32_t
   }
 }
 
+constexpr int kStripsAtOnce = 4;  // whose bytes a warp asks for before it waits for them
+
+// The same segment of strips first ... first + count - 1: block b of each.
 template <int kBits>
-__device__ __forceinline__ void store_block(const uint8_t* codes, int lane, const float (&scale)[4], const float (&zero)[4],
-                                            int64_t columns, int64_t stride, uint16_t* out) {
-  uint32_t low[low_words(kBits)];
-  uint32_t high[2] = {};
-  load_lane<kBits>(codes, lane, low, high);
-  if (0 < columns) store_column<kBits, 0>(low, high, scale[0], zero[0], out);
-  if (8 < columns) store_column<kBits, 1>(low, high, scale[1], zero[1], out + 8 * stride);
-  if (16 < columns) store_column<kBits, 2>(low, high, scale[2], zero[2], out + 16 * stride);
-  if (24 < columns) store_column<kBits, 3>(low, high, scale[3], zero[3], out + 24 * stride);
+__device__ __forceinline__ void store_blocks(const uint8_t* first, int64_t strip_bytes, int count, int kind, int b, int lane,
+                                             int64_t columns, int64_t stride, uint16_t* out) {
+  constexpr int kAtOnce = kBits == 16 ? 1 : kStripsAtOnce;
+  for (int done = 0; done < count; done += kAtOnce) {
+    uint32_t low[kAtOnce][low_words(kBits)];
+    uint32_t high[kAtOnce][2];
+    float scale[kAtOnce][4] = {};
+    float zero[kAtOnce][4] = {};
+#pragma unroll
+    for (int s = 0; s < kAtOnce; ++s) {
+      const uint8_t* stream = first + min(done + s, count - 1) * strip_bytes;
+      const Header header = *reinterpret_cast<const Header*>(stream);
+      stream += sizeof(Header);
+      if (kBits != 16) column_scales(header, stream, lane / 4, scale[s], zero[s]);
+      load_lane<kBits>(stream + scale_bytes(kind) + b * 128 * kBits, lane, low[s], high[s]);
+    }
+#pragma unroll
+    for (int s = 0; s < kAtOnce; ++s) {
+      if (done + s >= count) return;
+      const int64_t left = columns - (done + s) * kStripColumns;
+      uint16_t* const to = out + (done + s) * kStripColumns * stride;
+      if (0 < left) store_column<kBits, 0>(low[s], high[s], scale[s][0], zero[s][0], to);
+      if (8 < left) store_column<kBits, 1>(low[s], high[s], scale[s][1], zero[s][1], to + 8 * stride);
+      if (16 < left) store_column<kBits, 2>(low[s], high[s], scale[s][2], zero[s][2], to + 16 * stride);
+      if (24 < left) store_column<kBits, 3>(low[s], high[s], scale[s][3], zero[s][3], to + 24 * stride);
+    }
+  }
 }
 
-// (out_features, K) fp16 with the columns (input features) in packed order. One warp per block and strip.
-__global__ void __launch_bounds__(32 * kMaxBlocks) dequantize_kernel(const uint8_t* strips, const Segment* segments,
-                                                                    int64_t strip_bytes, int64_t in_features,
-                                                                    int64_t out_features, uint16_t* out) {
+// (out_features, K) fp16 with the columns (input features) in packed order. One warp per block, for kStripsAtOnce strips.
+__global__ void __launch_bounds__(32 * kMaxBlocks) dequantize_kernel(const Linear weight, uint16_t* out) {
   const int lane = threadIdx.x % 32;
   const int b = threadIdx.x / 32;
-  const int64_t strip = blockIdx.y;
-  const Segment segment = segments[blockIdx.x];
+  const int64_t strip = static_cast<int64_t>(blockIdx.y) * kStripsAtOnce;
+  const Segment segment = weight.segments[blockIdx.x];
   if (b >= segment.blocks) return;
-  const uint8_t* stream = strips + strip * strip_bytes + static_cast<int64_t>(segment.offset16) * 16;
-  const Header header = *reinterpret_cast<const Header*>(stream);
-  stream += sizeof(Header);
-  float scale[4] = {};
-  float zero[4] = {};
-  if (header.kind != kDense) column_scales(header, stream, lane / 4, scale, zero);
-  const uint8_t* codes = stream + scale_bytes(header.kind) + b * 128 * segment.bits;
+  const uint8_t* stream = weight.codes + strip * weight.strip_bytes + static_cast<int64_t>(segment.offset16) * 16;
+  const int count = static_cast<int>(min(static_cast<int64_t>(kStripsAtOnce), weight.strips - strip));
   const int64_t column = strip * kStripColumns + lane / 4;
   const int64_t row = (static_cast<int64_t>(segment.first_block) + b) * kBlockRows + 8 * (lane % 4);
   for_bits(segment.bits, [&](auto bits) {
-    store_block<decltype(bits)::value>(codes, lane, scale, zero, out_features - column, in_features,
-                                       out + column * in_features + row);
+    store_blocks<decltype(bits)::value>(stream, weight.strip_bytes, count, static_cast<int>(weight.kind), b, lane,
+                                        weight.out_features - column, weight.in_features,
+                                        out + column * weight.in_features + row);
   });
 }
 
@@ -142,9 +157,9 @@ void repack(const RepackSource& source, const Linear& packed, uint8_t* codes, cu
 }
 
 void dequantize(const Linear& weight, uint16_t* out, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(weight.n_segments), static_cast<unsigned>(weight.strips));
-  dequantize_kernel<<<grid, 32 * kMaxBlocks, 0, stream>>>(weight.codes, weight.segments, weight.strip_bytes,
-                                                          weight.in_features, weight.out_features, out);
+  const dim3 grid(static_cast<unsigned>(weight.n_segments),
+                  static_cast<unsigned>((weight.strips + kStripsAtOnce - 1) / kStripsAtOnce));
+  dequantize_kernel<<<grid, 32 * kMaxBlocks, 0, stream>>>(weight, out);
   check(cudaGetLastError(), "dequantize");
 }
 

@@ -155,7 +155,8 @@ if stand_in.exists():
     ctypes.CDLL(str(stand_in), mode=ctypes.RTLD_GLOBAL)
 torch.ops.load_library({str(library)!r})
 from exl2_tui.core.model.cuda.library import NEWEST_OP
-for name in ("repack", "dequantize", "decode_step", "quant_round", "quant_search", "prompt_rope", "prompt_silu"):
+names = "repack dequantize decode_step quant_round quant_search prompt_rope prompt_norm prompt_order prompt_silu"
+for name in names.split():
     assert hasattr(torch.ops.exl2_cuda, name), name
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"exl2_cuda::{{name}}", "CUDA"), name
 assert hasattr(torch.ops.exl2_cuda, NEWEST_OP)

@@ -16,7 +16,7 @@ from exl2_tui.core.model.causal_lm import CausalLM
 from exl2_tui.core.model.cuda import library
 from exl2_tui.core.model.cuda.decoder import Decoder, DecoderChain
 from exl2_tui.core.model.cuda.model import CudaModel
-from exl2_tui.core.model.cuda.prompt import rope_and_append, silu_times
+from exl2_tui.core.model.cuda.prompt import in_order, normalize, rope_and_append, silu_times
 from exl2_tui.core.model.rope import RopeTable
 from exl2_tui.core.quant import kernels
 from exl2_tui.core.requests import SamplerSettings
@@ -93,13 +93,31 @@ def test_prompt_kernels_give_what_torch_gives(heads: int, kv_heads: int, dim: in
         cache.length = 100
         for tensor in (*cache.keys, *cache.values):
             tensor.fill_(77)
-    gate, up = (torch.randn(2, 777, 11) * 4).half()
     found = rope_and_append(0, q.to(GPU), k.to(GPU), v.to(GPU), rope.to(GPU), caches[1])
     for ours, wanted in zip(found, rope_and_append(0, q, k, v, rope, caches[0]), strict=True):
         assert torch.equal(ours.cpu(), wanted)
     assert torch.equal(caches[1].keys[0].cpu(), caches[0].keys[0])
-    activated = silu_times(gate.to(GPU), up.to(GPU)).cpu()
-    assert torch.allclose(activated.float(), silu_times(gate, up).float(), rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "width"), [(96, 96), (52, 64), (4096, 4096), (28672, 28672)])
+@pytest.mark.parametrize("permuted", [False, True])
+def test_rows_are_normalized_and_put_into_order_as_torch_does(size: int, width: int, permuted: bool) -> None:
+    if permuted and size < width:
+        pytest.skip("rows in another order are not padded")
+    perm = torch.randperm(size).to(torch.int32) if permuted else None
+    moved = None if perm is None else perm.to(GPU)
+    gate, up = (torch.randn(2, 33, size) * 4).half()
+    found = silu_times(gate.to(GPU), up.to(GPU), moved, width).cpu().float()
+    assert torch.allclose(found, silu_times(gate.clone(), up, perm, width).float(), rtol=2e-3, atol=1e-6)
+    assert torch.equal(in_order(gate.to(GPU), moved, width).cpu(), in_order(gate, perm, width))
+    weight = torch.randn(size).half()
+    for delta in (None, up):
+        x = torch.randn(33, size)
+        on_gpu = x.to(GPU)
+        added = None if delta is None else delta.to(GPU)
+        found = normalize(on_gpu, added, weight.to(GPU), 1e-5, moved, width).cpu().float()
+        assert torch.allclose(found, normalize(x, delta, weight, 1e-5, perm, width).float(), rtol=2e-3, atol=1e-4)
+        assert torch.equal(on_gpu.cpu(), x)
 
 
 @pytest.mark.parametrize(("rows", "columns", "bits"), [(32, 64, 2), (128, 4099, 4), (128, 1, 8)])

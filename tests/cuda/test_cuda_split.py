@@ -73,13 +73,11 @@ class TorchDecoder:
         config, length = self.config, self.cache.length
         self.cache.length = position
         rope = rope_table(config, self.cache.capacity, position, len(tokens), FIRST)
+        delta: Tensor | None = None
         for index, layer in enumerate(self.layers, self.first):
-            attended = self.owner._attention(
-                index, layer, self.owner._normalize(x, layer.attention_norm), rope, self.cache
-            )
-            x = x + self.owner._linears(attended, layer.o)[0]
-            gate, up = self.owner._linears(self.owner._normalize(x, layer.mlp_norm), layer.gate, layer.up)
-            x = x + self.owner._linears(torch.nn.functional.silu(gate) * up, layer.down)[0]
+            delta = self.owner._layer(index, layer, x, delta, rope, self.cache)
+        assert delta is not None
+        x += delta
         self.cache.length = length
         self.residual[: len(tokens)] = x
         if self.head is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,8 +14,10 @@ from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.model.cache import KVCache
 from exl2_tui.core.model.cuda.linear import CudaLinear
 from exl2_tui.core.model.rope import rope_table
+from exl2_tui.core.model.top import TopLogits, pack_top, unpack_top
 
 MAX_STEP = 8
+MOST_TOPS = 4  # graphs that choose the best logits: a sampler's settings need one
 HEADS_AT_ONCE = 2  # csrc/cuda/attention.cuh
 MODEL_FORMAT = "<9q2d15Q3q"  # struct Model of csrc/cuda/plan.h
 LAYER_FORMAT = "<4Q3q2Q"  # struct Layer
@@ -113,6 +116,7 @@ class Decoder:
         self.gate_strips = max(layer.gate.strips for layer in layers)
         self.most = MAX_STEP  # tokens of one launch; the kernel may take fewer
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.tops: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # by count and vocab
 
     def step(self, tokens: Tensor) -> Tensor:
         """tokens (T,) int64 on the CPU, T <= MAX_STEP -> logits (T, V) float32 on the GPU until the next step.
@@ -132,7 +136,7 @@ class Decoder:
                 if taken < count:
                     self.most = taken
                     continue
-                self.graphs[count] = self._capture(count)
+                self.graphs[count] = self._capture(partial(self._run, count))
             self.graphs[count].replay()
             done += count
             if done == len(tokens) and not rows:
@@ -155,18 +159,42 @@ class Decoder:
             torch.cuda.synchronize(self.state.device)
             if taken < count:
                 return taken
-            self.graphs[count] = self._capture(count)
+            self.graphs[count] = self._capture(partial(self._run, count))
         if hidden is not None:  # after the first run, which wrote to the residual
             self.residual[:count].copy_(hidden)
         self.graphs[count].replay()
         return count
 
-    def _capture(self, count: int) -> torch.cuda.CUDAGraph:
+    def step_top(self, token: Tensor, count: int, vocab: int) -> TopLogits:
+        """As step() for one token (1,), but choosing the best logits (top.top_logits) is part of the graph.
+
+        The host then has one launch and one wait per token.
+        """
+        if (count, vocab) not in self.tops:
+            packed = pack_top(self.step(token)[-1], count, vocab)  # loads the kernels; a capture must not
+            host = torch.empty_like(packed, device="cpu").pin_memory()
+
+            def work() -> None:
+                self.state.copy_(self.staging, non_blocking=True)
+                self._run(1)
+                host.copy_(pack_top(self.logits[0], count, vocab), non_blocking=True)
+
+            if len(self.tops) == MOST_TOPS:
+                self.tops.pop(next(iter(self.tops)))
+            self.tops[count, vocab] = self._capture(work), host
+        graph, host = self.tops[count, vocab]
+        self.staging[0] = self.cache.length
+        self.staging[1] = token[0]
+        graph.replay()
+        torch.cuda.current_stream(self.state.device).synchronize()
+        return unpack_top(host, self.logits[0], vocab)
+
+    def _capture(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
         graph, device = torch.cuda.CUDAGraph(), self.state.device
         # A stream of its own, since torch's default for captures belongs to the first device that captured.
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream):
-            self._run(count)
+            work()
         return graph
 
     def _run(self, count: int) -> int:

@@ -58,7 +58,7 @@ class CudaLinear:
 
     codes (strips * strip_bytes,) uint8. table (n_segments, 3) int32: struct Segment. starts: where segments begin in a
     strip and where the last one ends, in bytes; offsets the same on the GPU, int32, in 16 bytes.
-    perm (K,) int64: input feature of each packed row, None where rows are in order. in_features is K rounded up to 32.
+    perm (K,) int32: input feature of each packed row, None where rows are in order. in_features is K rounded up to 32.
     """
 
     kind: str
@@ -109,14 +109,15 @@ class CudaLinear:
             last = min(begin + 1, len(self.starts) - 1)
             yield begin, end, self.starts[begin] // 16, self.starts[last] // 16
 
+    @cached_property
     def plan_tensor(self) -> Tensor:
-        """The plan as a uint8 CPU tensor, what the ops take."""
+        """The plan as a uint8 CPU tensor, what the ops take. Prompts need it too often to make it every time."""
         return torch.frombuffer(bytearray(self.plan()), dtype=torch.uint8)
 
     def dequantize(self, out: Tensor) -> Tensor:
         """(N, K) float16 with the input features in packed order, written into the front of `out`."""
         matrix = out.view(-1)[: self.out_features * self.in_features].view(self.out_features, self.in_features)
-        torch.ops.exl2_cuda.dequantize(self.plan_tensor(), matrix)
+        torch.ops.exl2_cuda.dequantize(self.plan_tensor, matrix)
         return matrix
 
 
@@ -173,7 +174,7 @@ def _pack_gptq(weight: GptqWeight, device: torch.device) -> CudaLinear:
         [(weight.bits, rows // BLOCK_ROWS) for rows in weight.group_rows],
         device,
         words=weight.qweight.to(device),
-        source_perm=None if perm is None else perm.to(torch.int32),
+        source_perm=perm,
         columns=weight.out_features,
         scales=by_strip(weight.scales),
         groups=by_strip(weight.zeros.clamp(max=255).to(torch.uint8)),
@@ -210,7 +211,7 @@ def _repack(
         return 0 if tensor is None else tensor.data_ptr()
 
     torch.ops.exl2_cuda.repack(
-        packed.plan_tensor(),
+        packed.plan_tensor,
         words.data_ptr(),
         address(first_words),
         address(source_perm),
@@ -258,7 +259,7 @@ def _permutation(perm: Tensor, device: torch.device) -> tuple[Tensor | None, Ten
     """(perm, inverse) on the GPU, or nothing for the identity."""
     if bool((perm == torch.arange(len(perm))).all()):
         return None, None
-    return perm.to(device), torch.argsort(perm).to(device=device, dtype=torch.int32)
+    return perm.to(device=device, dtype=torch.int32), torch.argsort(perm).to(device=device, dtype=torch.int32)
 
 
 def _strips(columns: int) -> int:

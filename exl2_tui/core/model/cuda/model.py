@@ -24,7 +24,7 @@ from exl2_tui.core.model.causal_lm import check_ids
 from exl2_tui.core.model.cuda.decoder import MAX_STEP, CudaLayer, Decoder, DecoderChain
 from exl2_tui.core.model.cuda.library import require
 from exl2_tui.core.model.cuda.linear import CudaLinear, pack_linear
-from exl2_tui.core.model.cuda.prompt import rope_and_append, silu_times
+from exl2_tui.core.model.cuda.prompt import in_order, normalize, rope_and_append, silu_times
 from exl2_tui.core.model.layout import EMBEDDING, FINAL_NORM, LinearSpec, head_linear, layer_linears, layer_norms
 from exl2_tui.core.model.norm import RMSNorm
 from exl2_tui.core.model.protocol import Cache
@@ -179,7 +179,12 @@ class CudaModel:
         check_room(len(tokens), cache.length, cache.capacity)
         if len(tokens) > MAX_STEP:
             return top_logits(self.forward(tokens, cache, cancel=cancel), count, vocab)
-        return top_logits(self._step(tokens, cache)[-1], count, vocab)
+        decoder = self._decoder_of(cache)
+        if len(tokens) > 1 or not isinstance(decoder, Decoder):
+            return top_logits(self._step(tokens, cache)[-1], count, vocab)
+        found = decoder.step_top(tokens, count, vocab)
+        cache.length += 1
+        return found
 
     def close(self) -> None:
         self._decoder = None
@@ -190,11 +195,14 @@ class CudaModel:
 
     def _step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """tokens (T,), T <= MAX_STEP -> logits (T, V) on the GPU until the next step."""
-        if self._decoder is None or self._decoder.cache is not cache:
-            self._decoder = self._new_decoder(cache)
-        logits = self._decoder.step(tokens)
+        logits = self._decoder_of(cache).step(tokens)
         cache.length += len(tokens)
         return logits
+
+    def _decoder_of(self, cache: KVCache) -> Decoder | DecoderChain:
+        if self._decoder is None or self._decoder.cache is not cache:
+            self._decoder = self._new_decoder(cache)
+        return self._decoder
 
     def _new_decoder(self, cache: KVCache) -> Decoder | DecoderChain:
         config, parts = self.config, []
@@ -211,24 +219,31 @@ class CudaModel:
         config = self.config
         rope = rope_table(config, cache.capacity, cache.length, len(tokens), self.device)
         x = functional.embedding(tokens.to(self.device), self.embedding).float()
+        delta: Tensor | None = None  # what is to be added to the residual
         for index, (layer, device) in enumerate(zip(self.layers, self.devices, strict=True)):
             if cancel is not None:
                 cancel.check()
             if x.device != device:
-                x, rope = x.to(device), rope.to(device)
-            attended = self._attention(index, layer, self._normalize(x, layer.attention_norm), rope, cache)
-            x += self._linears(attended, layer.o)[0]
-            gate, up = self._linears(self._normalize(x, layer.mlp_norm), layer.gate, layer.up)
-            x += self._linears(silu_times(gate, up), layer.down)[0]
-        return x
+                x, rope, delta = x.to(device), rope.to(device), None if delta is None else delta.to(device)
+            delta = self._layer(index, layer, x, delta, rope, cache)
+        return x if delta is None else x + delta
 
-    def _normalize(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMSNorm of the residual (T, C) float32 -> (T, C) float16."""
-        return functional.rms_norm(x, weight.shape, weight.float(), self.config.rms_norm_eps).half()
+    def _layer(
+        self, index: int, layer: CudaLayer, x: Tensor, delta: Tensor | None, rope: RopeTable, cache: KVCache
+    ) -> Tensor:
+        """x (T, C) float32 += delta and what the attention gives. Returns what the MLP gives, (T, C) float16."""
+        q, k, v = self._normalized(x, delta, layer.attention_norm, layer.q, layer.k, layer.v)
+        attended = self._attention(index, layer, q, k, v, rope, cache)
+        delta = self._multiply(in_order(attended, layer.o.perm, layer.o.in_features), layer.o)
+        gate, up = self._normalized(x, delta, layer.mlp_norm, layer.gate, layer.up)
+        return self._multiply(silu_times(gate, up, layer.down.perm, layer.down.in_features), layer.down)
 
-    def _attention(self, index: int, layer: CudaLayer, x: Tensor, rope: RopeTable, cache: KVCache) -> Tensor:
-        config, count = self.config, x.shape[0]
-        q, k, v = (y.view(count, -1, config.head_dim) for y in self._linears(x, layer.q, layer.k, layer.v))
+    def _attention(
+        self, index: int, layer: CudaLayer, q: Tensor, k: Tensor, v: Tensor, rope: RopeTable, cache: KVCache
+    ) -> Tensor:
+        """q (T, H D), k and v (T, G D) float16, as the linears give them -> (T, H D). Appends to the cache."""
+        config, count = self.config, len(q)
+        q, k, v = (y.view(count, -1, config.head_dim) for y in (q, k, v))
         if layer.q_norm is not None and layer.k_norm is not None:
             q = RMSNorm(layer.q_norm, config.rms_norm_eps).forward(q)
             k = RMSNorm(layer.k_norm, config.rms_norm_eps).forward(k)
@@ -240,30 +255,33 @@ class CudaModel:
             q.transpose(0, 1)[None],
             keys[None],
             values[None],
-            attn_mask=None if plain else attention_mask(start, count, window, x.device),
+            attn_mask=None if plain else attention_mask(start, count, window, q.device),
             is_causal=plain,
             enable_gqa=True,
         )
         return mixed[0].transpose(0, 1).flatten(1)
 
-    def _linears(self, x: Tensor, *linears: CudaLinear) -> list[Tensor]:
-        """x (T, K) float16 -> (T, N) float16 of each. Those that share an order of rows share the gathered input."""
+    def _normalized(self, x: Tensor, delta: Tensor | None, norm: Tensor, *linears: CudaLinear) -> list[Tensor]:
+        """x += delta; the linears of its RMSNorm, (T, N) float16. Those that share an order of rows share the input."""
         results: list[Tensor] = []
-        packed: Tensor | None = None
+        rows: Tensor | None = None
         for index, linear in enumerate(linears):
-            if packed is None or linear.perm is not linears[index - 1].perm:
-                packed = x if linear.perm is None else x.index_select(1, linear.perm)
-                if packed.shape[1] < linear.in_features:
-                    packed = functional.pad(packed, (0, linear.in_features - packed.shape[1]))
-            results.append(functional.linear(packed, linear.dequantize(self._workspaces[x.device]), linear.bias))
+            if rows is None or linear.perm is not linears[index - 1].perm:
+                rows = normalize(x, delta, norm, self.config.rms_norm_eps, linear.perm, linear.in_features)
+                delta = None
+            results.append(self._multiply(rows, linear))
         return results
+
+    def _multiply(self, rows: Tensor, linear: CudaLinear) -> Tensor:
+        """rows (T, K) float16 in packed order -> (T, N) float16."""
+        return functional.linear(rows, linear.dequantize(self._workspaces[rows.device]), linear.bias)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """hidden (T, C) -> (T, V) float32, through the packed head a few tokens at a time."""
         size = self.head.out_features * self.head.in_features
         if self._workspaces[hidden.device].numel() < size:
             self._workspaces[hidden.device] = self.head.codes.new_empty(size, dtype=torch.float16)
-        return self._linears(self._normalize(hidden, self.final_norm), self.head)[0].float()
+        return self._normalized(hidden, None, self.final_norm, self.head)[0].float()
 
 
 def _gpu_name(device: torch.device) -> str:

@@ -9,6 +9,8 @@ from torch.nn import functional
 from exl2_tui.core.model.cache import KVCache
 from exl2_tui.core.model.rope import RopeTable, rotate
 
+NOTHING = torch.empty(0)
+
 
 def rope_and_append(
     index: int, q: Tensor, k: Tensor, v: Tensor, rope: RopeTable, cache: KVCache
@@ -26,9 +28,41 @@ def rope_and_append(
     return q, keys[:, :end], values[:, :end]
 
 
-def silu_times(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, float16, contiguous; gate is overwritten."""
-    if not gate.is_cuda:
-        return functional.silu(gate, inplace=True).mul_(up)
-    torch.ops.exl2_cuda.prompt_silu(gate, up)
-    return gate
+def normalize(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, perm: Tensor | None, width: int) -> Tensor:
+    """x += delta, where there is one; its RMSNorm, float16, put into order.
+
+    x (T, C) float32, delta (T, C) float16, weight (C,) float16, all contiguous; perm and width: see in_order.
+    """
+    if x.is_cuda:
+        out = x.new_empty(len(x), width, dtype=torch.float16)
+        torch.ops.exl2_cuda.prompt_norm(x, _or_nothing(delta), weight, _or_nothing(perm), eps, out)
+        return out
+    if delta is not None:
+        x += delta
+    return in_order(functional.rms_norm(x, weight.shape, weight.float(), eps).half(), perm, width)
+
+
+def in_order(x: Tensor, perm: Tensor | None, width: int) -> Tensor:
+    """x (T, K) float16 -> (T, width): gathered by perm (K,) int32, or padded with zeros; x itself if neither."""
+    if perm is None and x.shape[1] == width:
+        return x
+    if x.is_cuda:
+        out = x.new_empty(len(x), width)
+        torch.ops.exl2_cuda.prompt_order(x, _or_nothing(perm), out)
+        return out
+    ordered = x if perm is None else x.index_select(1, perm)
+    return functional.pad(ordered, (0, width - ordered.shape[1]))
+
+
+def silu_times(gate: Tensor, up: Tensor, perm: Tensor | None, width: int) -> Tensor:
+    """silu(gate) * up, float16, contiguous, put into order (see in_order). gate may be overwritten."""
+    if gate.is_cuda:
+        out = gate.new_empty(len(gate), width)
+        torch.ops.exl2_cuda.prompt_silu(gate, up, _or_nothing(perm), out)
+        return out
+    return in_order(functional.silu(gate, inplace=True).mul_(up), perm, width)
+
+
+def _or_nothing(tensor: Tensor | None) -> Tensor:
+    """What the kernels take for None."""
+    return NOTHING if tensor is None else tensor
