@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from exl2_tui.convert_draft import ConvertDraft
-from exl2_tui.core.events import Event, JobEnded, JobFollowed, JobInfo, JobOpened, JobsListed
+from exl2_tui.core.events import Event
+from exl2_tui.core.job_events import JobEnded, JobFollowed, JobInfo, JobOpened, JobsListed
 from exl2_tui.core.requests import ConvertRequest
 from exl2_tui.job_state import JobState
 from exl2_tui.state import Clock

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from exl2_tui.convert_draft import AUTO, OFFERED_BITS, ConvertDraft, absolute, make_request, parse_bits, problems
 from exl2_tui.core.errors import ConfigError, Exl2Error
-from exl2_tui.core.events import ConvertChecked, FieldNote, JobEstimate
+from exl2_tui.core.job_events import ConvertChecked, FieldNote, JobEstimate
 from exl2_tui.core.requests import ConvertRequest
 from exl2_tui.settings import data_dir
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exl2_tui.core.errors import ConfigError
-from exl2_tui.core.events import FieldNote
+from exl2_tui.core.job_events import FieldNote
 from exl2_tui.core.requests import ConvertRequest
 
 OFFERED_BITS = (2.5, 3.0, 3.5, 4.0, 4.65, 5.0, 6.0, 8.0)

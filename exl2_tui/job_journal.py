@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import CancelledError, Exl2Error
-from exl2_tui.core.events import Event, JobEnded, JobFinished
+from exl2_tui.core.events import Event
+from exl2_tui.core.job_events import JobEnded, JobFinished
 
 JOURNAL = "events.jsonl"
 PAUSE = "pause"

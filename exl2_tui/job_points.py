@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from statistics import median
 
-from exl2_tui.core.events import LayerMeasured, LayerQuantized
+from exl2_tui.core.job_events import LayerMeasured, LayerQuantized
 
 OUTLIER = 5.0  # times the median of its kind: this layer lost far more than its like
 KINDS_NEEDED = 4  # layers of a kind before one of them can be called an outlier

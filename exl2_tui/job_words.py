@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from exl2_tui.core.events import (
+from exl2_tui.core.events import Event
+from exl2_tui.core.job_events import (
     Allocated,
     CalibrationReady,
     Evaluated,
-    Event,
     JobEnded,
     JobEstimate,
     JobFinished,

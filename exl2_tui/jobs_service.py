@@ -15,7 +15,8 @@ from typing import Protocol
 from exl2_tui.convert_draft import ConvertDraft
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import CancelledError, Exl2Error
-from exl2_tui.core.events import ConvertChecked, Event, FieldNote, JobEnded, JobFollowed, JobInfo, JobOpened, JobsListed
+from exl2_tui.core.events import Event
+from exl2_tui.core.job_events import ConvertChecked, FieldNote, JobEnded, JobFollowed, JobInfo, JobOpened, JobsListed
 from exl2_tui.core.requests import ConvertRequest
 from exl2_tui.job_journal import ended
 from exl2_tui.work_queue import WorkQueue

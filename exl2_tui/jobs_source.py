@@ -13,12 +13,12 @@ from exl2_tui import job_journal
 from exl2_tui.convert_draft import ConvertDraft
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import Exl2Error, JobError
-from exl2_tui.core.events import (
+from exl2_tui.core.events import Event
+from exl2_tui.core.job_events import (
     Allocated,
     ConvertChecked,
     ConvertStage,
     Evaluated,
-    Event,
     JobEnded,
     JobFinished,
     JobFollowed,

@@ -11,7 +11,17 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "exl2_tui"
 STDLIB_ONLY = {
     f"exl2_tui.core.{name}"
-    for name in ("cancel", "errors", "events", "model_events", "requests", "config", "config_rope", "json_keys")
+    for name in (
+        "cancel",
+        "errors",
+        "events",
+        "job_events",
+        "model_events",
+        "requests",
+        "config",
+        "config_rope",
+        "json_keys",
+    )
 }
 UI_LIBRARIES = {"textual", "rich", "typer", "click"}
 HEAVY = {"torch", "transformers", "numpy"}

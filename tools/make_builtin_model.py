@@ -15,7 +15,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from exl2_tui.core.events import JobFinished, JobProgress, QualityWarning
+from exl2_tui.core.job_events import JobFinished, JobProgress, QualityWarning
 from exl2_tui.core.quant.job import ConvertJob
 from exl2_tui.core.requests import ConvertRequest
 

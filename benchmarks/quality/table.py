@@ -22,7 +22,7 @@ import texts
 import torch
 from heldout import Run, Score
 
-from exl2_tui.core.events import JobFinished, JobProgress, ModelWritten, Tuned
+from exl2_tui.core.job_events import JobFinished, JobProgress, ModelWritten, Tuned
 from exl2_tui.core.quant.job import ConvertJob
 from exl2_tui.core.requests import ConvertRequest
 

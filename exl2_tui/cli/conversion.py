@@ -15,11 +15,11 @@ from exl2_tui.cli import options as opt
 from exl2_tui.cli.output import bytes_text, note, print_json, print_text
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import CancelledError, Exl2Error, QuantizationError
-from exl2_tui.core.events import (
+from exl2_tui.core.events import Event
+from exl2_tui.core.job_events import (
     Allocated,
     CalibrationReady,
     Evaluated,
-    Event,
     JobEnded,
     JobEstimate,
     JobFinished,

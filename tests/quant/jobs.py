@@ -7,7 +7,8 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from exl2_tui.core.events import Event, JobFinished
+from exl2_tui.core.events import Event
+from exl2_tui.core.job_events import JobFinished
 from exl2_tui.core.quant.job import ConvertJob
 from exl2_tui.core.requests import ConvertRequest
 

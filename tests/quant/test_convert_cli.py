@@ -21,7 +21,8 @@ from exl2_tui.cli.conversion import describe, duration
 from exl2_tui.cli.convert import parse_bits, parse_head_bits
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import CancelledError, ConfigError, JobError, NotFoundError
-from exl2_tui.core.events import Event, JobEstimate, JobProgress
+from exl2_tui.core.events import Event
+from exl2_tui.core.job_events import JobEstimate, JobProgress
 from exl2_tui.core.quant.job import ConvertJob
 from exl2_tui.core.requests import ConvertRequest
 

@@ -18,9 +18,9 @@ from jobs import convert, finished, request, weights_hash
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import CancelledError, JobError
-from exl2_tui.core.events import (
+from exl2_tui.core.events import Event
+from exl2_tui.core.job_events import (
     Checkpointed,
-    Event,
     JobFinished,
     LayerMeasured,
     LayerQuantized,

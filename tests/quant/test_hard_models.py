@@ -16,7 +16,7 @@ from tiny import make_tiny
 
 from exl2_tui.core.checkpoint import write_file
 from exl2_tui.core.errors import Exl2Error, QuantizationError
-from exl2_tui.core.events import Evaluated, JobFinished, QualityWarning
+from exl2_tui.core.job_events import Evaluated, JobFinished, QualityWarning
 from exl2_tui.core.quant import source as source_module
 from exl2_tui.core.quant.source import Comparison
 from tests.support.exl2_reader import check, decode, read_directory

@@ -15,7 +15,7 @@ from exl2_tui.core.checkpoint import Checkpoint, open_file
 from exl2_tui.core.checkpoint.checksums import read_sums
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import QuantizationError
-from exl2_tui.core.events import Evaluated, JobFinished, LayerMeasured, LayerQuantized
+from exl2_tui.core.job_events import Evaluated, JobFinished, LayerMeasured, LayerQuantized
 from exl2_tui.core.model.layout import model_linears
 from exl2_tui.core.quant import output
 from exl2_tui.core.quant.measurement import Measurement

@@ -16,7 +16,7 @@ from jobs import convert, finished, request
 from tiny import make_tiny
 
 from exl2_tui.core.checkpoint import open_file, write_file
-from exl2_tui.core.events import Checkpointed
+from exl2_tui.core.job_events import Checkpointed
 from exl2_tui.core.quant.job import ConvertJob
 from exl2_tui.core.quant.measurement import MeasuredOption, Measurement
 from exl2_tui.core.quant.recipe import classic_attention_options, classic_mlp_options

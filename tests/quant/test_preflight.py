@@ -13,7 +13,8 @@ from tiny import make_tiny
 
 from exl2_tui.core.checkpoint import open_file, write_file
 from exl2_tui.core.errors import Exl2Error, JobError, MemoryLimitError, QuantizationError, UnsupportedError
-from exl2_tui.core.events import Checkpointed, Event, JobEstimate
+from exl2_tui.core.events import Event
+from exl2_tui.core.job_events import Checkpointed, JobEstimate
 from exl2_tui.core.quant import preflight, registry
 from exl2_tui.core.quant.job import ConvertJob
 from exl2_tui.core.requests import ConvertRequest

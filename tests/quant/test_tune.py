@@ -16,7 +16,7 @@ from torch import Tensor
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.checkpoint import Checkpoint, write_file
 from exl2_tui.core.errors import CancelledError
-from exl2_tui.core.events import Checkpointed
+from exl2_tui.core.job_events import Checkpointed
 from exl2_tui.core.quant import tune
 from exl2_tui.core.quant.job import ConvertJob
 from exl2_tui.core.quant.source import parts_of

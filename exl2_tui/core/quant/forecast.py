@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from exl2_tui.core.errors import MemoryLimitError
-from exl2_tui.core.events import JobEstimate
+from exl2_tui.core.job_events import JobEstimate
 from exl2_tui.core.model.memory import available_memory
 from exl2_tui.core.quant import selftext
 from exl2_tui.core.quant.calibration import CalibrationSpec
@@ -29,13 +29,14 @@ FLOAT = 4
 
 def forecast(request: ConvertRequest, model: SourceModel, spec: CalibrationSpec, job: str) -> JobEstimate:
     """The estimate for a job with these calibration rows; sizes in bytes."""
-    seconds = make_plan(request, model, spec, measured_speed(str(model.device))).seconds
+    plan = make_plan(request, model, spec, measured_speed(str(model.device)))
     work, models = disk_needs(request, model, spec)
     folder, output = existing(Path(request.work)), existing(targets(request)[0])
     together = folder.stat().st_dev == output.stat().st_dev
     disk = work + models if together else work
     free = shutil.disk_usage(folder).free
-    return JobEstimate(job, peak_memory(request, model, spec), available_memory() or 0, disk, free, seconds)
+    memory = peak_memory(request, model, spec), available_memory() or 0
+    return JobEstimate(job, *memory, disk, free, plan.seconds, plan.stages)
 
 
 def peak_memory(request: ConvertRequest, model: SourceModel, spec: CalibrationSpec) -> int:

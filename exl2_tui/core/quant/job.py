@@ -17,13 +17,13 @@ import torch
 import exl2_tui
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import NotFoundError
-from exl2_tui.core.events import (
+from exl2_tui.core.events import Event
+from exl2_tui.core.job_events import (
     Allocated,
     CalibrationReady,
     Checkpointed,
     ConvertStage,
     Evaluated,
-    Event,
     JobFinished,
     JobProgress,
     ModelWritten,

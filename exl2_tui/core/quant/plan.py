@@ -44,8 +44,19 @@ class Plan:
     @property
     def seconds(self) -> float:
         """The whole job."""
-        one = self.layers * self.layer + self.head + self.finish
-        return self.calibrate + sum(self.measure) + self.targets * one + sum(map(sum, self.tune))
+        return sum(seconds for _, seconds in self.stages)
+
+    @property
+    def stages(self) -> tuple[tuple[str, float], ...]:
+        """The whole job by what is done, all bitrates together, as JobEstimate.stages; what is skipped is left out."""
+        quantize = self.targets * (self.layers * self.layer + self.head) + sum(map(sum, self.tune))
+        parts = (
+            ("calibrate", self.calibrate),
+            ("measure", sum(self.measure)),
+            ("quantize", quantize),
+            ("finish", self.targets * self.finish),
+        )
+        return tuple((name, seconds) for name, seconds in parts if seconds > 0)
 
     @property
     def steps(self) -> int:

@@ -17,7 +17,8 @@ from torch import Tensor
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.errors import QuantizationError
-from exl2_tui.core.events import Event, LayerMeasured, LayerQuantized
+from exl2_tui.core.events import Event
+from exl2_tui.core.job_events import LayerMeasured, LayerQuantized
 from exl2_tui.core.quant import classic
 from exl2_tui.core.quant.calibration import Calibration
 from exl2_tui.core.quant.gptq import Solution

@@ -19,7 +19,8 @@ from torch import Tensor
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.errors import QuantizationError
-from exl2_tui.core.events import Event, LayerMeasured, Tuned
+from exl2_tui.core.events import Event
+from exl2_tui.core.job_events import LayerMeasured, Tuned
 from exl2_tui.core.model.layout import HEAD, head_linear
 from exl2_tui.core.model.linear import Linear
 from exl2_tui.core.model.norm import RMSNorm
