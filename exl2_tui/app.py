@@ -5,10 +5,10 @@ The first frame is drawn before anything heavy is imported: the service is made 
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import importlib
 import os
+import threading
 import time
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -46,7 +46,7 @@ from exl2_tui.screens.chat import ChatScreen
 from exl2_tui.session import ChatSession
 from exl2_tui.settings import Settings, data_dir, is_first_run, load_settings
 from exl2_tui.settings_place import SettingsPlace
-from exl2_tui.signals import leave_on_signals
+from exl2_tui.signals import leave_on_signals, watch_terminal
 from exl2_tui.state import Changes, Clock, Draws, HearsService, ModelService
 from exl2_tui.store.base import ChatStore
 from exl2_tui.store.db import ChatDatabase
@@ -123,6 +123,7 @@ class Exl2App(KeysInOrder):
         self._service_factory = service_factory
         self._problems = [problem] if problem else []
         self._mounted = False
+        self._ending = threading.Lock()
         self.clock = clock
         self._bridge = EventBridge(lambda: self.post_message(self.Wake()))
         self._flush_timer: Timer | None = None
@@ -184,6 +185,8 @@ class Exl2App(KeysInOrder):
         )
         self._mounted = True
         leave_on_signals(self._leave, self._hung_up)
+        if not self.is_headless:
+            watch_terminal(self._hung_up)
         for wrong in (*self._problems, *problems(self.settings.keys)):
             self.notify(one_line(wrong), severity="warning", timeout=12, markup=False)
         self.call_after_refresh(self._start_service)
@@ -224,24 +227,9 @@ class Exl2App(KeysInOrder):
 
     def welcome(self) -> None:
         """What this machine has and where to begin; on the first start, and from the palette."""
-        from exl2_tui.screens.first_run import FirstRun
+        from exl2_tui.first_steps import show
 
-        def chosen(choice: str | None) -> None:
-            self.preferences.change(self.settings)  # writes the file, so that this is not shown again
-            if choice == "models":
-                self.action_models()
-            elif choice == "hub":
-                self.models.show("hub")
-            elif choice == "convert":
-                self.action_convert()
-            elif choice is not None and choice.startswith("folder "):
-                self.add_folder(choice.removeprefix("folder "))
-                self.action_models()
-
-        self.push_screen(FirstRun(), chosen)
-        if self.service is not None:
-            self.service.describe_machine()
-            self.service.list_models()
+        show(self)
 
     # Events
 
@@ -394,18 +382,6 @@ class Exl2App(KeysInOrder):
             self.action_place_chat()
         self.repaint(self.session.load(path, self.settings.load))
 
-    def add_folder(self, path: str) -> None:
-        models = self.settings.models
-        if path not in models.directories:
-            models = dataclasses.replace(models, directories=(*models.directories, path))
-            self.session.settings = dataclasses.replace(self.settings, models=models)
-            self.run_worker(self._save_and_scan, thread=True, group="settings", exit_on_error=False)
-
-    def _save_and_scan(self) -> None:
-        """The library reads the folders from the settings file, so that is written first."""
-        self.preferences.write()
-        self.call_from_thread(self.models.folder_saved)
-
     def action_convert(self) -> None:
         self.convert.open()
 
@@ -426,7 +402,12 @@ class Exl2App(KeysInOrder):
         self.exit()
 
     def _hung_up(self) -> None:
-        """The terminal is gone: nothing to restore, and Textual's driver can wait for ever to write to it."""
+        """The terminal is gone: nothing to restore, and Textual's driver can wait for ever to write to it.
+
+        On any thread; the second of a signal and the watch finds the first at work.
+        """
+        if not self._ending.acquire(blocking=False):
+            return
         if self.service is not None:
             self.service.cancel()
         self.close(QUIT_SECONDS)

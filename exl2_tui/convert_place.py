@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from exl2_tui.conversions import Conversions, ConvertService
-from exl2_tui.core.events import ConvertChecked, Event, JobEnded, JobFinished, ModelInfo
+from exl2_tui.core.events import Event, ModelInfo
+from exl2_tui.core.job_events import ConvertChecked, JobEnded, JobFinished
 from exl2_tui.core.requests import ConvertRequest
 from exl2_tui.job_state import JobState
 from exl2_tui.job_words import verdict
@@ -176,7 +177,7 @@ class ConvertPlace:
         job = self.jobs.jobs.get(event.job)
         if isinstance(event, JobFinished):
             for path in event.paths:  # so that Models lists it
-                self.app.add_folder(str(Path(path).parent))
+                self.app.models.add_folder(str(Path(path).parent))
         if job is None or (isinstance(screen, ProgressScreen) and screen.job_name == event.job):
             return
         if isinstance(event, JobFinished):

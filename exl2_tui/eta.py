@@ -26,6 +26,13 @@ PRIOR: dict[StepKind, float] = {
     "finish": 6.0,
 }
 """Relative cost of a step of each kind where no earlier conversion tells it."""
+STAGE_KINDS: dict[str, tuple[StepKind, ...]] = {
+    "calibrate": ("calibrate",),
+    "measure": ("forward", "measure"),
+    "quantize": ("quantize", "head"),
+    "finish": ("finish",),
+}
+"""What the stages that people are told of consist of; the names are those of JobEstimate.stages."""
 GROWTH = 1.2
 """A time left that grows by more than this share must be shown as longer, with a reason."""
 SLACK = 5.0  # seconds of growth that are no news, however short the time
@@ -72,11 +79,23 @@ class Eta:
 
     def left(self) -> float | None:
         """Seconds of the steps that are left, the running one counted whole; None if there is nothing to go by."""
-        steps = {kind: max(0, self.planned(kind) - len(self.done[kind])) for kind in PRIOR}
-        times = {kind: self.typical(kind) for kind, count in steps.items() if count}
-        if not self.layers or any(seconds is None for seconds in times.values()):
+        stages = self.left_by_stage()
+        return sum(stages.values()) if stages is not None else None
+
+    def left_by_stage(self) -> dict[str, float] | None:
+        """`left` by the names of JobEstimate.stages, in their order; those that are done are left out."""
+        if not self.layers:
             return None
-        return sum(steps[kind] * (seconds or 0.0) for kind, seconds in times.items())
+        left: dict[str, float] = {}
+        for stage, kinds in STAGE_KINDS.items():
+            for kind in kinds:
+                steps = max(0, self.planned(kind) - len(self.done[kind]))
+                seconds = self.typical(kind) if steps else 0.0
+                if seconds is None:
+                    return None
+                if steps:
+                    left[stage] = left.get(stage, 0.0) + steps * seconds
+        return left
 
     def typical(self, kind: StepKind) -> float | None:
         """Seconds that a step of this kind takes; None if there is nothing to go by."""

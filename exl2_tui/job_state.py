@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from exl2_tui.core.events import (
+from exl2_tui.core.events import Event
+from exl2_tui.core.job_events import (
     Allocated,
     Checkpointed,
     Evaluated,
-    Event,
     JobEnded,
     JobEstimate,
     JobFinished,
@@ -26,7 +26,7 @@ from exl2_tui.core.events import (
     QualityWarning,
     StageStarted,
 )
-from exl2_tui.eta import PRIOR, Eta, Promise, StepKind, exact
+from exl2_tui.eta import PRIOR, STAGE_KINDS, Eta, Promise, StepKind, exact
 from exl2_tui.job_points import Point, Points, add_measured, add_quantized, mark_outliers
 from exl2_tui.job_words import LogLevel, log_line, number, remedy_for
 
@@ -147,11 +147,23 @@ class JobState:
         left = self.eta.left()
         if left is None or not self.working:
             return left
+        return self._promise.left(max(0.0, left - self._gone(now)), now)
+
+    def left_by_stage(self, now: float) -> dict[str, float]:
+        """Seconds of each stage still to go, in their order; empty if there is nothing to go by."""
+        stages = dict(self.eta.left_by_stage() or {})
+        for stage, kinds in STAGE_KINDS.items():
+            if self.working and stage in stages and self.step_kind in kinds:
+                stages[stage] = max(0.0, stages[stage] - self._gone(now))
+        return stages
+
+    def _gone(self, now: float) -> float:
+        """Seconds of the running step that need not be waited for any more."""
         kind = self.step_kind
-        if kind is not None:
-            whole, gone = self.eta.typical(kind) or 0.0, max(0.0, now - self.step_began)
-            left += max(whole - gone, gone / 8) - whole  # a step that takes longer than its like is nearly done
-        return self._promise.left(max(0.0, left), now)
+        if kind is None:
+            return 0.0
+        whole, gone = self.eta.typical(kind) or 0.0, max(0.0, now - self.step_began)
+        return whole - max(whole - gone, gone / 8)  # a step that takes longer than its like is nearly done
 
     def longer(self, now: float) -> str:
         """Why the time left has just grown; "" if it has not."""

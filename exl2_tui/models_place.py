@@ -196,9 +196,19 @@ class ModelsPlace:
         self.app.repaint(self.session.cancel_load())
 
     def add_folder(self, path: str) -> None:
-        self.app.add_folder(path)
+        """Looks for models there, too, from now on."""
+        settings = self.session.settings
+        if path not in settings.models.directories:
+            models = dataclasses.replace(settings.models, directories=(*settings.models.directories, path))
+            self.session.settings = dataclasses.replace(settings, models=models)
+            self.app.run_worker(self._save_and_scan, thread=True, group="settings", exit_on_error=False)
 
-    def folder_saved(self) -> None:
+    def _save_and_scan(self) -> None:
+        """The library reads the folders from the settings file, so that is written first."""
+        self.app.preferences.write()
+        self.app.call_from_thread(self._folder_saved)
+
+    def _folder_saved(self) -> None:
         """The settings file names a new folder by now."""
         if self._service is not None:
             self.scan()

@@ -275,7 +275,8 @@ class ChatSession:
             return self._token(writing, event)
         if isinstance(event, GenerationFinished):
             self.meters = Meters(event.context_used, event.context_size, event.decode_speed)
-            writing.turn.stats = event
+            before = writing.turn.stats if writing.continued else None
+            writing.turn.stats = event.after(before) if before is not None else event
             return self._end("stopped" if event.reason == "cancelled" else "done")
         return Changes()
 

@@ -28,7 +28,8 @@ from exl2_tui.convert_draft import (
 )
 from exl2_tui.convert_place import ConvertPlace, convertible
 from exl2_tui.core.errors import ConfigError
-from exl2_tui.core.events import ConvertChecked, Event, ModelInfo, ModelsListed
+from exl2_tui.core.events import Event, ModelInfo, ModelsListed
+from exl2_tui.core.job_events import ConvertChecked
 from exl2_tui.keymap import bindings
 from exl2_tui.settings import data_dir
 from exl2_tui.state import Changes
@@ -36,7 +37,7 @@ from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import Row, StatusRow
 from exl2_tui.widgets.convert_estimate import estimate, size_bars, steps_row, summary
 from exl2_tui.widgets.field import Choice, Field
-from exl2_tui.widgets.path_field import PathInput
+from exl2_tui.widgets.path_field import PathInput, StepInput
 from exl2_tui.widgets.status import header, size_of
 
 CHECK_DELAY = 0.2
@@ -96,16 +97,18 @@ class WizardScreen(Screen[None]):
 
     def _fields(self) -> ComposeResult:
         offered = [*(f"{bits:.1f}" if bits != 4.65 else "4.65" for bits in OFFERED_BITS), OTHER]
-        other = Input(placeholder="4.0 or 3.0, 4.0", compact=True, id="bits-other")
+        other = StepInput(placeholder="4.0 or 3.0, 4.0", compact=True, id="bits-other")
         yield Field("bits", "Bits per weight", Vertical(Choice(offered, "4.0", id="bits"), other))
         yield Field("head_bits", "Head bits", Choice(HEAD_BITS, "6", id="head_bits"))
         yield Field("recipe", "Recipe", Choice(RECIPES, "refined", id="recipe"))
         yield Field(
             "calibration", "Calibration", PathInput(placeholder="built-in mix", folders=False, id="calibration")
         )
-        yield Field("rows", "Rows", Input(placeholder="100", compact=True, id="rows"))
+        yield Field("rows", "Rows", StepInput(placeholder="100", compact=True, id="rows"))
         yield Field(
-            "length", "Tokens per row", Input(placeholder="2048, or what the model takes", compact=True, id="length")
+            "length",
+            "Tokens per row",
+            StepInput(placeholder="2048, or what the model takes", compact=True, id="length"),
         )
         yield Field("measurement", "Measurement", PathInput(placeholder="measure now", folders=False, id="measurement"))
         yield Field("work", "Working folder", PathInput(id="work"))

@@ -6,7 +6,7 @@ from textual.content import Content
 
 from exl2_tui.convert_draft import AUTO, ConvertDraft, parse_bits
 from exl2_tui.core.errors import ConfigError
-from exl2_tui.core.events import ConvertChecked
+from exl2_tui.core.job_events import ConvertChecked
 from exl2_tui.eta import rough
 from exl2_tui.text import clean, one_line
 from exl2_tui.widgets.bars import meter
@@ -14,6 +14,7 @@ from exl2_tui.widgets.status import size_of
 
 STEP_NAMES = ("Source", "Target", "Check")
 BAR_CELLS = 16
+STAGES = {"calibrate": "reading", "measure": "measuring", "quantize": "quantizing", "finish": "comparing"}
 
 
 def steps_row(step: int) -> Content:
@@ -43,6 +44,13 @@ def estimate(found: ConvertChecked | None, draft: ConvertDraft) -> Content:
         second.append(("Memory ", _of(known.peak_memory, known.available_memory)))
         second.append(("Disk ", _of(known.disk, known.free_disk)))
     return Content("\n").join([_facts(first), _facts(second)])
+
+
+def stage_times(found: ConvertChecked | None) -> list[tuple[str, str]]:
+    """What is done and about how long it takes, if more than one thing is."""
+    known = found.estimate if found is not None else None
+    times = [(STAGES[name], rough(seconds)) for name, seconds in known.stages] if known is not None else []
+    return times if len(times) > 1 else []
 
 
 def _of(needed: int, free: int) -> str:
@@ -89,6 +97,9 @@ def size_bars(found: ConvertChecked | None, draft: ConvertDraft) -> Content:
         Content.assemble("  ", (f"{'now':<5}", "$secondary"), meter(1, 1, cells=BAR_CELLS, style="$secondary"))
         + f"{size_of(found.source_size):>9}"
     )
+    if times := stage_times(found):
+        lines += [Content(""), Content.styled("Time by stage, about", "bold"), Content("")]
+        lines += [Content.assemble((f"  {name:<14}", "$secondary"), text) for name, text in times]
     return Content("\n").join(lines)
 
 
@@ -115,6 +126,8 @@ def summary(draft: ConvertDraft, found: ConvertChecked | None, command: str) -> 
     ]
     if found is not None:
         lines += [Content(""), estimate(found, draft)]
+        if times := stage_times(found):
+            lines.append(Content.styled(", ".join(f"{name} {text}" for name, text in times), "$secondary"))
         lines += [
             Content.styled(f"! {one_line(note.text)}", "$warning") for note in found.notes if note.level == "warning"
         ]

@@ -15,7 +15,7 @@ from textual.reactive import reactive
 from textual.widget import Widget
 from textual.widgets import Static
 
-from exl2_tui.core.events import FieldNote
+from exl2_tui.core.job_events import FieldNote
 from exl2_tui.text import one_line
 
 MARKS = {"ok": ("✓", "$success"), "info": ("·", "$secondary"), "warning": ("!", "$warning"), "error": ("✗", "$error")}
@@ -82,7 +82,7 @@ class Choice(Widget, can_focus=True):
             if option != self.value:
                 parts.append((f" {option} ", "$secondary"))
             elif self.has_focus:
-                parts.append((f"[{option}]", "bold $block-cursor-foreground on $block-cursor-background"))
+                parts.append((f"[{option}]", "bold $input-selection-foreground on $input-selection-background"))
             else:
                 parts.append((f"[{option}]", "bold $primary"))
         return Content.assemble(*parts)

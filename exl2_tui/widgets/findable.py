@@ -8,7 +8,7 @@ from textual.app import RenderResult
 from textual.content import Content
 from textual.widgets import Static
 
-FOUND = "$foreground on $block-cursor-background"
+FOUND = "$input-selection-foreground on $input-selection-background"
 CURRENT = "bold reverse"
 
 

@@ -16,7 +16,7 @@ from exl2_tui.widgets.job_list import MARKS
 from exl2_tui.widgets.status import size_of
 
 SHOWN_DOUBTS = 2
-SIDE = 36  # cells of the pane on the right
+WIDE = 100  # cells of the screen from which there is a pane on the right
 
 
 def title(job: JobState, now: float) -> tuple[Content, Content]:
@@ -31,7 +31,7 @@ def title(job: JobState, now: float) -> tuple[Content, Content]:
 
 def bar(job: JobState, now: float, width: int) -> Content:
     """How far and how long still, over the whole width."""
-    text = f"  {int(100 * job.share):>3}%  {time_left(job, now):<16}  "
+    text = f"  {int(100 * job.share):>3}%  {time_left(job, now) + _stage_left(job, now, width):<16}  "
     return Content.assemble("  ", meter(job.share, 1.0, cells=max(10, width - len(text) - 2)), text)
 
 
@@ -43,6 +43,13 @@ def time_left(job: JobState, now: float) -> str:
     about = "" if job.eta.learned else "about "
     why = job.longer(now)
     return f"{about}{rough(left)} left" + (f": {why}" if why else "")
+
+
+def _stage_left(job: JobState, now: float, width: int) -> str:
+    """Where there is no pane for it: how long the running stage still takes, if others follow."""
+    stages = job.left_by_stage(now) if job.working and width < WIDE else {}
+    stage, seconds = next(iter(stages.items()), ("", 0.0))
+    return f", {stage} {rough(seconds)}" if len(stages) > 1 and not job.longer(now) else ""
 
 
 def notices(job: JobState, rows: int) -> Content:
@@ -154,6 +161,7 @@ def side(job: JobState, now: float, jobs: Sequence[JobState]) -> Content:
     facts = [("Elapsed", exact(job.elapsed(now)))]
     if job.working:
         facts.append(("Left", time_left(job, now).partition(" left")[0] or "known soon"))
+        facts += [(f"  {stage}", rough(seconds)) for stage, seconds in job.left_by_stage(now).items()]
         taken = job.eta.taken(job.step_kind) if job.step_kind in ("forward", "measure", "quantize") else []
         if taken:
             facts.append(("Per layer", exact(taken[-1])))
@@ -162,7 +170,7 @@ def side(job: JobState, now: float, jobs: Sequence[JobState]) -> Content:
     facts.append(("Recipe", one_line(job.info.recipe, 20)))
     lines += _facts(facts)
     if job.points:
-        lines += [Content(""), Content.styled("Quality so far", "bold"), Content("")]
+        lines += [Content(""), Content.styled("Quality so far" if job.working else "Quality", "bold"), Content("")]
         lines += _facts([("Median error", number(median_error(job.points)))])
         lines += [Content(""), Content.styled("Worst layers", "bold"), Content("")]
         for point in worst(job.points, 5):

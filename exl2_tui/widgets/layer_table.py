@@ -11,7 +11,7 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from exl2_tui.core.events import LayerQuantized
+from exl2_tui.core.job_events import LayerQuantized
 from exl2_tui.eta import exact
 from exl2_tui.job_points import short_name
 from exl2_tui.job_words import number
@@ -34,6 +34,7 @@ class LayerTable(ScrollView, can_focus=True):
         self._rows: list[LayerQuantized] = []
         self._flagged: frozenset[str] = frozenset()
         self._now = ""
+        self._recipes = False
 
     def show(
         self, rows: Sequence[LayerQuantized], flagged: frozenset[str], *, worst_first: bool, running: bool
@@ -45,6 +46,7 @@ class LayerTable(ScrollView, can_focus=True):
         self._rows = newest
         self._flagged = flagged
         self._now = rows[-1].key if rows and running and not worst_first else ""
+        self._recipes = any(row.recipe for row in rows)  # a measurement has none
         self.virtual_size = Size(self.size.width, len(newest) + 1)
         self.refresh()
 
@@ -54,7 +56,7 @@ class LayerTable(ScrollView, can_focus=True):
     def render_line(self, y: int) -> Strip:
         width = self.size.width
         name = max(12, min(22, width - NUMBERS))
-        recipe = max(0, width - NUMBERS - name - 2) if width >= RECIPE_FROM else 0
+        recipe = max(0, width - NUMBERS - name - 2) if width >= RECIPE_FROM and self._recipes else 0
         if y == 0:
             text = f"{'LAYER':<{name}}{'BPW':>7}{'ERROR':>10}{'TIME':>11}" + ("  RECIPE" if recipe else "")
             return self._strip(text, "layer-table--head")

@@ -17,10 +17,12 @@ MARKS = {"info": " ", "warning": "!", "error": "✗", "done": "✓"}
 class LogPane(RichLog):
     """Draws lines once; `feed` adds those that are new."""
 
-    DEFAULT_CSS: ClassVar[str] = "LogPane { height: 1fr; scrollbar-size-vertical: 1; background: $background; }"
+    DEFAULT_CSS: ClassVar[str] = (
+        "LogPane { height: 1fr; scrollbar-size-vertical: 1; overflow-x: hidden; background: $background; }"
+    )
 
     def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(max_lines=LOG_LINES, wrap=False, markup=False, highlight=False, id=id, min_width=20)
+        super().__init__(max_lines=LOG_LINES, wrap=True, markup=False, highlight=False, id=id, min_width=20)
         self._seen = 0
 
     def feed(self, job: JobState) -> None:
@@ -29,7 +31,8 @@ class LogPane(RichLog):
         self._seen = job.logged
         if new > 0:
             lines = list(job.log)[-new:]
-            self.write(Text("\n").join(map(self._draw, lines)), scroll_end=self.is_vertical_scroll_end)
+            at_end = self.is_vertical_scroll_end
+            self.write(Text("\n").join(map(self._draw, lines)), scroll_end=at_end, expand=True)
 
     def _draw(self, line: LogLine) -> Text:
         when = time.strftime("%H:%M:%S", time.localtime(line.time)) if line.time else "  before"

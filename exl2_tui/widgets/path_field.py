@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import ClassVar
 
+from textual.binding import Binding, BindingType
 from textual.suggester import Suggester
 from textual.widgets import Input
 
@@ -14,7 +16,13 @@ from exl2_tui.text import clean
 MOST_ENTRIES = 2000
 
 
-class PathInput(Input):
+class StepInput(Input):
+    """A line of a form in steps: its own enter, which goes on, is in the footer as that of everything else is."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "submit", "Next")]
+
+
+class PathInput(StepInput):
     """→ at the end of the line takes the grey completion."""
 
     def __init__(self, value: str = "", *, placeholder: str = "", folders: bool = True, id: str | None = None) -> None:

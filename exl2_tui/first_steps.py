@@ -1,0 +1,31 @@
+"""The first-run screen, and what each of its choices leads to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from exl2_tui.screens.first_run import FirstRun
+
+if TYPE_CHECKING:
+    from exl2_tui.app import Exl2App
+
+
+def show(app: Exl2App) -> None:
+    """Shows what this machine has, and goes where the person wants to begin."""
+
+    def chosen(choice: str | None) -> None:
+        app.preferences.change(app.settings)  # writes the file, so that this is not shown again
+        if choice == "models":
+            app.action_models()
+        elif choice == "hub":
+            app.models.show("hub")
+        elif choice == "convert":
+            app.action_convert()
+        elif choice is not None and choice.startswith("folder "):
+            app.models.add_folder(choice.removeprefix("folder "))
+            app.action_models()
+
+    app.push_screen(FirstRun(), chosen)
+    if app.service is not None:
+        app.service.describe_machine()
+        app.service.list_models()
