@@ -9,6 +9,7 @@ quit          from ctrl+q to the end of the process while an answer is written
 idle          CPU seconds per second with nothing going on
 widgets       widgets on the chat screen with 100 turns of code, lists and tables
 open          from choosing a chat of 500 turns until its end is drawn
+long answer   flush, key echo, widgets and memory at the end of an answer of 10,000 lines that is still being written
 engine loss   what drawing takes from the tokens/s of the real engine with the built-in model (engine_under_ui.py)
 """
 
@@ -38,6 +39,10 @@ BUDGETS = {
     "idle CPU, %": 1.0,
     "widgets with 100 turns": 600.0,
     "open a chat of 500 turns, ms": 500.0,
+    "flush after 10,000 lines, ms": 15.0,
+    "key echo after 10,000 lines, ms": 50.0,
+    "widgets with 10,000 lines": 600.0,
+    "memory for 10,000 lines, MB": 200.0,
     "engine loss, %": 5.0,
 }
 
@@ -47,14 +52,16 @@ sys.path.insert(0, {root!r})
 from exl2_tui.app import run
 from tests.tui.fakes import TypingService
 from tests.tui.demo import ANSWERS
-run(None, service_factory=lambda post: TypingService(post, [ANSWERS[0] * 200], speed={speed}, join=0.03))
+begun = "\\n".join(((ANSWERS[0] + ANSWERS[1]).split("\\n") * {lines})[:{lines}])
+run(None, service_factory=lambda post: TypingService(post, [ANSWERS[0] * 200], speed={speed}, join=0.03, begun=begun))
 """
+LINES = 10_000
 
 
-def started(speed: float) -> Terminal:
-    """The app with a model that only pretends, in a pseudo-terminal."""
+def started(speed: float, lines: int = 0) -> Terminal:
+    """The app with a model that only pretends, in a pseudo-terminal. lines: what an answer begins with."""
     settings = '[appearance]\ntheme = "dark"\n[chat]\nmax_new_tokens = 100000\n'
-    return Terminal(CHILD.format(root=str(ROOT), speed=speed), settings=settings)
+    return Terminal(CHILD.format(root=str(ROOT), speed=speed, lines=lines), settings=settings)
 
 
 def first_frame() -> float:
@@ -77,13 +84,16 @@ def idle() -> float:
     return used / 5.0 * 100
 
 
-def echo_and_quit() -> tuple[float, float]:
-    """Median milliseconds until a typed letter is drawn, and milliseconds to quit, both while text streams in."""
-    terminal = started(1000)
+def echo_and_quit(lines: int = 0) -> tuple[float, float]:
+    """Median milliseconds until a typed letter is drawn, and milliseconds to quit, both while text streams in.
+
+    lines: of the answer that are there before the first letter is typed.
+    """
+    terminal = started(1000, lines)
     terminal.wait_for(b"nano-chat")
     terminal.drain(2.0)
     terminal.write(b"go\r")
-    terminal.wait_for(b"writing")
+    terminal.wait_for(b"writing", 60.0)
     terminal.drain(2.0)
     times = []
     for number in range(20):
@@ -121,6 +131,42 @@ async def flush_and_widgets() -> tuple[float, float]:
             costs.append(time.process_time() - before)
         widgets = len(list(app.screen.walk_children()))
     return statistics.median(costs) * 1000, float(widgets)
+
+
+async def long_answer() -> tuple[float, float, float]:
+    """Of an answer of LINES lines: milliseconds of CPU per flush at its end, widgets on screen, megabytes it takes."""
+    os.environ["EXL2_TUI_HOME"] = tempfile.mkdtemp(prefix="exl2-tui-bench-")
+    from exl2_tui.app import Exl2App
+    from exl2_tui.settings import Settings
+    from tests.tui.demo import ANSWERS
+    from tests.tui.driver import ChatDriver, until
+    from tests.tui.fakes import FakeService
+
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    lines = ((ANSWERS[0] + ANSWERS[1]).split("\n") * LINES)[:LINES]
+    app = Exl2App(FakeService, Settings(), model="nano-chat")
+    async with app.run_test(size=(120, 40)) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        await chat.ask("a long answer, please")
+        chat.service.ready()
+        before = resident()
+        for start in range(0, LINES, 100):
+            chat.service.say("\n".join(lines[start : start + 100]) + "\n")
+            await until(lambda: not app._bridge._events)
+        await chat.settle()
+        costs = []
+        text = ANSWERS[0] * 3
+        for start in range(0, len(text), 12):
+            chat.service.say(text[start : start + 12])
+            begin = time.process_time()
+            await chat.settle()
+            costs.append(time.process_time() - begin)
+        widgets = len(list(app.screen.walk_children()))
+        taken = resident() - before
+    return statistics.median(costs) * 1000, float(widgets), taken
 
 
 async def open_long_chat() -> float:
@@ -171,8 +217,11 @@ def main() -> None:
     echo, leave = echo_and_quit()
     flush, widgets = asyncio.run(flush_and_widgets())
     opened = asyncio.run(open_long_chat())
+    long_flush, long_widgets, memory = asyncio.run(long_answer())
+    long_echo, _ = echo_and_quit(LINES)
     engine, app, loss = engine_under_ui(9)
-    values = [statistics.median(frames), flush, echo, leave, idle(), widgets, opened, loss]
+    values = [statistics.median(frames), flush, echo, leave, idle(), widgets, opened]
+    values += [long_flush, long_echo, long_widgets, memory, loss]
     results = dict(zip(BUDGETS, values, strict=True))
     if options.json:
         print(json.dumps({**results, "engine alone, tok/s": engine, "engine under the app, tok/s": app}))

@@ -224,12 +224,22 @@ class FakeService:
 
 
 class TypingService(FakeService):
-    """Answers by itself from a thread, at `speed` tokens per second. For the demo and the benchmarks."""
+    """Answers by itself from a thread, at `speed` tokens per second. For the demo and the benchmarks.
+
+    begun: what every answer begins with, all at once.
+    """
 
     def __init__(
-        self, post: Callable[[Event], None], answers: Sequence[str], *, speed: float = 60.0, join: float = 0.03
+        self,
+        post: Callable[[Event], None],
+        answers: Sequence[str],
+        *,
+        speed: float = 60.0,
+        join: float = 0.03,
+        begun: str = "",
     ) -> None:
         super().__init__(post)
+        self._begun = begun
         self._answers = itertools.cycle(answers)
         self._speed = speed
         self._join = join
@@ -267,6 +277,8 @@ class TypingService(FakeService):
             self.post(PrefillProgress(number, done, 300))
             if self._stop.wait(0.1):
                 break
+        if self._begun:
+            self.post(TokenDelta(number, self._begun, (0,)))
         size = max(1, round(self._speed * self._join))
         for start in range(0, len(words), size):
             if self._stop.wait(size / self._speed):

@@ -12,7 +12,8 @@ from textual.pilot import Pilot
 from textual.widgets import Button, Input, OptionList, Static
 
 from exl2_tui.app import Exl2App
-from exl2_tui.core.events import FieldNote, JobFollowed, ModelInfo, ModelsListed
+from exl2_tui.core.events import ModelInfo, ModelsListed
+from exl2_tui.core.job_events import FieldNote, JobFollowed
 from exl2_tui.job_state import JobState
 from exl2_tui.screens.chat import ChatScreen
 from exl2_tui.screens.convert import ConvertScreen

@@ -10,7 +10,8 @@ import pytest
 from exl2_tui import job_journal
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import CancelledError, JobError
-from exl2_tui.core.events import Event, JobEnded, JobFinished
+from exl2_tui.core.events import Event
+from exl2_tui.core.job_events import JobEnded, JobFinished
 from tests.tui import convert_fakes as fake
 
 

@@ -14,9 +14,9 @@ from textual.widgets import Input
 from exl2_tui.app import Exl2App
 from exl2_tui.convert_check import check
 from exl2_tui.convert_draft import ConvertDraft, make_request
-from exl2_tui.core.events import (
+from exl2_tui.core.events import Event
+from exl2_tui.core.job_events import (
     ConvertChecked,
-    Event,
     JobEnded,
     JobFinished,
     JobOpened,

@@ -11,7 +11,8 @@ import pytest
 from exl2_tui.convert_draft import ConvertDraft
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import JobError
-from exl2_tui.core.events import ConvertChecked, Event, JobEnded, JobInfo, JobOpened, JobsListed, StageStarted
+from exl2_tui.core.events import Event
+from exl2_tui.core.job_events import ConvertChecked, JobEnded, JobInfo, JobOpened, JobsListed, StageStarted
 from exl2_tui.core.requests import ConvertRequest
 from exl2_tui.jobs_service import JobService
 from tests.tui import convert_fakes as fake

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Awaitable, Callable
 
 import pytest
-from textual.pilot import Pilot
+from syrupy.assertion import SnapshotAssertion
 from textual.widgets import Footer, Input
 from textual.widgets._footer import FooterKey
 
-from exl2_tui.core.events import Checkpointed, FieldNote, ModelsListed
+from exl2_tui.core.events import ModelsListed
+from exl2_tui.core.job_events import Checkpointed, FieldNote
 from tests.tui import convert_fakes as fake
 from tests.tui.conftest import MakeApp
 from tests.tui.convert_fakes import FakeConvert
 from tests.tui.driver import until
+from tests.tui.looks import compare, every_size, one_python
 from tests.tui.test_convert import MODELS, ConvertDriver
 
-pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="snapshots are kept for one Python version")
+pytestmark = one_python
 
-SIZES = [(80, 24), (120, 40)]
 Scene = Callable[[ConvertDriver], Awaitable[None]]
 HOME = "/data/ann/exl2"
 
@@ -119,34 +119,25 @@ def footer_is_drawn(place: ConvertDriver) -> bool:
     return not screen.query(Footer) or wanted <= {key.action for key in screen.query(FooterKey)}
 
 
-SCENES = [(scene, "dark") for scene in (empty, listed, source, target, check, measuring, quantizing, finished)]
-SCENES += [(failed, "dark"), (quitting, "dark")]
-SCENES += [(scene, look) for scene in (target, finished) for look in ("light", "nocolor")]
+SCENES = [empty, listed, source, target, check, measuring, quantizing, finished, failed, quitting]
 
 
-@pytest.mark.parametrize("size", SIZES, ids=["80x24", "120x40"])
-@pytest.mark.parametrize(("scene", "look"), SCENES, ids=[f"{scene.__name__}-{look}" for scene, look in SCENES])
-def test_look(
+@every_size
+@pytest.mark.parametrize("scene", SCENES, ids=[scene.__name__ for scene in SCENES])
+async def test_look(
     scene: Scene,
-    look: str,
     size: tuple[int, int],
     make_app: MakeApp,
-    snap_compare: Callable[..., bool],
+    snapshot: SnapshotAssertion,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    if look == "nocolor":
-        monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TZ", "UTC")  # the log says when
     time.tzset()
-    app = make_app(convert_factory=FakeConvert, theme="exl2-light" if look == "light" else "exl2-dark")
-
-    async def play(pilot: Pilot[None]) -> None:
+    async with make_app(convert_factory=FakeConvert).run_test(size=size) as pilot:
         place = ConvertDriver(pilot)
         await scene(place)
         await place.settle()
         await until(lambda: footer_is_drawn(place))
         await pilot.pause(0.1)
         await place.settle()
-
-    assert snap_compare(app, terminal_size=size, run_before=play)
+        await compare(pilot, snapshot)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from exl2_tui.cli import app as cli
 from exl2_tui.convert_draft import ConvertDraft, command, make_request, parse_bits, problems, suggested_names
 from exl2_tui.core.errors import ConfigError
-from exl2_tui.core.events import Checkpointed, Evaluated, JobProgress, LayerQuantized, QualityWarning, StageStarted
+from exl2_tui.core.job_events import Checkpointed, Evaluated, JobProgress, LayerQuantized, QualityWarning, StageStarted
 from exl2_tui.core.requests import ConvertRequest
 from exl2_tui.eta import Eta, Promise, exact, rough
 from exl2_tui.job_points import describe_key, median_error, placed, worst
@@ -211,6 +211,7 @@ def test_time_left_is_the_median_of_the_same_kind() -> None:
     eta.seen("head", 0, 7.0)
     eta.seen("finish", 0, 2.0)
     assert eta.left() == pytest.approx(2 * 4.5) and eta.learned
+    assert eta.left_by_stage() == {"quantize": pytest.approx(2 * 4.5)}
     eta.seen("quantize", 1, 5.0)  # told twice, counted once
     assert eta.left() == pytest.approx(2 * 4.5)
 
@@ -218,6 +219,12 @@ def test_time_left_is_the_median_of_the_same_kind() -> None:
 def test_time_left_of_kinds_not_seen_yet_follows_an_earlier_conversion() -> None:
     prior = {"calibrate": 9.0, "forward": 1.0, "measure": 5.0, "quantize": 3.0, "head": 4.0, "finish": 2.0}
     eta = Eta(layers=4, measure_steps=9, expected=62.0, prior=prior)  # type: ignore[arg-type]
+    assert eta.left_by_stage() == {
+        "calibrate": pytest.approx(62.0 * 9 / 52),
+        "measure": pytest.approx(62.0 * 25 / 52),
+        "quantize": pytest.approx(62.0 * 16 / 52),
+        "finish": pytest.approx(62.0 * 2 / 52),
+    }
     assert eta.left() == pytest.approx(62.0)  # the forecast, shared out: 9 + 5 + 20 + 12 + 4 + 2 = 52 units
     eta.seen("calibrate", 0, 1.0)  # says nothing about the rest
     assert eta.left() == pytest.approx(62.0 * 43 / 52)

@@ -37,6 +37,7 @@ async def test_a_stopped_answer_goes_on_in_place(make_app: MakeApp) -> None:
         await chat.settle()
         turn = chat.app.session.chat.path()[-1]
         assert (turn.text, turn.state, turn.token_ids) == ("Once **upon** a time.", "done", (0, 1, 0, 1, 2))
+        assert turn.stats is not None and turn.stats.generated_tokens == 5 and "5 tokens" in chat.everything
         assert len(chat.turns) == 2 and "^l continue" not in chat.everything and "of 2 ›" not in chat.everything
         await chat.ask("more")
         assert [message.role for message in service.requests[-1].messages] == ["user", "assistant", "user"]

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import pytest
-from textual.pilot import Pilot
+from syrupy.assertion import SnapshotAssertion
 
 from exl2_tui.core.model_events import FileCheck, HubSearched, TensorFault, VerifyProgress
 from exl2_tui.settings import Settings
 from tests.tui.conftest import MakeApp
 from tests.tui.driver import ChatDriver, until
+from tests.tui.looks import compare, every_size, one_python
 from tests.tui.model_fakes import FakeModels, verified
 from tests.tui.test_models import ModelsDriver, removal
 
+pytestmark = one_python
+
 Scene = Callable[[ModelsDriver], Awaitable[None]]
-SIZES = [(80, 24), (120, 40)]
 
 
 async def info(seen: ModelsDriver) -> None:
@@ -110,33 +112,16 @@ async def downloads(seen: ModelsDriver) -> None:
     seen.fake.progress(0.48)
 
 
-SCENES: list[tuple[Scene, str]] = [(info, "dark"), (info, "light"), (info, "nocolor"), (too_large, "dark")]
-SCENES += [(downloads, "light"), (downloads, "nocolor")]
-SCENES += [
-    (scene, "dark")
-    for scene in (
-        loading, verifying, damaged, sound, remove, remove_by_name, hub_results, hub_revisions, hub_plan, hub_offline,
-        downloads,
-    )
-]  # fmt: skip
+SCENES = [
+    *(info, too_large, loading, verifying, damaged, sound, remove, remove_by_name),
+    *(hub_results, hub_revisions, hub_plan, hub_offline, downloads),
+]
 
 
-@pytest.mark.parametrize("size", SIZES, ids=["80x24", "120x40"])
-@pytest.mark.parametrize(("scene", "look"), SCENES, ids=[f"{scene.__name__}-{look}" for scene, look in SCENES])
-def test_look(
-    scene: Scene,
-    look: str,
-    size: tuple[int, int],
-    make_app: MakeApp,
-    snap_compare: Callable[..., bool],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    if look == "nocolor":
-        monkeypatch.setenv("NO_COLOR", "1")
-    app = make_app(Settings(), theme="exl2-light" if look == "light" else "exl2-dark", models_factory=FakeModels)
-
-    async def play(pilot: Pilot[None]) -> None:
+@every_size
+@pytest.mark.parametrize("scene", SCENES, ids=[scene.__name__ for scene in SCENES])
+async def test_look(scene: Scene, size: tuple[int, int], make_app: MakeApp, snapshot: SnapshotAssertion) -> None:
+    async with make_app(Settings(), models_factory=FakeModels).run_test(size=size) as pilot:
         chat = ChatDriver(pilot)
         await chat.start()
         await pilot.press("f3")
@@ -146,5 +131,4 @@ def test_look(
         await scene(seen)
         await chat.settle()
         await chat.settle()
-
-    assert snap_compare(app, terminal_size=size, run_before=play)
+        await compare(pilot, snapshot)

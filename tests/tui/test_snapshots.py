@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from textual.pilot import Pilot
+from syrupy.assertion import SnapshotAssertion
 
 from exl2_tui.settings import ChatSettings, Settings
 from tests.tui.conftest import MakeApp
 from tests.tui.demo import ANSWERS
 from tests.tui.driver import ChatDriver, until
+from tests.tui.looks import compare, every_size, one_python
 
-pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="snapshots are kept for one Python version")
+pytestmark = one_python
 
-SIZES = [(80, 24), (120, 40)]
-LOOKS = ["dark", "light", "nocolor"]
 Scene = Callable[[ChatDriver], Awaitable[None]]
 
 
@@ -146,35 +144,27 @@ async def chats(chat: ChatDriver) -> None:
     await until(lambda: "3 chats" in str(chat.app.screen.query_one(".dialog").border_subtitle))
 
 
-SCENES = [(scene, look) for scene in (answer, mode_picker, models, settings_form, sampler, first_run) for look in LOOKS]
-SCENES += [
-    (scene, "dark")
-    for scene in (welcome, chats, loading, failed, writing, error, help_page, system_prompt, find, stopped, keys)
+SCENES = [
+    *(welcome, chats, loading, failed, writing, answer, error, stopped, find),
+    *(mode_picker, sampler, system_prompt, help_page, models, settings_form, keys, first_run),
 ]
 
 
-@pytest.mark.parametrize("size", SIZES, ids=["80x24", "120x40"])
-@pytest.mark.parametrize(("scene", "look"), SCENES, ids=[f"{scene.__name__}-{look}" for scene, look in SCENES])
-def test_look(
+@every_size
+@pytest.mark.parametrize("scene", SCENES, ids=[scene.__name__ for scene in SCENES])
+async def test_look(
     scene: Scene,
-    look: str,
     size: tuple[int, int],
     make_app: MakeApp,
-    snap_compare: Callable[..., bool],
+    snapshot: SnapshotAssertion,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    if look == "nocolor":
-        monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr("exl2_tui.screens.settings.config_dir", lambda: Path("~/.config/exl2-tui"))
-    settings = Settings(chat=ChatSettings(system="You are a concise assistant."))
-    app = make_app(settings, theme="exl2-light" if look == "light" else "exl2-dark")
-
-    async def play(pilot: Pilot[None]) -> None:
+    app = make_app(Settings(chat=ChatSettings(system="You are a concise assistant.")))
+    async with app.run_test(size=size) as pilot:
         chat = ChatDriver(pilot)
         await scene(chat)
         await chat.settle()
         await pilot.pause(0.15)  # previews are asked for after a short rest
         await chat.settle()
-
-    assert snap_compare(app, terminal_size=size, run_before=play)
+        await compare(pilot, snapshot)

@@ -141,6 +141,24 @@ run(service_factory=lambda post: TypingService(post, ["word " * 100_000], speed=
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+def test_a_terminal_that_goes_without_a_signal_ends_the_app(home: Path) -> None:
+    """It is not the controlling terminal of the app, so the system sends none; what was asked is kept."""
+    terminal = Terminal(home, KILLED)
+    try:
+        terminal.wait_for(b"ctx")
+        os.write(terminal.master, b"tell me\r")
+        terminal.wait_for(b"word")
+        os.close(terminal.master)
+        assert terminal.process.wait(30) == 0
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+    store = ChatDatabase(home / "chats.db", lambda token: None, lambda problem: pytest.fail(problem))
+    assert [row.title for row in store.list_chats().result(5)] == ["tell me"]
+    store.close(5)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
 def test_killed_in_the_middle_of_an_answer_what_was_written_is_there(home: Path) -> None:
     terminal = Terminal(home, KILLED)
     database = home / "chats.db"

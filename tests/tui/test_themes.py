@@ -8,8 +8,18 @@ from textual.theme import Theme
 from textual.widgets import Input, TextArea
 
 from exl2_tui.keymap import EDITING, KEYS, problem_of, problems, spell
-from exl2_tui.themes import DARK, LIGHT, background_is_light, luminance, theme_name
+from exl2_tui.themes import DARK, LIGHT, TERMINAL, background_is_light, luminance, theme_name
 from exl2_tui.widgets.code_view import CodeTheme
+from tests.tui.conftest import MakeApp
+from tests.tui.demo import ANSWERS
+from tests.tui.driver import ChatDriver
+from tests.tui.model_fakes import FakeModels
+
+# Everything that text of any colour may stand on, rows under a cursor and selections included.
+GROUNDS = (
+    *("background", "surface", "panel", "block-cursor-background", "block-cursor-blurred-background"),
+    *("screen-selection-background", "input-selection-background"),
+)
 
 
 def ratio(one: str, other: str) -> float:
@@ -27,14 +37,41 @@ def test_text_has_contrast(theme: Theme) -> None:
     colors = theme.to_color_system().generate()
     used = {"foreground", "primary", "secondary", "accent", "success", "warning", "error"}
     for name in used:
-        for ground in ("background", "surface"):
+        for ground in GROUNDS:
             assert ratio(colors[name], colors[ground]) >= 4.5, (name, ground)
-    for cursor in ("block-cursor", "block-cursor-blurred"):
+    for cursor in ("block-cursor", "block-cursor-blurred", "input-selection"):
         assert ratio(colors[f"{cursor}-foreground"], colors[f"{cursor}-background"]) >= 4.5
-    for on_cursor in ("secondary", "primary"):
-        assert ratio(colors[on_cursor], colors["block-cursor-background"]) >= 3.0
     styles = {word for style in CodeTheme.STYLES.values() for word in style.split() if word.startswith("$")}
     assert {style[1:] for style in styles} <= used
+
+
+def test_the_terminal_theme_keeps_the_contrast_of_the_terminal_on_the_cursor_row() -> None:
+    """Which colours a terminal has is not known; text and background that only change places have their contrast."""
+    variables = TERMINAL.variables
+    assert "reverse" in variables["block-cursor-text-style"]
+    assert variables["block-cursor-background"] == variables["block-cursor-foreground"] == "ansi_default"
+
+
+@pytest.mark.parametrize("theme", ["exl2-dark", "exl2-light"])
+async def test_every_text_on_screen_has_contrast(theme: str, make_app: MakeApp) -> None:
+    """As it is drawn: rows under a cursor, placeholders, what a focus changes."""
+    async with make_app(theme=theme, models_factory=FakeModels).run_test(size=(120, 40)) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        await chat.ask("a question")
+        await chat.answer(ANSWERS[0])
+        for keys in (("alt+up",), ("f3", "down"), ("i",), ("escape", "f5", "down"), ("ctrl+f",)):
+            await pilot.press(*keys)
+            await chat.settle()
+            weak = [
+                (segment.text, segment.style.color.name, segment.style.bgcolor.name)
+                for strip in chat.app.screen._compositor.render_strips()
+                for segment in strip
+                if segment.style is not None and segment.style.color is not None and segment.style.bgcolor is not None
+                if any(letter.isalnum() for letter in segment.text)
+                if ratio(segment.style.color.name, segment.style.bgcolor.name) < 4.5
+            ]
+            assert not weak, (keys, weak)
 
 
 def test_replies_of_terminals() -> None:
