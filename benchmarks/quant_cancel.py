@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("--wide", action="store_true")
+    parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--within", type=float, default=4.0, help="seconds after a stage's beginning, at most")
     parser.add_argument("--convert", default="-b 3 -r 16 -l 512", help="options of `exl2-tui convert`")
@@ -93,7 +94,7 @@ def main() -> None:
     command += [*shlex.split(options.convert), "--json"]
     randomness = random.Random(0)
     print("| stage | times | longest | left behind |\n|---|---|---|---|")
-    for stage in STAGES:
+    for stage in options.stages.split(","):
         waits: list[float] = []
         for _ in range(options.times):
             run = Run(command, layers)

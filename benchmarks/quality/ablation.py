@@ -100,6 +100,8 @@ def quantized(model: SourceModel, recipe: Recipe, strategy: Strategy, rows: Cali
         states = recipe.tune_start(states)
         for step in range(steps):
             states = drain(recipe.tune_step(step, rows, parts, states, None))
+            if not states:
+                break
         if states:
             keep("tuned", states)
     return parts_of(model, files)

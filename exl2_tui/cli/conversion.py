@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import shlex
 import sys
 import threading
 import time
@@ -152,6 +153,7 @@ def _show(worker: _Worker) -> int:
         return 0
     for path in finished.paths:
         print_text(path)
+        note(f"Chat with it: exl2-tui chat -m {shlex.quote(path)}")
     return finished.broken
 
 
@@ -161,7 +163,8 @@ def _update(progress: Progress, task: TaskID, event: Event) -> None:
     elif isinstance(event, JobProgress):
         left = "" if event.seconds_left is None else f"{duration(event.seconds_left)} left"
         label = f"{event.stage.capitalize()}: {event.detail}"
-        progress.update(task, description=label, completed=event.done, total=event.total or None, left=left)
+        done = min(event.done, 0.99 * event.total)  # what comes after the layers is no step
+        progress.update(task, description=label, completed=done, total=event.total or None, left=left)
 
 
 def describe(event: Event) -> str:
