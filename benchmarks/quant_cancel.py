@@ -105,7 +105,7 @@ def main() -> None:
                 stage_now = f"{stage}, in fact {run.stage}"
                 print(f"(missed {stage_now})", flush=True)
             waits.append(run.interrupt())
-            if run.process.returncode != 130:
+            if run.process.returncode not in (130, -signal.SIGINT):
                 print(f"status {run.process.returncode} in {run.stage}: {run.process.stderr.read()[-500:]}")  # type: ignore[union-attr]
         left = sum(wait >= PATIENCE for wait in waits)
         longest = f"{max(waits):.2f} s" if waits else "not reached"

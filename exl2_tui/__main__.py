@@ -12,8 +12,10 @@ def main() -> None:
 
         run()
     else:
-        from exl2_tui.cli import main as command_line
-
+        try:
+            from exl2_tui.cli import main as command_line
+        except KeyboardInterrupt:  # while it is still being loaded
+            sys.exit(130)
         command_line()
 
 

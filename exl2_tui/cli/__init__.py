@@ -35,7 +35,10 @@ def main() -> None:
     try:
         app()
     except (KeyboardInterrupt, CancelledError):
-        sys.exit(130)
+        # Everything has been closed by now; taking torch apart would keep a person waiting.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)
     except BrokenPipeError:
         # The reader (head, less) has gone; keep the interpreter from complaining about it while it shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

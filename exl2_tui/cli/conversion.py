@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import shlex
+import signal
 import sys
 import threading
 import time
@@ -39,13 +40,14 @@ from exl2_tui.settings import data_dir
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-PATIENCE = 1.5
+PATIENCE = 1.0
 """Seconds between Ctrl-C and leaving a computation behind that has not noticed it: one factorisation of a wide layer
 takes longer. Nothing is lost by that, since the job on the disk survives the end of the process at any moment."""
 
 
 def run_job(request: ConvertRequest, *, fresh: bool, json: bool) -> None:
     """Runs or resumes a job, showing what happens; raises QuantizationError if a finished model is broken."""
+    _load_torch()
     with opt.interruptible() as cancel:
         worker = _Worker(request, fresh, cancel)
         try:
@@ -64,6 +66,16 @@ def run_job(request: ConvertRequest, *, fresh: bool, json: bool) -> None:
         raise QuantizationError(
             f"{broken} of {len(request.bits)} models failed the evaluation", hint="See report.md beside each of them."
         )
+
+
+def _load_torch() -> None:
+    """Loads what a conversion needs. Ctrl-C ends the process at once meanwhile: Python could not hear it while the
+    system loads torch's libraries, and nothing has been begun yet."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        import exl2_tui.core.quant.job  # noqa: F401
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 class _Worker:

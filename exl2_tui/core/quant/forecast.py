@@ -20,7 +20,7 @@ from exl2_tui.core.quant.source import LOGITS_AT_ONCE, SourceModel
 from exl2_tui.core.quant.tune import Schedule
 from exl2_tui.core.requests import ConvertRequest
 
-BASE_MEMORY = 500 << 20
+BASE_MEMORY = 480 << 20
 """Python and torch themselves (290 MiB), and what the heap keeps of pieces that were freed (180 MiB were seen)."""
 UNUSED = 1.1
 """What the allocator holds for every byte in use."""
