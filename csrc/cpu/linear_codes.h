@@ -52,12 +52,20 @@ static EXL2_INLINE void for_each_quad(Body&& f) {
 constexpr int kDecodeAhead = 8192;
 constexpr int kChunkAhead = 2048;
 
-template <int BITS, int AHEAD>
+// Asks for the lines of some codes, of every width with this one instruction: never inlined, never unrolled. The
+// hardware's prefetchers learn a stream by the address of the instruction that reads it, and what software asks for is
+// not enough alone: with prefetches in the loop of each width, every section of a tile began as a new stream. Measured
+// (Zen 5, one core, 4 bits, tiles of two sections): 32 GB/s so, 37 with this, 30 with this unrolled four times; tiles of
+// one section reach 40, plain reading 44. It costs a sixth of the speed where weights are in L2.
+static __attribute__((noinline)) void ask_for(const uint8_t* codes, int lines) {
+  asm volatile("");  // or the calls of a function without effects would be left out
+#pragma GCC unroll 1
+  for (int i = 0; i < lines; i++) __builtin_prefetch(codes + i * kLine, 0, 3);
+}
+
+template <int BITS>
 static EXL2_INLINE void load_slab(I* lines, const uint8_t* codes) {
-  for (int i = 0; i < BITS; i++) {
-    __builtin_prefetch(codes + AHEAD + i * kLine, 0, 3);
-    lines[i] = Lanes::load_line(codes + i * kLine);
-  }
+  for (int i = 0; i < BITS; i++) lines[i] = Lanes::load_line(codes + i * kLine);
 }
 
 // Scales and zero points of one tile.

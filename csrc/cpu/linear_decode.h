@@ -16,6 +16,7 @@ static EXL2_INLINE void direct_integer(const Header& h, const Section& s, const 
                                        const Activations& a, F* out) {
   // A chain of dependent multiply-adds per token would wait for its own latency: short of tokens, use several.
   constexpr int CHAINS = MB * TERMS >= 4 ? 1 : 4 / (MB * TERMS);
+  constexpr int kAskBlocks = max_block_slabs(2) / max_block_slabs(TERMS);
   const uint8_t* codes = tile + s.code_offset;
   const int32_t* x = a.quads(s.x_offset);
   const BlockMeta* meta = a.meta(h, s.first_block);
@@ -24,6 +25,10 @@ static EXL2_INLINE void direct_integer(const Header& h, const Section& s, const 
     const F scale = params.scale(g);
     const I zero = params.zero(g, BITS);
     for (int b = 0; b < s.blocks_per_group; b++, meta += MB, x += term * TERMS) {
+      // While few registers are in use, since a call keeps none of them; some slabs at a time, since it costs.
+      if (b % kAskBlocks == 0) {
+        ask_for(codes + kDecodeAhead, int(min64(kAskBlocks, s.blocks_per_group - b)) * s.slabs * BITS);
+      }
       Acc acc[TERMS][MB][CHAINS];
       for (int t = 0; t < TERMS; t++) {
         for (int m = 0; m < MB; m++) {
@@ -34,7 +39,7 @@ static EXL2_INLINE void direct_integer(const Header& h, const Section& s, const 
       const int32_t* quad = x;
       for (int slab = 0; slab < s.slabs; slab++, codes += BITS * kLine, quad += kSlabQuads * MB) {
         I lines[BITS];
-        load_slab<BITS, kDecodeAhead>(lines, codes);
+        load_slab<BITS>(lines, codes);
         for_each_quad([&](auto j) EXL2_INLINE_LAMBDA {
           constexpr int J = decltype(j)::value;
           const I code = unpack<BITS, J>(lines);
@@ -65,6 +70,7 @@ static EXL2_INLINE void direct_exact(const Header&, const Section& s, const Para
   const uint8_t* codes = tile + s.code_offset;
   const float* x = a.rows(s.first_row);
   for (int g = s.first_group; g < s.first_group + s.groups; g++) {
+    ask_for(codes + kDecodeAhead, s.slabs * s.blocks_per_group * BITS);
     const F zero = Lanes::to_float(params.zero(g, BITS));
     F acc[MB][4];  // one chain per row of a quad
     for (int m = 0; m < MB; m++) {
@@ -72,7 +78,7 @@ static EXL2_INLINE void direct_exact(const Header&, const Section& s, const Para
     }
     for (int slab = 0; slab < s.slabs * s.blocks_per_group; slab++, codes += BITS * kLine, x += kSlabRows * MB) {
       I lines[BITS];
-      load_slab<BITS, kDecodeAhead>(lines, codes);
+      load_slab<BITS>(lines, codes);
       for_each_quad([&](auto j) EXL2_INLINE_LAMBDA {
         constexpr int J = decltype(j)::value;
         const I code = unpack<BITS, J>(lines);

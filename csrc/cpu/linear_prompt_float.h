@@ -63,7 +63,8 @@ static void unpack_floats(const Section& s, const Params& params, const uint8_t*
     const int g = s.first_group + slab / (s.slabs * s.blocks_per_group);
     const F scale = params.scale(g), zero = Lanes::to_float(params.zero(g, BITS));
     I lines[BITS];
-    load_slab<BITS, kChunkAhead>(lines, in);
+    ask_for(in + kChunkAhead, BITS);
+    load_slab<BITS>(lines, in);
     for_each_quad([&](auto j) EXL2_INLINE_LAMBDA {
       F row[4];
       Lanes::rows_of_quad(row, unpack<BITS, decltype(j)::value>(lines));

@@ -88,7 +88,8 @@ static void unpack_bytes(const Section& s, const Params& params, const uint8_t* 
     zeros[b] = params.zero(g, BITS);
     for (int slab = 0; slab < s.slabs; slab++, in += BITS * kLine, codes += kSlabQuads * kLine) {
       I lines[BITS];
-      load_slab<BITS, kChunkAhead>(lines, in);
+      ask_for(in + kChunkAhead, BITS);
+      load_slab<BITS>(lines, in);
       for_each_quad([&](auto j) EXL2_INLINE_LAMBDA {
         constexpr int J = decltype(j)::value;
         Lanes::store_line(codes + J * kLine, unpack<BITS, J>(lines));
