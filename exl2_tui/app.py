@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -56,6 +57,9 @@ from exl2_tui.themes import THEMES, theme_name
 from exl2_tui.widgets.bars import StatusRow
 
 QUIT_SECONDS = 0.8
+# How long a thread that computes in Python may keep the interpreter from another one that asks. The engine asks after
+# every native call; with Python's own 5 ms it stood still for most of every frame.
+SWITCH_SECONDS = 0.0001
 SMALLEST = (60, 16)  # cells; below, one line says so
 STYLES = Path(__file__).parent / "styles"
 LATER_STYLES = ("dialogs", "form", "settings", "models", "convert")  # of screens that are not the first one
@@ -432,6 +436,7 @@ def run(
 ) -> None:
     """Opens the app and returns when the person quits. model: path or name; None takes the last one or the built-in."""
     gc.disable()  # nothing to collect before the first frame; see _start_service
+    sys.setswitchinterval(SWITCH_SECONDS)
     settings, problem = load_settings()
     app = Exl2App(
         service_factory or _real_service,

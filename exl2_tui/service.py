@@ -6,6 +6,7 @@ a second one answers small questions (previews, lists) meanwhile.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 import time
@@ -354,6 +355,9 @@ def join_deltas(events: Iterable[Event], clock: Callable[[], float] = time.monot
 def _real_engine() -> ServiceEngine:
     from exl2_tui.core.engine import Engine
 
+    # torch came with objects by the hundred thousand, which stay: looking through them for garbage, as happens in the
+    # middle of answers, would stop screen and engine for a tenth of a second.
+    gc.freeze()
     return Engine()
 
 
