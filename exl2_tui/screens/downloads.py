@@ -8,23 +8,23 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.screen import Screen
 from textual.widgets import Footer, OptionList, Static
-from textual.widgets.option_list import Option
 
 from exl2_tui.keymap import bindings
 from exl2_tui.models_place import ModelsPlace
 from exl2_tui.models_state import Download
 from exl2_tui.screens.dialogs import ChoiceDialog
+from exl2_tui.screens.models_tab import ModelsTab
 from exl2_tui.state import Changes
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import Row, StatusRow
 from exl2_tui.widgets.hub_rows import download_details, download_heading, download_row
+from exl2_tui.widgets.keyed_list import KeyedList
 from exl2_tui.widgets.place_tabs import PlaceTabs
-from exl2_tui.widgets.status import header, size_of
+from exl2_tui.widgets.status import size_of
 
 
-class DownloadsScreen(Screen[None]):
+class DownloadsScreen(ModelsTab):
     """One row per download; it goes on whether somebody looks or not."""
 
     HELP = (
@@ -34,14 +34,13 @@ class DownloadsScreen(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("downloads")]
 
     def __init__(self, place: ModelsPlace) -> None:
-        super().__init__(id="downloads")
-        self._place = place
+        super().__init__(place, id="downloads")
 
     def compose(self) -> ComposeResult:
         yield Row(id="header")
         yield PlaceTabs("downloads", id="tabs")
         yield Row(id="columns")
-        yield OptionList(markup=False, compact=True, classes="-rows", id="list")
+        yield KeyedList(classes="-rows", id="list")
         with Vertical(id="bottom"):
             yield Static("", id="details", markup=False)
             yield StatusRow(id="status")
@@ -53,45 +52,23 @@ class DownloadsScreen(Screen[None]):
         self._place.service.unfinished()
         self.models_changed()
 
-    def on_resize(self) -> None:
-        self.call_after_refresh(self.models_changed)
-
-    def on_screen_resume(self) -> None:
-        """The size may have changed under a dialog."""
-        self.call_after_refresh(self.models_changed)
-
-    def repaint(self, changes: Changes) -> None:
-        if changes.model or changes.status:
-            self.query_one("#header", Row).put(*header(self._place.session, "Models", self.app.size.width))
-        if changes.flash:
-            self.query_one(StatusRow).say(changes.flash)
-
     def models_changed(self) -> None:
+        self.fill()
+
+    def fill(self) -> None:
         state = self._place.state
         rows = list(state.downloads.values())
-        options = self.query_one_optional("#list", OptionList)
+        options = self.query_one_optional("#list", KeyedList)
         if options is None:  # not yet, or no longer, on the screen
             return
-        room = max(60, (options.content_size.width or 78) - 1)
-        self.query_one("#columns", Row).put(download_heading(room) if rows else Content(""))
-        lines = [(one.id, download_row(one, room)) for one in rows]
-        if [name for name, _ in lines] == [option.id for option in options.options]:
-            for index, (_, line) in enumerate(lines):
-                options.replace_option_prompt_at_index(index, line)
-        else:
-            kept = options.highlighted or 0
-            options.set_options(Option(line, id=name) for name, line in lines)
-            if lines:
-                options.highlighted = min(kept, len(lines) - 1)
+        self.query_one("#columns", Row).put(download_heading(options.room) if rows else Content(""))
+        options.put([(one.id, download_row(one, options.room)) for one in rows])
         counts = {
             "models": len(state.listed.models) if state.listed is not None else 0,
             "downloads": sum(1 for one in rows if one.active),
         }
         self.query_one(PlaceTabs).show(counts, Content(""))
         self._show_details()
-
-    def on_place_tabs_chosen(self, event: PlaceTabs.Chosen) -> None:
-        self._place.show(event.tab)
 
     def on_option_list_option_highlighted(self) -> None:
         self._show_details()
@@ -151,10 +128,7 @@ class DownloadsScreen(Screen[None]):
 
     @property
     def _at_cursor(self) -> Download | None:
-        options = self.query_one("#list", OptionList)
-        if options.highlighted is None or options.highlighted >= options.option_count:
-            return None
-        return self._place.state.downloads.get(str(options.get_option_at_index(options.highlighted).id))
+        return self._place.state.downloads.get(self.query_one(KeyedList).at_cursor or "")
 
     def _show_details(self) -> None:
         one = self._at_cursor

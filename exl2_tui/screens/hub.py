@@ -8,7 +8,6 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.screen import Screen
 from textual.widgets import Footer, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -16,18 +15,19 @@ from exl2_tui.core.model_events import HubModel, HubPlanned, HubRevisions, HubSe
 from exl2_tui.keymap import bindings
 from exl2_tui.models_place import HubAnswer, ModelsPlace
 from exl2_tui.screens.model_dialogs import PlanDialog
+from exl2_tui.screens.models_tab import ModelsTab
 from exl2_tui.state import Changes
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import Row, StatusRow
 from exl2_tui.widgets.hub_rows import model_heading, model_row, revision_heading, revision_row
 from exl2_tui.widgets.place_tabs import PlaceTabs
-from exl2_tui.widgets.status import SPINNER, header
+from exl2_tui.widgets.status import SPINNER
 
 SPIN_SECONDS = 0.25
 FIRST = "Words of a name, such as: llama 8b exl2"
 
 
-class HubScreen(Screen[None]):
+class HubScreen(ModelsTab):
     """Results, then the revisions of one of them, then the plan of a download."""
 
     HELP = (
@@ -38,8 +38,7 @@ class HubScreen(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("hub")]
 
     def __init__(self, place: ModelsPlace) -> None:
-        super().__init__(id="hub")
-        self._place = place
+        super().__init__(place, id="hub")
         self._found: HubSearched | None = None
         self._repo = ""  # whose revisions are shown
         self._revisions: HubRevisions | None = None
@@ -62,22 +61,9 @@ class HubScreen(Screen[None]):
         self.query_one(Input).cursor_blink = False
         self.query_one(Input).focus()
         self.repaint(Changes(model=True))
-        self._fill()
-
-    def on_resize(self) -> None:
-        self.call_after_refresh(self._fill)
-
-    def on_screen_resume(self) -> None:
-        """The size may have changed under a dialog."""
-        self.call_after_refresh(self._fill)
+        self.fill()
 
     # What it hears
-
-    def repaint(self, changes: Changes) -> None:
-        if changes.model or changes.status:
-            self.query_one("#header", Row).put(*header(self._place.session, "Models", self.app.size.width))
-        if changes.flash:
-            self.query_one(StatusRow).say(changes.flash)
 
     def models_changed(self) -> None:
         self._draw_tabs()
@@ -94,7 +80,7 @@ class HubScreen(Screen[None]):
             self._waiting = "" if event.done else f"looking at the revisions of {event.repo}"
         elif event.plan is not None:
             self._ask(event)
-        self._fill()
+        self.fill()
 
     # What the person does
 
@@ -106,10 +92,7 @@ class HubScreen(Screen[None]):
         self._waiting = f"searching for {words}"
         self._wrong = ("", "")
         self._place.search(words)
-        self._fill()
-
-    def on_place_tabs_chosen(self, event: PlaceTabs.Chosen) -> None:
-        self._place.show(event.tab)
+        self.fill()
 
     def on_option_list_option_highlighted(self) -> None:
         self._show_details()
@@ -125,7 +108,7 @@ class HubScreen(Screen[None]):
             self._revisions = None
             self._waiting = f"asking for the revisions of {self._repo}"
             self._place.revisions(self._repo)
-            self._fill()
+            self.fill()
 
     def action_leave(self) -> None:
         """Back one step: from revisions to results, from results to the models."""
@@ -134,7 +117,7 @@ class HubScreen(Screen[None]):
             self._waiting = ""
             self._repo, self._revisions = "", None
             self._wrong = ("", "")
-            self._fill()
+            self.fill()
             self.query_one("#list").focus()
         else:
             self._place.show("models")
@@ -171,7 +154,7 @@ class HubScreen(Screen[None]):
     def _room(self) -> int:
         return max(60, (self.query_one("#list", OptionList).content_size.width or 78) - 1)
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
         options = self.query_one_optional("#list", OptionList)
         if options is None:  # not yet, or no longer, on the screen
             return

@@ -8,7 +8,6 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
-from textual.screen import Screen
 from textual.widgets import Footer, Input, OptionList, Static
 
 from exl2_tui.core.events import ModelInfo
@@ -16,18 +15,19 @@ from exl2_tui.keymap import bindings
 from exl2_tui.models_place import CACHES, CONTEXTS, ModelsPlace
 from exl2_tui.models_state import ORDERS, matching, ordered
 from exl2_tui.screens.dialogs import LineDialog
+from exl2_tui.screens.models_tab import ModelsTab
 from exl2_tui.state import Changes
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import Row, StatusRow
 from exl2_tui.widgets.model_details import full_facts, short_facts
 from exl2_tui.widgets.model_list import ModelList, heading
 from exl2_tui.widgets.place_tabs import PlaceTabs
-from exl2_tui.widgets.status import header, size_of, status_row
+from exl2_tui.widgets.status import size_of, status_row
 
 SPIN_SECONDS = 0.25
 
 
-class ModelsScreen(Screen[None]):
+class ModelsScreen(ModelsTab):
     """A list with a filter; the facts of the model under the cursor below it, or beside it where there is room."""
 
     HELP = (
@@ -38,8 +38,7 @@ class ModelsScreen(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("models")]
 
     def __init__(self, place: ModelsPlace) -> None:
-        super().__init__(id="models")
-        self._place = place
+        super().__init__(place, id="models")
         self._session = place.session
         self._shown: list[ModelInfo] = []
 
@@ -63,44 +62,32 @@ class ModelsScreen(Screen[None]):
         self.query_one(Input).cursor_blink = False
         self.query_one(ModelList).focus()
         self.repaint(Changes(model=True, status=True))
-        self._fill()
+        self.fill()
         self._place.scan()
-
-    def on_resize(self) -> None:
-        self.call_after_refresh(self._fill)
-
-    def on_screen_resume(self) -> None:
-        """The size may have changed under a dialog."""
-        self.call_after_refresh(self._fill)
 
     # What it hears
 
     def repaint(self, changes: Changes) -> None:
         """Draws what changed of the model that is loaded or loading."""
+        super().repaint(changes)
         if changes.model or changes.status:
-            self.query_one("#header", Row).put(*header(self._session, "Models", self.app.size.width))
             self._draw_status()
-            self._fill()
-        if changes.flash:
-            self.query_one(StatusRow).say(changes.flash)
+            self.fill()
         if changes.model and self._session.model.status == "failed":
             model = self._session.model
             self.query_one(StatusRow).say(" ".join(filter(None, (model.error, model.hint))), "$error", seconds=12)
 
     def models_changed(self) -> None:
-        self._fill()
+        self.fill()
         self._draw_status()
 
     # What the person does
 
     def on_input_changed(self) -> None:
-        self._fill()
+        self.fill()
 
     def on_input_submitted(self) -> None:
         self.query_one(ModelList).focus()
-
-    def on_place_tabs_chosen(self, event: PlaceTabs.Chosen) -> None:
-        self._place.show(event.tab)
 
     def on_option_list_option_highlighted(self) -> None:
         self._show_details()
@@ -153,7 +140,7 @@ class ModelsScreen(Screen[None]):
     def action_sort(self) -> None:
         state = self._place.state
         state.order = ORDERS[(ORDERS.index(state.order) + 1) % len(ORDERS)]
-        self._fill()
+        self.fill()
 
     def action_context(self, step: int) -> None:
         """The next smaller or larger context; below the smallest is the model's own."""
@@ -242,7 +229,7 @@ class ModelsScreen(Screen[None]):
             )
         self.query_one(StatusRow).show(left, Content(""))
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
         options = self.query_one_optional(ModelList)
         if options is None:  # not yet, or no longer, on the screen
             return

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from textual.content import Content
-from textual.widgets import OptionList
-from textual.widgets.option_list import Option
 
 from exl2_tui.eta import exact, rough
 from exl2_tui.job_state import JobState, Status
 from exl2_tui.job_words import number, verdict
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import meter
+from exl2_tui.widgets.keyed_list import KeyedList
 
 FACTS = 46  # cells right of the name
 MARKS: dict[Status, tuple[str, str, str]] = {
@@ -29,36 +27,11 @@ MARKS: dict[Status, tuple[str, str, str]] = {
 }
 
 
-class JobList(OptionList):
-    """Newest first; keeps the cursor on its conversion."""
-
-    DEFAULT_CSS: ClassVar[str] = "JobList { text-wrap: nowrap; text-overflow: ellipsis; }"
-
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id, markup=False, compact=True)
-
-    @property
-    def room(self) -> int:
-        return max(60, (self.content_size.width or 78) - 1)
-
-    @property
-    def at_cursor(self) -> str | None:
-        """The work directory of the conversion under the cursor."""
-        if self.highlighted is None or self.highlighted >= self.option_count:
-            return None
-        return self.get_option_at_index(self.highlighted).id
+class JobList(KeyedList):
+    """The conversions of this machine, by work directory, newest first."""
 
     def show(self, jobs: Sequence[JobState], now: float) -> None:
-        rows = [(job.job, row(job, now, self.room)) for job in reversed(jobs)]
-        if [name for name, _ in rows] == [option.id for option in self.options]:
-            for index, (_, line) in enumerate(rows):
-                self.replace_option_prompt_at_index(index, line)
-            return
-        kept = self.at_cursor
-        self.set_options(Option(line, id=name) for name, line in rows)
-        if rows:
-            names = [name for name, _ in rows]
-            self.highlighted = names.index(kept) if kept in names else 0
+        self.put([(job.job, row(job, now, self.room)) for job in reversed(jobs)])
 
 
 def heading(room: int) -> Content:

@@ -3,54 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from textual.content import Content
-from textual.widgets import OptionList
-from textual.widgets.option_list import Option
 
 from exl2_tui.core.events import ModelInfo
 from exl2_tui.core.model_events import LibraryListed
 from exl2_tui.session import ChatSession
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import meter
+from exl2_tui.widgets.keyed_list import KeyedList
 from exl2_tui.widgets.status import size_of
 
 FACTS = 48  # cells right of the name
 FIT_STYLES = {"yes": "$success", "tight": "$warning", "cpu": "$warning", "no": "$error", "unknown": "$secondary"}
 
 
-class ModelList(OptionList):
-    """Keeps the cursor on its model when the order changes."""
-
-    DEFAULT_CSS: ClassVar[str] = "ModelList { text-wrap: nowrap; text-overflow: ellipsis; }"
-
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id, markup=False, compact=True)
-
-    @property
-    def room(self) -> int:
-        return max(60, (self.content_size.width or 78) - 1)
-
-    @property
-    def at_cursor(self) -> str | None:
-        """The directory of the model under the cursor."""
-        if self.highlighted is None or self.highlighted >= self.option_count:
-            return None
-        return self.get_option_at_index(self.highlighted).id
+class ModelList(KeyedList):
+    """The models of this machine, by directory."""
 
     def show(self, models: Sequence[ModelInfo], session: ChatSession, last: str) -> None:
         """last: directory of the model used last."""
-        rows = [(model.path, row(model, session, self.room, last)) for model in models]
-        if [path for path, _ in rows] == [option.id for option in self.options]:
-            for index, (_, line) in enumerate(rows):
-                self.replace_option_prompt_at_index(index, line)
-            return
-        kept = self.at_cursor
-        self.set_options(Option(line, id=path) for path, line in rows)
-        if rows:
-            paths = [path for path, _ in rows]
-            self.highlighted = paths.index(kept) if kept in paths else 0
+        self.put([(model.path, row(model, session, self.room, last)) for model in models])
 
 
 def heading(room: int, listed: LibraryListed | None) -> Content:
