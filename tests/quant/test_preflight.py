@@ -172,7 +172,7 @@ def test_impossible_results_are_refused_at_once(tiny: Path, tmp_path: Path, nano
 
 def test_too_little_room_is_told_with_numbers(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exl2_tui.core.quant.forecast.available_memory", lambda: 100 << 20)
-    with pytest.raises(MemoryLimitError, match=r"needs about 0\.3\d GiB of memory, 0\.10 GiB are free") as caught:
+    with pytest.raises(MemoryLimitError, match=r"needs about 0\.4\d GiB of memory, 0\.10 GiB are free") as caught:
         convert(request(tiny, tmp_path / "a"))
     assert caught.value.hint is not None and "-r" in caught.value.hint
     monkeypatch.undo()
