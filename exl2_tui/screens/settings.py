@@ -11,6 +11,7 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
+from textual.message import Message
 from textual.widgets import Footer, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -26,6 +27,16 @@ from exl2_tui.widgets.status import header
 
 KEY_SECTION = "Keys"
 SECTIONS = (*(group.title for group in GROUPS), KEY_SECTION)
+
+
+class KeyList(OptionList):
+    """Says when it has another width: what it says is cut to it."""
+
+    class Resized(Message):
+        pass
+
+    def on_resize(self) -> None:
+        self.post_message(self.Resized())
 
 
 class SettingsScreen(Form):
@@ -52,7 +63,7 @@ class SettingsScreen(Form):
                         yield Static(Content(group.title), classes="group", markup=False, name=group.title)
                         for field in group.fields:
                             yield FieldRow(field, self._settings)
-                yield OptionList(markup=False, compact=True, classes="-rows", id="keys")
+                yield KeyList(markup=False, compact=True, classes="-rows", id="keys")
         with Vertical(id="bottom"):
             yield Static("", id="about", markup=False)
             yield Row(id="changed")
@@ -69,6 +80,8 @@ class SettingsScreen(Form):
 
     def on_resize(self) -> None:
         self.repaint(Changes(model=True))
+
+    def on_key_list_resized(self) -> None:
         self._fill_keys()
 
     def repaint(self, changes: Changes) -> None:
@@ -143,7 +156,6 @@ class SettingsScreen(Form):
             title.display = bool(words) and title.name in titles
         self.query_one("#fields").display = bool(titles)
         self._fill_keys()
-        self.call_after_refresh(self._fill_keys)  # for the width it has once it is shown
         keys = self.query_one("#keys", OptionList)
         keys.display = bool(keys.option_count) if words else self._section == KEY_SECTION
         if words and not titles and not keys.option_count:
