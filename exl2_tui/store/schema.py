@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from pathlib import Path
 
 from exl2_tui.core.errors import UnsupportedError
 
+PATIENCE = 5.0  # seconds to wait for another program that writes
 VERSIONS = (
     """
     CREATE TABLE chat (
@@ -58,9 +60,9 @@ def open_database(path: Path) -> sqlite3.Connection:
     Raises UnsupportedError if a newer program made it, sqlite3.DatabaseError if it is damaged, OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_wal(connection)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         version = _version(connection)
@@ -80,6 +82,26 @@ def open_database(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """SQLite's own timeout does not cover another program that is doing the same to a new file."""
+    end = time.monotonic() + PATIENCE
+    while not _try_wal(connection):
+        if time.monotonic() > end:
+            raise sqlite3.OperationalError("another program keeps the chats locked")
+        time.sleep(0.01)
+
+
+def _try_wal(connection: sqlite3.Connection) -> bool:
+    """False: another program is at it."""
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise
+        return False
+    return True
 
 
 def _version(connection: sqlite3.Connection) -> int:
