@@ -11,6 +11,7 @@ environment. --plain: llama.cpp without repacking its weights.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import sys
 import time
@@ -144,11 +145,9 @@ def memory(field: str) -> int:
 
 
 def main(engine: str, path: str, threads: str, context: str, *flags: str) -> None:
-    if engine == "ours":
-        import exl2_tui.core.model.loader
-        import exl2_tui.core.model.native  # noqa: F401
-    else:
-        import llama_cpp  # noqa: F401
+    modules = ["exl2_tui.core.model.loader", "exl2_tui.core.model.native"] if engine == "ours" else ["llama_cpp"]
+    for module in modules:  # before memory is looked at
+        importlib.import_module(module)
     idle = memory("VmRSS")
     started = time.perf_counter()
     made: Engine

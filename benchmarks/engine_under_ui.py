@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from ui_terminal import Terminal
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -111,8 +113,6 @@ class Answers:
 
 def measure(rounds: int, theme: str = "dark") -> tuple[float, float, float]:
     """Median tokens/s alone and under the app, and the median of the losses of the pairs in percent."""
-    from benchmarks.ui_terminal import Terminal
-
     home = tempfile.mkdtemp(prefix="exl2-tui-bench-")
     results = Path(home, "answers")
     results.touch()
@@ -124,7 +124,8 @@ def measure(rounds: int, theme: str = "dark") -> tuple[float, float, float]:
         env={**os.environ, "EXL2_TUI_HOME": home},
     )
     assert alone.stdin is not None and alone.stdout is not None
-    assert alone.stdout.readline() == "ready\n"
+    ask, told = alone.stdin, alone.stdout
+    assert told.readline() == "ready\n"
     settings = f'[appearance]\ntheme = "{theme}"\n[chat]\nmax_new_tokens = {TOKENS}\n[sampler]\nseed = 7\n'
     settings += f"[load]\ncontext = {CONTEXT}\n"
     terminal = Terminal(UNDER_UI, str(results), settings=settings)
@@ -145,9 +146,10 @@ def measure(rounds: int, theme: str = "dark") -> tuple[float, float, float]:
         return speed
 
     def by_itself() -> list[float]:
-        alone.stdin.write("\n")  # type: ignore[union-attr]
-        alone.stdin.flush()  # type: ignore[union-attr]
-        return json.loads(alone.stdout.readline())  # type: ignore[no-any-return,union-attr]
+        ask.write("\n")
+        ask.flush()
+        speed: list[float] = json.loads(told.readline())
+        return speed
 
     try:
         assert heard() == "ready"
@@ -164,7 +166,7 @@ def measure(rounds: int, theme: str = "dark") -> tuple[float, float, float]:
             pairs.append((engine[1], app[1]))
     finally:
         terminal.quit()
-        alone.stdin.close()
+        ask.close()
         alone.wait(10)
     losses = [1 - app / engine for engine, app in pairs]
     return (

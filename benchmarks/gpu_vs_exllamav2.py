@@ -107,7 +107,8 @@ class ExLlamaV2:
 
     def run(self, ids: Sequence[int]) -> Tensor:
         logits = self.model.forward(torch.tensor([list(ids)]), self.cache, last_id_only=True)
-        return logits[0, -1].float().cpu()  # type: ignore[no-any-return]
+        last: Tensor = logits[0, -1]
+        return last.float().cpu()
 
     def next_token(self, token: int) -> int:
         return int(self.model.forward(torch.tensor([[token]]), self.cache)[0, -1].argmax())
@@ -208,7 +209,8 @@ def distance(engines: Sequence[Engine], ids: Sequence[int]) -> float:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text())["rows"] if path.is_file() else []  # type: ignore[no-any-return]
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
+    return rows
 
 
 def write_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -106,7 +106,8 @@ def main() -> None:
                 print(f"(missed {stage_now})", flush=True)
             waits.append(run.interrupt())
             if run.process.returncode not in (130, -signal.SIGINT):
-                print(f"status {run.process.returncode} in {run.stage}: {run.process.stderr.read()[-500:]}")  # type: ignore[union-attr]
+                assert run.process.stderr is not None
+                print(f"status {run.process.returncode} in {run.stage}: {run.process.stderr.read()[-500:]}")
         left = sum(wait >= PATIENCE for wait in waits)
         longest = f"{max(waits):.2f} s" if waits else "not reached"
         print(f"| {stage} | {len(waits)} | {longest} | {left} |", flush=True)

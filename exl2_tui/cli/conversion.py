@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import queue
 import shlex
@@ -73,7 +74,7 @@ def _load_torch() -> None:
     system loads torch's libraries, and nothing has been begun yet."""
     previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        import exl2_tui.core.quant.job  # noqa: F401
+        importlib.import_module("exl2_tui.core.quant.job")
     finally:
         signal.signal(signal.SIGINT, previous)
 

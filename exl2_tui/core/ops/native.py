@@ -92,7 +92,7 @@ def find() -> Capabilities:
         return _without(wanted, f"{LIBRARY.name} was not built into the package")
     try:
         if not hasattr(torch.ops.exl2_cpu, "available_isas"):  # a second copy in one process would crash
-            torch.ops.load_library(str(LIBRARY))  # type: ignore[no-untyped-call]
+            torch.ops.load_library(str(LIBRARY))  # type: ignore[no-untyped-call] # torch declares no types
         mask = int(torch.ops.exl2_cpu.available_isas())
     except (OSError, RuntimeError, AttributeError) as error:
         detail = str(error.__cause__ or error).splitlines()[0]

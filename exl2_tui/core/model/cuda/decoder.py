@@ -192,7 +192,7 @@ class Decoder:
     def _capture(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
         graph, device = torch.cuda.CUDAGraph(), self.state.device
         # A stream of its own, since torch's default for captures belongs to the first device that captured.
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch declares no types
         with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream):
             work()
         return graph

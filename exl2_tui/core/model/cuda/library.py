@@ -51,7 +51,7 @@ def _load() -> str | None:
     if not LIBRARY.is_file():
         return f"the CUDA kernels were not built, since nvcc was not found when this was installed. {REBUILD}"
     try:
-        torch.ops.load_library(str(LIBRARY))  # type: ignore[no-untyped-call]
+        torch.ops.load_library(str(LIBRARY))  # type: ignore[no-untyped-call] # torch declares no types
     except (OSError, RuntimeError) as error:
         return f"the CUDA kernels cannot be loaded: {error}"
     if not hasattr(torch.ops.exl2_cuda, NEWEST_OP):
