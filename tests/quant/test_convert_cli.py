@@ -46,7 +46,7 @@ def test_convert_prints_events_and_jobs_lists_resumes_and_deletes(run: CliRunner
     assert done.exit_code == 0, done.output
     events = read(done.stdout)
     assert [events[0]["event"], events[-1]["event"]] == ["JobEstimate", "JobFinished"]
-    assert [Path(path).name for path in events[-1]["paths"]] == ["model-4.5bpw", "model-6bpw"]
+    assert [Path(path).name for path in events[-1]["paths"]] == ["tiny-4.5bpw", "tiny-6bpw"]
     assert all((Path(path) / "report.md").is_file() for path in events[-1]["paths"])
     kinds = {event["event"] for event in events}
     assert kinds >= {
@@ -60,7 +60,7 @@ def test_convert_prints_events_and_jobs_lists_resumes_and_deletes(run: CliRunner
     assert [(job["stage"], job["running"], len(job["models"])) for job in listed] == [("done", False, 2)]
     assert "finished" in run.invoke(app, ["jobs"]).stdout
     again = run.invoke(app, ["jobs", "resume", "work"])
-    assert again.exit_code == 0 and "model-4.5bpw" in again.stdout
+    assert again.exit_code == 0 and "tiny-4.5bpw" in again.stdout
     assert isinstance(run.invoke(app, ["jobs", "delete", str(work), "--json"]).exception, ConfigError)
     asked = run.invoke(app, ["jobs", "delete", str(work)], input="n\n")
     assert "with 2 finished models" in asked.stdout and work.exists()
@@ -100,11 +100,23 @@ def test_an_interrupted_job_is_resumed_by_name(run: CliRunner, tiny: Path, tmp_p
     job.close()
     resumed = run.invoke(app, ["jobs", "resume", str(work)])
     assert resumed.exit_code == 0, resumed.output
-    assert "KL divergence" in resumed.stderr and "model-4bpw" in resumed.stdout
+    assert "KL divergence" in resumed.stderr and "tiny-4bpw" in resumed.stdout
     other = run.invoke(app, ["convert", "-i", str(tiny), "-o", str(work), "-b", "5", *SMALL, "--json"])
     assert isinstance(other.exception, JobError) and "bits" in str(other.exception)
     ended = read(other.stdout)[-1]
     assert ended["event"] == "JobEnded" and ended["reason"] == "failed" and "-nr" in ended["hint"]
+
+
+def test_a_job_that_does_not_fit_says_what_it_needs_and_leaves_nothing(
+    run: CliRunner, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exl2_tui.core.quant.forecast.available_memory", lambda: 100 << 20)
+    work = tmp_path / "new" / "work"
+    refused = run.invoke(app, ["convert", "-i", str(tiny), "-o", str(work), *SMALL, "--json"])
+    told = read(refused.stdout)
+    assert [event["event"] for event in told] == ["JobEstimate", "JobEnded"]
+    assert told[0]["available_memory"] == 100 << 20 and "-r" in told[1]["hint"]
+    assert not work.parent.exists()
 
 
 @pytest.mark.parametrize(

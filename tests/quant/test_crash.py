@@ -117,7 +117,7 @@ def test_killed_at_50_random_moments_the_result_is_the_same(tiny: Path, tmp_path
             kills += 1
             if (tmp_path / f"job-{jobs - 1}" / "job.json").exists():
                 stages.add(json.loads((tmp_path / f"job-{jobs - 1}" / "job.json").read_bytes())["stage"])
-        model = tmp_path / f"job-{jobs - 1}" / f"model-{TUNED_BITS:g}bpw"
+        model = tmp_path / f"job-{jobs - 1}" / f"tiny-{TUNED_BITS:g}bpw"
         assert weights_hash(model) == expected
         assert not list(model.parent.rglob("*.partial"))
     assert jobs > 1 and {"measure", "quantize"} <= stages  # the others are too short to be hit every time
@@ -245,7 +245,7 @@ def test_damaged_files_are_never_trusted(tiny: Path, tmp_path: Path) -> None:
 def test_a_later_bitrate_is_mended_alone(tiny: Path, tmp_path: Path) -> None:
     asked = request(tiny, tmp_path, bits=(5.0, 4.0), recipe="classic")
     stopped_at(asked, ModelWritten, "quantize")
-    first = weights_hash(tmp_path / "model-5bpw")
+    first = weights_hash(tmp_path / "tiny-5bpw")
     job = ConvertJob.open(asked)
     next(event for event in job.run() if isinstance(event, Checkpointed))
     job.close()
@@ -253,4 +253,4 @@ def test_a_later_bitrate_is_mended_alone(tiny: Path, tmp_path: Path) -> None:
     events = convert(asked)
     assert sum(isinstance(event, ModelWritten) for event in events) == 1
     assert isinstance(events[-1], JobFinished) and len(events[-1].paths) == 2
-    assert weights_hash(tmp_path / "model-5bpw") == first
+    assert weights_hash(tmp_path / "tiny-5bpw") == first

@@ -28,6 +28,11 @@ def refused(asked: ConvertRequest, *, fresh: bool = False) -> Exl2Error:
     return caught.value
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything in a directory."""
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 def begin(asked: ConvertRequest) -> None:
     """Runs a job until something is computed."""
     job = ConvertJob.open(asked)
@@ -65,13 +70,13 @@ def test_a_head_that_is_only_rounded_cannot_choose_its_bits(
 def test_other_models_are_never_overwritten(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(tiny, out)
-    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    before = files(out)
     assert "already holds a model" in refused(request(tiny, tmp_path / "work", output=str(out))).message
     assert "already holds a model" in refused(request(tiny, tmp_path / "work", output=str(out)), fresh=True).message
     assert "already holds something else" in refused(request(tiny, out)).message
     assert "write into the model it reads" in refused(request(tiny, tiny)).message
     assert "write into the model it reads" in refused(request(tiny, tmp_path / "w", output=str(tiny / "x"))).message
-    assert {file.name: file.read_bytes() for file in out.iterdir() if file.name != "lock"} == before
+    assert files(out) == before and not (tmp_path / "work").exists()
 
 
 def test_a_model_that_appears_later_is_not_overwritten(tiny: Path, tmp_path: Path) -> None:
@@ -95,14 +100,16 @@ def test_only_a_jobs_own_files_are_deleted(tiny: Path, tmp_path: Path) -> None:
     (work / "mine").mkdir(parents=True)
     write_file(work / "mine" / "adapter.safetensors", {"a": torch.ones(3)})
     (work / "notes.partial").write_text("mine")
-    (work / "model-notes").mkdir()
-    (work / "model-notes" / "a.txt").write_text("mine")
+    (work / "tiny-3bpw").mkdir()
+    (work / "tiny-3bpw" / "a.txt").write_text("mine")
+    (work / "quantized-old").mkdir()
+    (work / "quantized-old" / "a.safetensors").write_text("mine")
     finished(convert(request(tiny, work, recipe="classic")))
     summary = registry.summarize(work)
     assert summary is not None
     registry.delete(tmp_path / "home", summary)
-    left = sorted(file.relative_to(work).as_posix() for file in work.rglob("*") if file.is_file())
-    assert left == ["mine/adapter.safetensors", "model-notes/a.txt", "notes.partial"]
+    left = ["mine/adapter.safetensors", "notes.partial", "quantized-old/a.safetensors", "tiny-3bpw/a.txt"]
+    assert sorted(files(work)) == left
 
 
 def test_one_directory_belongs_to_one_job(tiny: Path, tmp_path: Path) -> None:
@@ -167,7 +174,28 @@ def test_impossible_results_are_refused_at_once(tiny: Path, tmp_path: Path, nano
         assert caught.value.hint is not None and "smallest size is" in caught.value.hint
     with pytest.raises(QuantizationError, match="another model"):
         reference = nano_chat_exl2 / "measurement-reference.json"
-        convert(request(tiny, tmp_path / "c", measurement=str(reference)))
+        ConvertJob.open(request(tiny, tmp_path / "c", measurement=str(reference)))
+    with pytest.raises(JobError, match="calibration file cannot be read"):
+        ConvertJob.open(request(tiny, tmp_path / "d" / "e", calibration=str(tmp_path / "nothing.txt")))
+    assert not list(tmp_path.iterdir())  # what was refused leaves nothing
+    (tmp_path / "events.jsonl").write_text("mine")
+    assert "fewer" in refused(request(tiny, tmp_path, bits=(2.0,))).message
+    assert files(tmp_path) == {"events.jsonl": b"mine"}
+
+
+def test_starting_anew_deletes_nothing_before_the_new_job_can_begin(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(request(tiny, tmp_path))
+    before = files(tmp_path)
+    assert "fewer than" in refused(request(tiny, tmp_path, bits=(2.0,)), fresh=True).message
+    measured = str(tmp_path / "measurement.json")
+    (tmp_path / "measurement.json").write_text("{}")
+    assert refused(request(tiny, tmp_path, measurement=measured), fresh=True).file == measured
+    (tmp_path / "measurement.json").unlink()
+    monkeypatch.setattr("exl2_tui.core.quant.forecast.available_memory", lambda: 100 << 20)
+    assert "memory" in refused(request(tiny, tmp_path, head_bits=8), fresh=True).message
+    assert files(tmp_path) == before
 
 
 def test_too_little_room_is_told_with_numbers(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +212,7 @@ def test_too_little_room_is_told_with_numbers(tiny: Path, tmp_path: Path, monkey
     with pytest.raises(MemoryLimitError, match=r"of disk here, 0\.00 GiB are free") as caught:
         convert(request(tiny, tmp_path / "b"))
     assert caught.value.file is not None
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_state_names_every_file_it_needs(tiny: Path, tmp_path: Path) -> None:
@@ -197,4 +226,4 @@ def test_the_state_names_every_file_it_needs(tiny: Path, tmp_path: Path) -> None
 
     convert(request(tiny, work), check)
     left = {file.name for file in work.iterdir()}
-    assert left == {"job.json", "lock", "measurement.json", "calibration.safetensors", "model-4bpw"}
+    assert left == {"job.json", "lock", "measurement.json", "calibration.safetensors", "tiny-4bpw"}

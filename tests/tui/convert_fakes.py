@@ -169,8 +169,8 @@ def judged(job: str, *, broken: bool = False) -> Iterator[Event]:
     yield StageStarted(job, "evaluate", 4.0)
     kl, perplexity = (7.5, 3456.0) if broken else (0.0213, 14.31)
     yield Evaluated(job, 4.0, kl, 0.931, perplexity, 14.02, 8184, broken)
-    yield ModelWritten(job, 4.0, 3.998, f"{job}/model-4bpw", 12_300_000)
-    yield JobFinished(job, (f"{job}/model-4bpw",), int(broken), 187.0)
+    yield ModelWritten(job, 4.0, 3.998, f"{job}/nano-chat-4bpw", 12_300_000)
+    yield JobFinished(job, (f"{job}/nano-chat-4bpw",), int(broken), 187.0)
 
 
 def ended(job: str, message: str = "", hint: str = "") -> JobEnded:

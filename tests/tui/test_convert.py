@@ -371,7 +371,7 @@ async def test_progress_from_start_to_report_and_chat(app: Callable[[], Exl2App]
         assert "Convert %" not in place.row("header") and "100%" in place.row("bar")
         await pilot.press("c")
         await until(lambda: isinstance(place.app.screen, ChatScreen))
-        assert cast(FakeService, place.app.service).loads[-1][0] == f"{job}/model-4bpw"
+        assert cast(FakeService, place.app.service).loads[-1][0] == f"{job}/nano-chat-4bpw"
 
 
 async def test_the_cursor_walks_over_the_layers(app: Callable[[], Exl2App]) -> None:

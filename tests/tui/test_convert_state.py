@@ -150,7 +150,7 @@ def test_another_bitrate_starts_a_new_chart() -> None:
 def test_the_end_and_its_report() -> None:
     job = played(fake.quantized(JOB), fake.judged(JOB))
     assert job.status == "finished" and job.share == 1.0
-    assert job.models == [f"{JOB}/model-4bpw"]
+    assert job.models == [f"{JOB}/nano-chat-4bpw"]
     assert job.results[4.0].judged is not None
     broken = played(fake.quantized(JOB), fake.judged(JOB, broken=True))
     assert broken.models == []

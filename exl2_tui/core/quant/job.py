@@ -73,10 +73,11 @@ class ConvertJob:
 
     @classmethod
     def open(cls, request: ConvertRequest, *, fresh: bool = False) -> ConvertJob:
-        """Starts a job or resumes the one in the work directory; `fresh` deletes that first.
+        """Starts a job or resumes the one in the work directory; `fresh` deletes that if the new one can begin.
 
         Raises JobError if the directory belongs to another job, is locked or cannot be written, if a model cannot go
-        where it should or if the source has changed since; QuantizationError if there can be no result.
+        where it should, if the source has changed since or the calibration file cannot be read; QuantizationError if
+        there can be no result. Then everything is left as it was.
         """
         source = Path(request.source)
         if not source.is_dir():
@@ -87,26 +88,37 @@ class ConvertJob:
             claimed = claimed_by(work.path)
             for target in preflight.targets(request):
                 preflight.require_free(target, claimed)
-            if fresh:
-                work.clear()
             found = preflight.fingerprint(source)
-            state = work.read_state()
+            state = None if fresh else work.read_state()
             if state is not None and state["stage"] != "calibrate":
                 require_same(state["request"], request, work.path)
                 preflight.require_unchanged(state["source"], found, source)
                 return cls(request, work, state, resumed=True)
-            if state is None:
+            if not work.is_begun:
                 preflight.require_own(work.path)
             job = cls(request, work, Record.fresh(request, found, claimed), resumed=False)
-            job.model.require_float()
-            preflight.require_reachable(request.recipe, request.bits, job.model)
-            preflight.require_head(request, job.model)
+            job._require_sense()
+            if fresh:
+                preflight.require_kept(request)
+                require_room(forecast(request, job.model, job.spec, job.name), request, job.model, job.spec)
+                work.clear(claimed)
             if claimed:
                 work.write_state(job.state)  # or a crash before the first save would forget them
             return job
         except BaseException:
             work.close()
             raise
+
+    def _require_sense(self) -> None:
+        """Raises what would otherwise be found only after hours."""
+        self.model.require_float()
+        preflight.require_reachable(self.request.recipe, self.request.bits, self.model)
+        preflight.require_head(self.request, self.model)
+        preflight.require_calibration(self.request)
+        measured = self._given_measurement()
+        if measured is not None:
+            for bits in self.request.bits:
+                self.recipe.allocate(measured, bits)  # refuses a measurement of another model
 
     @property
     def state(self) -> dict[str, Any]:
@@ -177,12 +189,7 @@ class ConvertJob:
 
     def _given_measurement(self) -> Measurement | None:
         """The measurement of `-m`."""
-        if self.request.measurement is None:
-            return None
-        found = Measurement.read(Path(self.request.measurement))
-        for bits in self.request.bits:
-            self.recipe.allocate(found, bits)  # refuses a measurement of another model before hours are spent
-        return found
+        return None if self.request.measurement is None else Measurement.read(Path(self.request.measurement))
 
     def _measure(self, calibration: Calibration) -> Iterator[Event]:
         yield self._started("measure")

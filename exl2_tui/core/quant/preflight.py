@@ -11,6 +11,7 @@ from pathlib import Path
 from exl2_tui.core.errors import JobError, QuantizationError
 from exl2_tui.core.model.layout import LinearSpec, head_linear
 from exl2_tui.core.quant.classic import ROUNDED_HEAD
+from exl2_tui.core.quant.dataset import read_records
 from exl2_tui.core.quant.recipe import QParams, classic_attention_options, classic_mlp_options
 from exl2_tui.core.quant.refined import CANDIDATES
 from exl2_tui.core.quant.source import SourceModel
@@ -24,9 +25,11 @@ _SOURCE_FILES = ("*.json", "*.safetensors", "tokenizer.model")
 
 
 def targets(request: ConvertRequest) -> list[Path]:
-    """The directory of every model that is asked for, in the order of the bitrates."""
+    """The directory of every model that is asked for, in the order of the bitrates: "nano-chat-4bpw" in the work
+    directory, unless the request names another place."""
     if request.output is None:
-        return [Path(request.work) / f"model-{bits:g}bpw" for bits in request.bits]
+        name = Path(request.source).name or "model"
+        return [Path(request.work) / f"{name}-{bits:g}bpw" for bits in request.bits]
     if len(request.bits) == 1:
         return [Path(request.output)]
     return [Path(request.output) / f"{bits:g}bpw" for bits in request.bits]
@@ -57,6 +60,16 @@ def require_free(target: Path, claimed: Sequence[str]) -> None:
             f"the output directory already holds a model ({found})",
             file=target,
             hint="Choose an empty directory, or remove that model.",
+        )
+
+
+def require_kept(request: ConvertRequest) -> None:
+    """Raises JobError if starting anew would delete what the new job is to read."""
+    if request.measurement is not None and Path(request.work) in Path(request.measurement).parents:
+        raise JobError(
+            "starting anew deletes this directory's measurement, which is to be reused",
+            file=request.measurement,
+            hint="Copy it to another place first, or use another work directory.",
         )
 
 
@@ -119,6 +132,12 @@ def require_reachable(recipe: RecipeName, bits: Sequence[float], model: SourceMo
             f"{min(bits):g} bits per weight are fewer than this model can have",
             hint=f"With scales and permutations its smallest size is {least / weights + 0.005:.2f} bits per weight.",
         )
+
+
+def require_calibration(request: ConvertRequest) -> None:
+    """Raises JobError if not even the first record of the calibration file can be read."""
+    if request.calibration is not None:
+        next(read_records(Path(request.calibration), request.column), None)
 
 
 def require_head(request: ConvertRequest, model: SourceModel) -> None:

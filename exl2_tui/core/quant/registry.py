@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from exl2_tui.core.errors import JobError, NotFoundError
-from exl2_tui.core.quant.workdir import WorkDir, is_locked, read_state, write_durably
+from exl2_tui.core.quant.record import claimed_by
+from exl2_tui.core.quant.workdir import LOCK, WorkDir, is_locked, read_state, write_durably
 
 FILE = "jobs.json"
 
@@ -64,12 +65,12 @@ def delete(home: Path, job: JobSummary) -> None:
     path = Path(job.path)
     work = WorkDir(path)
     try:
-        work.clear()
+        work.clear(claimed_by(path))
+        (path / LOCK).unlink(missing_ok=True)
     finally:
         work.close()
-    (path / "lock").unlink(missing_ok=True)
-    if not any(path.iterdir()):
-        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # it holds something else
+        path.rmdir()
     known = _paths(home)
     if str(path.resolve()) in known:
         known.remove(str(path.resolve()))

@@ -11,13 +11,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -31,39 +32,55 @@ VERSION = 2
 CALIBRATION = "calibration.safetensors"
 EMBEDDING = "embedding.safetensors"
 MEASUREMENT = "measurement.json"
-_OWN_FILES = (STATE, MEASUREMENT, CALIBRATION, EMBEDDING, "events.jsonl", "pause")
+_RUN_FILES = ("events.jsonl", "pause")
+"""What a run leaves that has computed nothing."""
+_OWN_FILES = (STATE, MEASUREMENT, CALIBRATION, EMBEDDING, *_RUN_FILES)
 _LOCK_TRIES = 10
-_OWN_FOLDERS = ("states", "quantized-*")
-_MODELS = "model-*bpw"
+_OWN_FOLDERS = re.compile(r"states|quantized-[0-9]+")
 DISK_FULL = "the disk is full"
 DISK_HINT = "Free some space, then run the same command to go on."
 WRITE_HINT = "Make it writable, then run the same command to go on."
 
 
 class WorkDir:
-    """Exclusive owner of a directory while open. Raises JobError if it cannot be made, written or locked."""
+    """Exclusive owner of a directory while open. Raises JobError if it cannot be made, written or locked.
+
+    Where no job is begun, the directory is left as it was found.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / LOCK).open("a+")
-        except OSError as error:
-            raise JobError(f"the work directory cannot be written ({error.strerror})", file=path) from None
-        try:
-            _lock(self._lock.fileno())
-        except OSError as error:
+        self._made: list[Path] = []
+        for _ in range(_LOCK_TRIES):  # a job that was refused takes lock and directory away again
+            self._made = _missing(path)
+            self._lock = self._locked()
+            if _is_at(self._lock, path / LOCK):
+                break
             self._lock.close()
+        self._sweep()
+
+    def _locked(self) -> IO[str]:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / LOCK).open("a+")
+        except OSError as error:
+            self._take_back()
+            raise JobError(f"the work directory cannot be written ({error.strerror})", file=self.path) from None
+        try:
+            _lock(lock.fileno())
+        except OSError as error:
+            lock.close()
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise JobError(
                     "another process is working in this directory",
-                    file=path,
+                    file=self.path,
                     hint="Wait for it, or choose another one.",
                 ) from None
+            self._take_back()
             raise JobError(
-                f"the directory cannot be locked ({error.strerror})", file=path, hint="Choose one on a local disk."
+                f"the directory cannot be locked ({error.strerror})", file=self.path, hint="Choose one on a local disk."
             ) from None
-        self._sweep()
+        return lock
 
     def __enter__(self) -> WorkDir:
         return self
@@ -74,8 +91,24 @@ class WorkDir:
         self.close()
 
     def close(self) -> None:
-        """Gives the lock back."""
+        """Gives the lock back, and takes away what was made here if no job was begun."""
+        if not self.is_begun:
+            self._take_back()
         self._lock.close()
+
+    def _take_back(self) -> None:
+        """Removes what was not there before, but for directories that hold something by now."""
+        for place in self._made:
+            with contextlib.suppress(OSError):
+                if place.is_dir():
+                    place.rmdir()
+                else:
+                    place.unlink(missing_ok=True)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is a job here, damaged or not."""
+        return (self.path / STATE).exists()
 
     def read_state(self) -> dict[str, Any] | None:
         """The state, or None in a fresh directory. Raises JobError if it is damaged or from another version."""
@@ -140,22 +173,22 @@ class WorkDir:
         for name in {CALIBRATION, EMBEDDING} - names:
             (self.path / name).unlink(missing_ok=True)
 
-    def clear(self) -> None:
-        """Deletes everything a job leaves here, finished models included, and nothing else."""
+    def clear(self, claimed: Sequence[str]) -> None:
+        """Deletes everything a job leaves here and nothing else. claimed: directories of its models, of which those
+        directly in this one go too."""
         for name in _OWN_FILES:
             (self.path / name).unlink(missing_ok=True)
-        for folder in (*self._own_folders(), *self._folders(_MODELS)):
+        here = self.path.resolve()
+        models = [folder for folder in map(Path, claimed) if folder.parent.resolve() == here]
+        for folder in (*self._own_folders(), *filter(_is_real, models)):
             shutil.rmtree(folder)
 
     def _own_folders(self) -> list[Path]:
-        return [folder for pattern in _OWN_FOLDERS for folder in self._folders(pattern)]
-
-    def _folders(self, pattern: str) -> list[Path]:
-        return [folder for folder in self.path.glob(pattern) if folder.is_dir() and not folder.is_symlink()]
+        return [folder for folder in self.path.iterdir() if _OWN_FOLDERS.fullmatch(folder.name) and _is_real(folder)]
 
     def _sweep(self) -> None:
         """Deletes what a killed process was writing. Nobody else can be writing it: the directory is locked."""
-        folders = (self.path, *self._own_folders(), *self._folders(_MODELS))
+        folders = (self.path, *self._own_folders())
         for partial in [file for folder in folders for file in folder.glob("*.partial")]:
             if any(partial.name.startswith(start) for start in (".", *_OWN_FILES)):
                 partial.unlink(missing_ok=True)
@@ -216,13 +249,31 @@ def hash_file(file: Path, poll: Callable[[], None] | None = None) -> str:
 def is_locked(path: Path) -> bool:
     """Whether a process works in this directory; asking holds its lock for a moment."""
     try:
-        with (path / LOCK).open("a+") as lock:
+        with (path / LOCK).open("r+") as lock:
             _try_lock(lock.fileno())
     except FileNotFoundError:
         return False
     except OSError as error:
         return error.errno in (errno.EACCES, errno.EAGAIN)
     return False
+
+
+def _missing(path: Path) -> list[Path]:
+    """What a refused job may leave behind and is not there yet, in the order in which it can be removed."""
+    places = (*(path / name for name in (*_RUN_FILES, LOCK)), path, *path.parents)
+    return [place for place in places if not place.exists()]
+
+
+def _is_at(stream: IO[str], file: Path) -> bool:
+    """Whether a file that is open is still the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _is_real(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink()
 
 
 def _lock(handle: int) -> None:
