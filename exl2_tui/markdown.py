@@ -22,7 +22,7 @@ BLOCK_LIMIT = 2_500  # characters of one open block; longer ones are cut at a li
 NESTED_LIMIT = 12_000  # the same where a cut would tear a fence or table inside a list
 LINE_LIMIT = 6_000  # characters of one line of prose; then it is broken at a space, for the same reason
 SLICE = 2_000  # characters parsed at a time
-PROSE_LINES = 60  # lines of one prose segment; grows with the text, so that the number of segments stays small
+PROSE_LINES = 60  # lines of one prose segment: those of the last one are looked at again with every piece
 
 CODE_STYLE = "$accent"
 QUOTE_BAR = "▎ "
@@ -68,7 +68,6 @@ class Document:
         self._source = ""  # not settled yet; begins at a block
         self._blank = False  # whether a blank line stands before it
         self._fence: _Fence | None = None
-        self._total_lines = 0
         self._thought: Thought | None = None
         self._begun = False
         if text:
@@ -164,7 +163,6 @@ class Document:
                 self._blank = True
                 return True
             fence.code.lines.append(fence.dedent(line))
-            self._total_lines += 1
         return False
 
     def _break_long_line(self) -> None:
@@ -215,16 +213,15 @@ class Document:
 
     def _has_room(self) -> bool:
         last = self._settled[-1]
-        return isinstance(last, Prose) and len(last.lines) < max(PROSE_LINES, self._total_lines // 100)
+        return isinstance(last, Prose) and len(last.lines) < PROSE_LINES
 
     def _append(self, pieces: list[Segment]) -> None:
         for piece in pieces:
-            if isinstance(piece, Prose):
-                self._total_lines += len(piece.lines)
-                if self._settled and isinstance(last := self._settled[-1], Prose) and self._has_room():
-                    last.lines.extend(piece.lines)
-                    continue
-            self._settled.append(piece)
+            last = self._settled[-1] if self._settled else None
+            if isinstance(piece, Prose) and isinstance(last, Prose) and self._has_room():
+                last.lines.extend(piece.lines)
+            else:
+                self._settled.append(piece)
 
     def _draw_tail(self, *, final: bool) -> None:
         """What to show of the source that is not settled."""

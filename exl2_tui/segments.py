@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from textual.content import Content
 
 
+class ShownLine(Protocol):
+    """What is wrapped as one: a paragraph, a line of code, a row of a table.
+
+    lead stands before its first row, hang before the others; gap: a blank row above. bar stands left of every row and
+    is no part of the text. plain is the text of body, which may be costly to make.
+    """
+
+    @property
+    def plain(self) -> str: ...
+    @property
+    def body(self) -> Content: ...
+    @property
+    def lead(self) -> str: ...
+    @property
+    def hang(self) -> str: ...
+    @property
+    def bar(self) -> str: ...
+    @property
+    def gap(self) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Line:
-    """A paragraph's worth of text. lead stands before its first row, hang before the others; gap: a blank row above."""
+    """A ShownLine that is ready."""
 
     body: Content
     lead: str = ""
     hang: str = ""
     gap: bool = False
+    bar: str = ""
+
+    @property
+    def plain(self) -> str:
+        return self.body.plain
 
 
 @dataclass(slots=True)

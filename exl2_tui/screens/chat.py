@@ -31,8 +31,8 @@ from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import Row, StatusRow
 from exl2_tui.widgets.chat_sidebar import ChatSidebar
 from exl2_tui.widgets.composer import Composer
-from exl2_tui.widgets.findable import Findable
 from exl2_tui.widgets.status import header, progress_row, status_row, welcome
+from exl2_tui.widgets.text_view import TextView
 from exl2_tui.widgets.transcript import Transcript
 from exl2_tui.widgets.turn_view import TurnView
 
@@ -138,7 +138,7 @@ class ChatScreen(TurnActions):
 
     def grows(self, widget: Widget) -> bool:
         """A part of the answer that is being written, which the reader follows."""
-        following = isinstance(widget, Findable) and self.query_one(Transcript).following
+        following = isinstance(widget, TextView) and self.query_one(Transcript).following
         return following and widget in self._compositor.visible_widgets
 
     def marked_changed(self) -> None:

@@ -83,7 +83,7 @@ class TurnActions(FrugalScreen):
         number = self._next_code % len(blocks)
         self._next_code = number + 1
         name = f"code block {number + 1} of {len(blocks)}" if len(blocks) > 1 else "the code block"
-        self._copy(blocks[number].code.text, name)
+        self._copy(blocks[number].text, name)
 
     def action_turn_edit(self) -> None:
         turn = self.query_one(Transcript).marked
@@ -134,5 +134,4 @@ class TurnActions(FrugalScreen):
         turn = transcript.marked
         view = transcript.view(turn) if turn is not None else None
         if view is not None and view.turn.role == "assistant":
-            for thought in view.live.thoughts:
-                thought.toggle()
+            view.live.toggle_thoughts()

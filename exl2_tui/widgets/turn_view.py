@@ -12,14 +12,13 @@ from textual.message import Message
 from textual.widget import Widget
 
 from exl2_tui.core.events import GenerationFinished
-from exl2_tui.segments import Line, Prose
+from exl2_tui.segments import Line
 from exl2_tui.session import can_go_on
 from exl2_tui.store.tree import Turn
 from exl2_tui.text import one_line, plain, speed_text
 from exl2_tui.widgets.bars import Row
-from exl2_tui.widgets.findable import Findable
 from exl2_tui.widgets.growing import Growing
-from exl2_tui.widgets.prose import ProseView
+from exl2_tui.widgets.text_view import TextView
 
 if TYPE_CHECKING:
     from exl2_tui.widgets.live_text import LiveText
@@ -35,12 +34,12 @@ REASONS = {
 
 
 class TurnView(Vertical, Growing):
-    """A question is one widget; an answer is its segments, notices and a row of figures."""
+    """A question is its text; an answer is its text, notices and a row of figures."""
 
     DEFAULT_CSS: ClassVar[str] = """
     TurnView { height: auto; margin-top: 1; padding: 0 2; border-left: blank; }
     TurnView.-marked { border-left: outer $primary; }
-    TurnView > LiveText, TurnView > ProseView { max-width: 92; }
+    TurnView > TextView { max-width: 92; }
     TurnView > LiveText { margin-left: 2; }
     TurnView > .-notice { margin-left: 2; }
     TurnView > Row { margin: 1 0 0 2; max-width: 92; color: $secondary; }
@@ -65,7 +64,7 @@ class TurnView(Vertical, Growing):
 
     def compose(self) -> ComposeResult:
         if self.turn.role == "user":
-            yield ProseView(self._question())
+            yield TextView(self._question())
             if self.versions > 1:
                 yield Row(classes="-figures")
             return
@@ -125,7 +124,7 @@ class TurnView(Vertical, Growing):
         self._notice = text.plain
         for old in self.query(".-notice"):
             old.remove()
-        view = ProseView(Prose([Line(line, "", "  ") for line in text.split("\n")]), classes="-notice")
+        view = TextView([Line(line, "", "  ") for line in text.split("\n")], classes="-notice")
         if self.turn.state == "error":
             view.styles.margin = (1 if self.turn.text else 0, 0, 0, 2)
             self.mount_all([view], before=self.query_one(".-figures"))
@@ -138,7 +137,7 @@ class TurnView(Vertical, Growing):
 
         Text and what is drawn of it differ a little (Markdown), so a number too high means the last match.
         """
-        parts = list(self.query(Findable))
+        parts = list(self.query(TextView))
         counts = [part.find(pattern, -1) for part in parts]
         at = min(number, sum(counts) - 1)
         if at < 0:
@@ -169,14 +168,14 @@ class TurnView(Vertical, Growing):
             parts.append((f"‹ {self.version} of {self.versions} ›", "$primary"))
         return Content.assemble(*parts)
 
-    def _question(self) -> Prose:
+    def _question(self) -> list[Line]:
         text = self.turn.text
         more = len(text) - QUESTION_LIMIT
         shown = [Line(plain(line, "bold"), "  ", "  ") for line in text[:QUESTION_LIMIT].split("\n")]
         shown[0] = Line(shown[0].body, "› ", "  ")
         if more > 0:
             shown.append(Line(Content.styled(f"… {more:,} more characters", "$secondary"), "  ", "  "))
-        return Prose(shown)
+        return shown
 
     def on_click(self) -> None:
         if not self.screen.get_selected_text():

@@ -14,7 +14,6 @@ from exl2_tui.screens.mode_picker import ModePicker
 from exl2_tui.settings import ChatSettings, Settings, load_settings
 from exl2_tui.state import Changes
 from exl2_tui.widgets.chat_sidebar import ChatSidebar
-from exl2_tui.widgets.code_view import CodeView
 from tests.tui.conftest import MakeApp
 from tests.tui.driver import ChatDriver, until
 from tests.tui.fakes import FakeClock, FakeService
@@ -550,8 +549,8 @@ async def test_long_code_answer_stays_small(make_app: MakeApp) -> None:
         await chat.ask("ten thousand lines")
         code = "\n".join(f"x{number} = {number}" for number in range(10_000))
         await chat.answer(f"```python\n{code}\n```")
-        view = chat.turns[-1].query_one(CodeView)
-        assert view.code.text == code
+        blocks = chat.turns[-1].live.blocks
+        assert [block.text for block in blocks] == [code]
         assert len(list(chat.chat_screen.walk_children())) <= 600
         assert "x9999 = 9999" in chat.everything
 

@@ -7,7 +7,8 @@ from textual.widgets import Static
 from exl2_tui.find import matches, pattern_of
 from exl2_tui.store.tree import Turn
 from exl2_tui.widgets.find_bar import FindBar
-from exl2_tui.widgets.findable import CURRENT, FOUND, Findable
+from exl2_tui.widgets.text_rows import CURRENT, FOUND
+from exl2_tui.widgets.text_view import TextView
 from tests.tui.conftest import MakeApp
 from tests.tui.driver import ChatDriver
 
@@ -15,7 +16,7 @@ from tests.tui.driver import ChatDriver
 def lit(chat: ChatDriver, style: str) -> list[str]:
     """The texts drawn in a style, top to bottom."""
     found: list[str] = []
-    for part in chat.transcript.query(Findable):
+    for part in chat.transcript.query(TextView):
         content = part.render()
         spans = [span for span in content.spans if span.style == style]  # type: ignore[union-attr]
         found += [content.plain[span.start : span.end] for span in spans]  # type: ignore[union-attr]
@@ -78,6 +79,6 @@ async def test_a_match_far_above_is_brought_into_view(make_app: MakeApp) -> None
         await pilot.pause()
         assert count(chat).startswith("1 of 1") and lit(chat, CURRENT) == ["needle-7-x"]
         assert len(chat.turns) <= 20
-        spot = next(part for part in chat.transcript.query(Findable) if "needle-7-x" in str(part.render()))
+        spot = next(part for part in chat.transcript.query(TextView) if "needle-7-x" in str(part.render()))
         row = spot.region.y + spot.row_of(0)
         assert chat.transcript.region.y <= row < chat.transcript.region.bottom

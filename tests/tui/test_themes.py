@@ -9,7 +9,7 @@ from textual.widgets import Input, TextArea
 
 from exl2_tui.keymap import EDITING, KEYS, problem_of, problems, spell
 from exl2_tui.themes import DARK, LIGHT, TERMINAL, background_is_light, luminance, theme_name
-from exl2_tui.widgets.code_view import CodeTheme
+from exl2_tui.widgets.code_lines import CodeTheme
 from tests.tui.conftest import MakeApp
 from tests.tui.demo import ANSWERS
 from tests.tui.driver import ChatDriver

@@ -1,0 +1,110 @@
+"""TextView: text of any length in one widget, of which only what is in view is made and drawn.
+
+A widget per paragraph would be simpler, but everything Textual does costs more with every widget there is: laying out,
+matching styles, finding out what the mouse is over. An answer of 10,000 lines had 1,500 of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual.cache import LRUCache
+from textual.content import Content
+from textual.css.styles import RulesMap
+from textual.geometry import Region, Size
+from textual.selection import Selection
+from textual.strip import Strip
+from textual.style import Style
+from textual.visual import RenderOptions
+from textual.widgets import Static
+
+from exl2_tui.segments import ShownLine
+from exl2_tui.widgets.growing import Growing
+from exl2_tui.widgets.text_rows import TextRows
+
+KEPT = 512  # rows whose drawing is kept
+_RULES: RulesMap = {"text_wrap": "nowrap", "text_overflow": "fold"}
+
+
+class TextView(Static, Growing):
+    """Shows lines; matches in them can be lit up, and they can be selected across rows that are not in view."""
+
+    DEFAULT_CSS: ClassVar[str] = "TextView { width: 1fr; height: auto; }"
+
+    def __init__(self, lines: Sequence[ShownLine] = (), *, classes: str | None = None) -> None:
+        super().__init__("", markup=False, classes=classes)
+        self.auto_links = False  # there are none, and looking for them copies every row
+        self.rows = TextRows()
+        self.rows.replace(0, lines, [line.gap and number > 0 for number, line in enumerate(lines)])
+        self._strips: LRUCache[int, tuple[str, Content, Strip]] = LRUCache(KEPT)  # by row, with what they were made of
+        self._look: Style | None = None
+
+    def changed(self, since: int, before: int) -> None:
+        """Lines from `since` on may look different now; asks for a layout only if there are not `before` rows."""
+        rows = self.rows
+        grown = rows.height != before
+        if grown:
+            self.clear_cached_dimensions()
+        first = max(rows.top(since), rows.height - self.screen.size.height)  # who sees it grow sees its end
+        while first < rows.height and self._is_drawn(first):
+            first += 1
+        self.refresh(Region(0, first, rows.width, max(1, rows.height - first)), layout=grown)
+
+    def lay_out(self, width: int) -> None:
+        """Makes `rows` fit the width."""
+        if width != self.rows.width:
+            self.rows.lay_out(width)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        self.lay_out(width)
+        return self.rows.height
+
+    def render(self) -> Content:
+        """All of the text; what is on screen comes from `render_line`."""
+        self.lay_out(self.rows.width or self.content_size.width or 80)
+        return self.rows.content
+
+    def render_line(self, y: int) -> Strip:
+        """One row, drawn once."""
+        look = self.visual_style
+        if look != self._look:
+            self._look = look
+            self._strips.clear()
+        bar, text = self.rows.row(y)
+        selection = self.text_selection
+        span = selection.get_span(y) if selection is not None else None
+        if span is None and self._is_drawn(y):
+            return self._strips[y][2]
+        if span is not None:
+            chosen = Style.from_styles(self.screen.get_component_styles("screen--selection"))
+            text = text.stylize(chosen, span[0], len(text.plain) if span[1] == -1 else span[1])
+        options = RenderOptions(self._get_style, _RULES)
+        width = max(1, self.rows.width)
+        strip = text.render_strips(width, 1, look, options)[0]
+        if bar:
+            strip = Strip.join([Content.styled(bar, "$panel").render_strips(width, 1, look, options)[0], strip])
+        strip = strip.apply_offsets(-len(bar), y)
+        if span is None:
+            self._strips[y] = (bar, text, strip)
+        return strip
+
+    def _is_drawn(self, y: int) -> bool:
+        """Whether what is kept for a row is what stands there now."""
+        kept = self._strips.get(y)
+        bar, text = self.rows.row(y)
+        return kept is not None and kept[0] == bar and kept[1].is_same(text)
+
+    def get_selection(self, selection: Selection) -> tuple[str, str]:
+        return self.rows.copied(selection), "\n"
+
+    def find(self, pattern: re.Pattern[str] | None, current: int) -> int:
+        """Lights up every match, `current` of them more than the others; returns how many there are."""
+        if pattern is not None or self.rows.finding:
+            self.refresh()
+        return self.rows.find(pattern, current)
+
+    def row_of(self, number: int) -> int:
+        """The row in which a match begins."""
+        return self.rows.row_of(number)
