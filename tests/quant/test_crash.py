@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from exl2_tui.core.job_events import (
     LayerQuantized,
     ModelWritten,
     QualityWarning,
+    StageStarted,
     Tuned,
 )
 from exl2_tui.core.quant import output, workdir
@@ -123,15 +125,47 @@ def test_killed_at_50_random_moments_the_result_is_the_same(tiny: Path, tmp_path
     assert jobs > 1 and {"measure", "quantize"} <= stages  # the others are too short to be hit every time
 
 
-def test_cancelling_stops_soon_and_resumes(tiny: Path, tmp_path: Path) -> None:
-    token = CancelToken()
-    job = ConvertJob.open(request(tiny, tmp_path))
-    with pytest.raises(CancelledError):
-        for event in job.run(token):
-            if isinstance(event, LayerMeasured):
-                token.cancel()
-    job.close()
-    finished(convert(request(tiny, tmp_path)))
+class Watched(CancelToken):
+    """Counts the looks that a job takes at it in every stage, and is set at a given one."""
+
+    def __init__(self, job: ConvertJob, stage: str = "", at: int = 0) -> None:
+        super().__init__()
+        self.job = job
+        self.wanted = stage, at
+        self.begun = ""
+        self.looks: Counter[str] = Counter()
+
+    def check(self) -> None:
+        layers, step = self.job.model.config.num_hidden_layers, self.job.record.step
+        late = {layers: "head", layers + 1: "tune"}.get(min(step, layers + 1), "quantize")
+        stage = late if self.begun == "quantize" else self.begun
+        self.looks[stage] += 1
+        if (stage, self.looks[stage]) == self.wanted:
+            self.cancel()
+        super().check()
+
+    def run(self) -> list[Event]:
+        events: list[Event] = []
+        try:
+            for event in self.job.run(self):
+                events.append(event)
+                if isinstance(event, StageStarted):
+                    self.begun = event.stage
+            return events
+        finally:
+            self.job.close()
+
+
+def test_cancelled_in_the_middle_of_every_stage_the_result_is_the_same(tiny: Path, tmp_path: Path) -> None:
+    whole = Watched(ConvertJob.open(request(tiny, tmp_path / "whole", bits=(TUNED_BITS,))))
+    expected = weights_hash(finished(whole.run()))
+    asked = request(tiny, tmp_path / "cut", bits=(TUNED_BITS,))
+    for stage in ("calibrate", "measure", "allocate", "quantize", "head", "tune", "compile", "evaluate"):
+        cut = Watched(ConvertJob.open(asked), stage, (whole.looks[stage] + 1) // 2)
+        with pytest.raises(CancelledError):
+            cut.run()
+        assert cut.begun == {"head": "quantize", "tune": "quantize"}.get(stage, stage)
+    assert weights_hash(finished(convert(asked))) == expected
 
 
 def test_a_full_disk_at_any_file_leaves_a_job_that_resumes(
