@@ -1,18 +1,18 @@
 """How long a conversion goes on after Ctrl-C, in every stage.
 
-    python benchmarks/quant_cancel.py WORK MODEL [--wide [--vocab N]] [--times 3] [--convert "-b 3 -r 16"] [--check]
+    python benchmarks/quant_cancel.py WORK MODEL [--random 2048,5632,2,32,4,8192] [--convert "-b 3 -r 16"] [--check]
 
 For each stage a job is started (or resumed) by `exl2-tui convert`, let run into that stage and a random while further,
-and interrupted; the time until the process has ended is taken. --wide: a random model of 2 layers of hidden size 2048
-with the tokenizer of MODEL instead. `left behind`: how often the process ended in the middle of a computation that did
-not notice (which the command line does after a second), instead of at its next check. --check: in the end the job that
-was interrupted runs to its end, another one runs without a stop, and the files of both must have the same hash.
+and interrupted; the time until the process has ended is taken. --random: instead a model of this shape (hidden, ffn,
+layers, heads, kv heads, vocabulary) with the tokenizer of MODEL. `left behind`: how often the process ended in the
+middle of a computation that did not notice (which the command line does after a second), instead of at its next check.
+--check: in the end the job that was interrupted runs to its end, another one runs without a stop, and the files of both
+must have the same hash.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import random
@@ -26,8 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from quant_estimates import WIDE
-from random_models import write_convertible
+from random_models import Shape, write_convertible
 
 from exl2_tui.cli.conversion import PATIENCE
 
@@ -101,17 +100,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--wide", action="store_true")
+    parser.add_argument("--random", type=Shape.parse)
     parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--within", type=float, default=4.0, help="seconds after a stage's beginning, at most")
-    parser.add_argument("--vocab", type=int, default=WIDE.vocab, help="with --wide: entries of the vocabulary")
     parser.add_argument("--convert", default="-b 3 -r 16 -l 512", help="options of `exl2-tui convert`")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     model, job = options.model, options.work / "job"
-    if options.wide:
-        model = write_convertible(options.work / "wide", dataclasses.replace(WIDE, vocab=options.vocab), 1024, model)
+    if options.random is not None:
+        model = write_convertible(options.work / "random", options.random, 1024, model)
     layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
     shutil.rmtree(job, ignore_errors=True)
 

@@ -1,11 +1,11 @@
 """What a conversion said that it would take, against what it took: time, peak memory and disk.
 
-    python benchmarks/quant_estimates.py WORK MODEL [MODEL ...] [--wide] [--convert "-b 4 -r 16 -l 512"]
+    python benchmarks/quant_estimates.py WORK MODEL [--random 2048,5632,2,32,4,8192] [--convert "-b 4 -r 16 -l 512"]
 
-Each model is converted by `exl2-tui convert` in a process of its own; memory is the most that was ever resident, mapped
+The model is converted by `exl2-tui convert` in a process of its own; memory is the most that was ever resident, mapped
 files included. --cpu counts all seconds, those of the estimate as well, as CPU seconds of one thread, which other work
-on the machine disturbs little. --wide adds a random model of 2 layers of hidden size 2048, with the tokenizer of the
-first MODEL.
+on the machine disturbs little. --random: instead a model of this shape (hidden, ffn, layers, heads, kv heads,
+vocabulary) with the tokenizer of MODEL.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from random_models import Shape, write_convertible
-
-WIDE = Shape(2048, 5632, 2, 32, 4, vocab=8192)
 
 
 @dataclass(frozen=True)
@@ -101,26 +99,24 @@ def convert(model: Path, work: Path, options: list[str], *, cpu: bool) -> tuple[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("model", type=Path)
     parser.add_argument("--cpu", action="store_true")
-    parser.add_argument("--wide", action="store_true")
+    parser.add_argument("--random", type=Shape.parse)
     parser.add_argument("--convert", default="-b 4", help="options of `exl2-tui convert`")
     options = parser.parse_args()
-    models = list(options.models)
-    if options.wide:
-        models.append(write_convertible(options.work / "wide", WIDE, 1024, models[0]))
-    print("| model | options | seconds told, real | MiB of memory told, real | MiB of disk told, real |")
+    model = options.model
+    if options.random is not None:
+        model = write_convertible(options.work / "random", options.random, 1024, model)
+    told, real = convert(model, options.work / "job", shlex.split(options.convert), cpu=options.cpu)
+    memory = max(real.memory.values())
+    print("| model | options | seconds told / real | MiB of memory told / real | MiB of disk told / real |")
     print("|---|---|---|---|---|")
-    for model in models:
-        told, real = convert(model, options.work / f"job-{model.name}", shlex.split(options.convert), cpu=options.cpu)
-        memory = max(real.memory.values())
-        print(
-            f"| {model.name} | {options.convert} | {told['seconds']:.0f}, {real.seconds:.0f} "
-            f"({told['seconds'] / real.seconds:.2f}) | {told['peak_memory'] >> 20}, {memory >> 20} "
-            f"({told['peak_memory'] / memory:.2f}) | {told['disk'] >> 20}, {real.disk >> 20} |"
-        )
-        stages = ", ".join(f"{stage} {size >> 20}" for stage, size in real.memory.items())
-        print(f"MiB by stage: {stages}", file=sys.stderr, flush=True)
+    print(
+        f"| {model.name} | `{options.convert}` | {told['seconds']:.0f} / {real.seconds:.0f} "
+        f"({told['seconds'] / real.seconds:.2f}) | {told['peak_memory'] >> 20} / {memory >> 20} "
+        f"({told['peak_memory'] / memory:.2f}) | {told['disk'] >> 20} / {real.disk >> 20} |"
+    )
+    print("MiB by stage:", ", ".join(f"{stage} {size >> 20}" for stage, size in real.memory.items()))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,11 @@ class Shape:
     kv_heads: int
     vocab: int = 32000
 
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        """ "2048,5632,2,32,4,8192": the numbers in the order of the fields."""
+        return cls(*map(int, text.split(",")))
+
     def config(self, context: int) -> dict[str, object]:
         return {
             "architectures": ["LlamaForCausalLM"],

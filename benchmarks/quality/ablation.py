@@ -1,6 +1,6 @@
 """What each idea of the refined recipe is worth: KL divergence on the choice half at equal stored bytes, and time.
 
-    python benchmarks/quality/ablation.py MODEL VAL.jsonl REFINED_JOB CLASSIC_JOB RESULTS.jsonl --bits 2.5,3,4,6
+    python benchmarks/quality/ablation.py MODEL VAL.jsonl REFINED_JOB CLASSIC_JOB RESULTS.jsonl [--bits 2.5,3]
 
 The jobs are work directories of `exl2-tui convert -om` runs of MODEL with the same calibration options, one per recipe;
 they supply the calibration rows and both measurements, so that only the quantizing differs. Adds one JSON line per
@@ -14,21 +14,26 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+from unittest.mock import patch
 
 import heldout
 import texts
 import torch
 from torch import Tensor
 
+from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.checkpoint import Checkpoint, open_file, write_file
 from exl2_tui.core.model.causal_lm import CausalLM
-from exl2_tui.core.quant import output
+from exl2_tui.core.quant import gptq, output
 from exl2_tui.core.quant.calibration import Calibration
+from exl2_tui.core.quant.gptq import Factor, Solution
 from exl2_tui.core.quant.measurement import Measurement
+from exl2_tui.core.quant.recipe import QParams
 from exl2_tui.core.quant.recipes import ClassicRecipe, QuantizedLayer, Recipe, States
 from exl2_tui.core.quant.refined import RefinedRecipe, Tuning
 from exl2_tui.core.quant.source import SourceModel, parts_of
@@ -41,23 +46,45 @@ UNTUNED = Schedule(steps=0)
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One line of the table: whose measurement allocates, and what quantizes."""
+    """One line of the table: whose measurement allocates, and what quantizes.
+
+    without: functions by their full names, and what takes their place.
+    """
 
     name: str
     measured: str
     recipe: Recipe
+    without: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+
+
+def solved_plainly(
+    weight: Tensor, factor: Factor, params: QParams, *, passes: int, cancel: CancelToken | None = None
+) -> Solution:
+    """In place of `refine`: the classic recipe's solver."""
+    return gptq.solve(weight, factor, params, cancel)
+
+
+CLASSIC_SOLVER = {"exl2_tui.core.quant.refined.refine": solved_plainly}
+NO_DESCENT = {"exl2_tui.core.quant.refine._descend": lambda *_: None}
 
 
 def variants(model: SourceModel) -> Iterator[Variant]:
     """Each idea added to those before it, then the default with one thing changed."""
     classic = ClassicRecipe(model, "ablation", "sum")
     plain = Tuning(drift=0.0, passes=0, head=False, schedule=UNTUNED)
+    twice = dataclasses.replace(plain, passes=2)
     yield Variant("classic", "classic", classic)
     yield Variant("output-KL allocation", "refined", classic)
+    for name, tuning, without in (
+        ("+ running order", dataclasses.replace(plain, damping=0.12), CLASSIC_SOLVER),
+        ("+ damping 0.02", plain, CLASSIC_SOLVER),
+        ("+ scales weighted by the Hessian", plain, {}),
+        ("+ scales refitted", twice, NO_DESCENT),
+        ("+ coordinate descent, 2 passes", twice, {}),
+    ):
+        yield Variant(name, "refined", RefinedRecipe(model, "ablation", "sum", 6, tuning), without)
     for name, tuning in (
-        ("+ running order, damping 0.02, weighted scales", plain),
-        ("+ refit and descent, 2 passes", dataclasses.replace(plain, passes=2)),
-        ("+ half of the drift cancelled", dataclasses.replace(plain, passes=2, drift=0.5)),
+        ("+ half of the drift cancelled", dataclasses.replace(twice, drift=0.5)),
         ("+ head refined as well", Tuning(schedule=UNTUNED)),
         ("+ norms and scales tuned (default)", Tuning()),
         ("damping 0.005", Tuning(damping=0.005, schedule=UNTUNED)),
@@ -126,7 +153,7 @@ def main() -> None:
     parser.add_argument("refined_job", type=Path)
     parser.add_argument("classic_job", type=Path)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--bits", default="2.5,3,4,6")
+    parser.add_argument("--bits", default="2.5,3,3.5,4,5,6,8")
     parser.add_argument("--only", action="append", help="variants whose name contains this")
     options = parser.parse_args()
     model = SourceModel(options.model, torch.device("cpu"))
@@ -149,7 +176,10 @@ def main() -> None:
             strategy = allocator.allocate(found[variant.measured], bits)
             with tempfile.TemporaryDirectory() as folder:
                 began = time.process_time()
-                made = quantized(model, variant.recipe, strategy, rows, Path(folder))
+                with ExitStack() as replaced:
+                    for place, function in variant.without.items():
+                        replaced.enter_context(patch(place, function))
+                    made = quantized(model, variant.recipe, strategy, rows, Path(folder))
                 seconds = time.process_time() - began
                 run = heldout.run(CausalLM.load(made, model.config), items)
             scores = heldout.judge(original, run, items)

@@ -192,8 +192,9 @@ def describe(event: Event) -> str:
         what = f" at {event.bits:g} bits per weight" if event.bits else ""
         return f"{event.stage.capitalize()}{what}{' (resumed)' if event.resumed else ''}"
     if isinstance(event, CalibrationReady):
+        source = "the built-in set" if event.description == "(default)" else event.description
         return (
-            f"  {event.rows} rows of {event.length} tokens from {event.description}; "
+            f"  {event.rows} rows of {event.length} tokens from {source}; "
             f"{event.measure_rows} measure, {event.held_out_rows} judge the result"
         )
     if isinstance(event, LayerMeasured):

@@ -180,7 +180,10 @@ class ConvertRequest:
         if self.head_bits is None and self.recipe != "refined":
             raise ConfigError("only the refined recipe can choose the bits of the head: give a number")
         if self.recipe not in get_args(RecipeName) or self.allocation not in get_args(Allocation):
-            raise ConfigError(f"unknown recipe {self.recipe!r} or allocation {self.allocation!r}")
+            known = " or ".join(get_args(RecipeName)), " or ".join(get_args(Allocation))
+            raise ConfigError(
+                f"recipe and allocation are {self.recipe} and {self.allocation}, but must be {known[0]}, and {known[1]}"
+            )
         if self.measure_to is not None and (self.output is not None or self.measurement is not None):
             raise ConfigError("measuring only cannot be combined with an output directory or a given measurement")
         for name in ("rows", "length", "measure_rows", "measure_length"):

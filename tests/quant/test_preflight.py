@@ -177,6 +177,9 @@ def test_impossible_results_are_refused_at_once(tiny: Path, tmp_path: Path, nano
         ConvertJob.open(request(tiny, tmp_path / "c", measurement=str(reference)))
     with pytest.raises(JobError, match="calibration file cannot be read"):
         ConvertJob.open(request(tiny, tmp_path / "d" / "e", calibration=str(tmp_path / "nothing.txt")))
+    for device in ("tpu", "cuda:99"):
+        with pytest.raises(Exl2Error, match=f'"{device}"|no GPU can be used'):
+            ConvertJob.open(request(tiny, tmp_path / "f", device=device))
     assert not list(tmp_path.iterdir())  # what was refused leaves nothing
     (tmp_path / "events.jsonl").write_text("mine")
     assert "fewer" in refused(request(tiny, tmp_path, bits=(2.0,))).message

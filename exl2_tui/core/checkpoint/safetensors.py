@@ -42,6 +42,8 @@ READABLE = {
 _NAMES = {dtype: name for name, dtype in READABLE.items()}
 _ALIGNMENT = 8
 _PIECE_BYTES = 16 << 20
+_SYNC_BYTES = 32 << 20
+"""Written at most before the disk is waited for: a process cannot end while it waits, not even by Ctrl-C."""
 _HEAP_BYTES = 64 << 10
 
 
@@ -217,10 +219,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor | TensorSource], *, dura
     try:
         try:
             with partial.open("wb") as stream:
-                digest = _write_all(stream, header, ordered, path)
-                if durable:
-                    stream.flush()
-                    os.fsync(stream.fileno())
+                digest = _write_all(stream, header, ordered, path, durable=durable)
             partial.replace(path)
             if durable:
                 _sync_directory(path.parent)
@@ -247,9 +246,11 @@ def _header_bytes(ordered: list[tuple[str, TensorSource]], path: Path) -> bytes:
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
-def _write_all(stream: BinaryIO, header: bytes, ordered: Iterable[tuple[str, TensorSource]], path: Path) -> str:
+def _write_all(
+    stream: BinaryIO, header: bytes, ordered: Iterable[tuple[str, TensorSource]], path: Path, *, durable: bool
+) -> str:
     digest = hashlib.sha256(header)
-    stream.write(header)
+    waiting = stream.write(header)
     for name, source in ordered:
         tensor = source.load().detach().cpu().contiguous()
         if tensor.dtype != source.dtype or tuple(tensor.shape) != source.shape:
@@ -260,9 +261,20 @@ def _write_all(stream: BinaryIO, header: bytes, ordered: Iterable[tuple[str, Ten
         data = memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")
         for start in range(0, tensor.nbytes, _PIECE_BYTES):
             piece = data[start : start + _PIECE_BYTES]
-            stream.write(piece)
+            waiting += stream.write(piece)
             digest.update(piece)
+            if durable and waiting >= _SYNC_BYTES:
+                _sync(stream)
+                waiting = 0
+    if durable:
+        _sync(stream)
     return digest.hexdigest()
+
+
+def _sync(stream: BinaryIO) -> None:
+    """Waits until the disk has everything that was written."""
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def _sync_directory(directory: Path) -> None:

@@ -7,7 +7,6 @@ cache = model.new_cache(plan.estimate.context, options.cache)
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +15,7 @@ import torch
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.errors import CheckpointError, ConfigError, ExtensionError, MemoryLimitError, UnsupportedError
+from exl2_tui.core.errors import CheckpointError, ConfigError, MemoryLimitError, UnsupportedError
 from exl2_tui.core.model.causal_lm import CausalLM
 from exl2_tui.core.model.cuda import library
 from exl2_tui.core.model.estimate import MeasurableSource, estimate, model_sizes, require_fit
@@ -63,7 +62,7 @@ def plan_load(checkpoint: ModelDirectory, config: ModelConfig, options: LoadOpti
     if options.gpu_split:
         return _plan_split(checkpoint, config, options, inventory)
     if options.device not in ("auto", "cpu"):
-        return _plan_cuda(checkpoint, config, options, _cuda_device(options.device), inventory)
+        return _plan_cuda(checkpoint, config, options, library.named_device(options.device), inventory)
     if options.device == "cpu" or library.no_device() is not None:
         return _plan_cpu(checkpoint, config, options, inventory)
     device = torch.device("cuda", torch.cuda.current_device())
@@ -172,9 +171,7 @@ def _plan_split(
 
 def _check_gpu(options: LoadOptions) -> None:
     """Raises ExtensionError or UnsupportedError where no model can run on a GPU with these options."""
-    reason = library.no_device()
-    if reason is not None:
-        raise ExtensionError(f"no GPU can be used: {reason}", hint='Use the device "cpu".')
+    library.require_device()
     if options.cache != "fp16":
         raise UnsupportedError(f'the cache kind "{options.cache}" cannot be used on a GPU', hint="Use fp16.")
 
@@ -182,18 +179,6 @@ def _check_gpu(options: LoadOptions) -> None:
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on a GPU."""
     return torch.cuda.mem_get_info(device)[0]
-
-
-def _cuda_device(name: str) -> torch.device:
-    """ "cuda" or "cuda:1". Raises ConfigError for anything else and for a number there is no device of."""
-    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", name)
-    if match is None:
-        raise ConfigError(f'the device "{name}" is none of auto, cpu, cuda, cuda:0, ...')
-    index = int(match[1] or 0)
-    count = torch.cuda.device_count()
-    if count and index >= count:
-        raise ConfigError(f'there is no device "{name}": this machine has {count}')
-    return torch.device("cuda", index)
 
 
 def _no_cuda(config: ModelConfig, device: torch.device | None = None) -> str | None:

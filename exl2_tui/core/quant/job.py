@@ -30,6 +30,7 @@ from exl2_tui.core.job_events import (
     QualityWarning,
     StageStarted,
 )
+from exl2_tui.core.model.cuda import library
 from exl2_tui.core.model.layout import head_linear
 from exl2_tui.core.quant import output, preflight
 from exl2_tui.core.quant.calibration import Calibration
@@ -52,6 +53,13 @@ __all__ = ["ConvertJob", "stored_request"]
 _Result = TypeVar("_Result")
 
 
+def _device(name: str) -> torch.device:
+    """Raises ConfigError or ExtensionError for one that this machine does not have."""
+    if name == "auto":
+        name = "cpu" if library.no_device() else "cuda"
+    return torch.device(name) if name == "cpu" else library.named_device(name)
+
+
 class ConvertJob:
     """One conversion in one work directory, which it owns until closed."""
 
@@ -60,8 +68,7 @@ class ConvertJob:
         self.work = work
         self.resumed = resumed
         self.name = str(work.path)
-        name = request.device if request.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(name)
+        device = _device(request.device)
         self.record = Record(work, state, device)
         self.model = SourceModel(Path(request.source), device)
         make = ClassicRecipe if request.recipe == "classic" else RefinedRecipe

@@ -61,8 +61,8 @@ class Schedule:
 
     def batches(self, count: int, length: int) -> list[list[int]]:
         """The rows of every step, out of `count` rows of `length` tokens: each comes once before any comes again."""
-        judging = self.judging(count)
-        fitting = torch.tensor([row for row in range(count) if row not in judging] or judging)
+        judging = set(self.judging(count))
+        fitting = torch.tensor([row for row in range(count) if row not in judging] or sorted(judging))
         each = min(max(1, self.tokens // length), len(fitting))
         steps = min(self.steps, self.passes * len(fitting) // each)
         generator = torch.Generator().manual_seed(0)

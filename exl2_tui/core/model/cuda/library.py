@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from exl2_tui.core.errors import ExtensionError
+from exl2_tui.core.errors import ConfigError, ExtensionError
 
 OLDEST = (8, 0)  # cp.async; sm_75 lacks it, and mbarrier and bfloat16 with it
 LIBRARY = Path(__file__).resolve().parents[3] / "_C_cuda.so"
@@ -22,6 +23,26 @@ def no_device() -> str | None:
     if not torch.cuda.is_available():
         return "no CUDA device was found"
     return None
+
+
+def named_device(name: str) -> torch.device:
+    """ "cuda" or "cuda:1". Raises ConfigError for anything else and for a number there is no device of, ExtensionError
+    where torch cannot use a GPU."""
+    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", name)
+    if match is None:
+        raise ConfigError(f'the device "{name}" is none of auto, cpu, cuda, cuda:0, ...')
+    require_device()
+    index, count = int(match[1] or 0), torch.cuda.device_count()
+    if index >= count:
+        raise ConfigError(f'there is no device "{name}": this machine has {count}')
+    return torch.device("cuda", index)
+
+
+def require_device() -> None:
+    """Raises ExtensionError unless torch can use a GPU."""
+    reason = no_device()
+    if reason is not None:
+        raise ExtensionError(f"no GPU can be used: {reason}", hint='Use the device "cpu".')
 
 
 def unavailable(device: torch.device | None = None) -> str | None:
