@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 from pygments.token import Token  # type: ignore[import-untyped, unused-ignore]
-from textual.cache import LRUCache
 from textual.content import Content
 from textual.highlight import HighlightTheme, highlight
 
 from exl2_tui.segments import Code, Line, ShownLine
+from exl2_tui.widgets.recent import Recent
 
 PART_LINES = 80  # lines coloured at once
 PARTS_KEPT = 8  # of one fence
@@ -68,7 +68,7 @@ class CodeLines:
         self._bar = " " * code.indent + BAR
         self._head = Line(Content.styled(code.language, "$secondary"), bar=self._bar) if code.language else None
         self._complete: list[CodeLine] = []
-        self._parts: LRUCache[int, tuple[tuple[int, str], list[Content]]] = LRUCache(PARTS_KEPT)
+        self._parts: Recent[int, tuple[tuple[int, str], list[Content]]] = Recent(PARTS_KEPT)
 
     def lines(self) -> list[ShownLine]:
         """The language if it is known, then the code; at least one."""
@@ -91,7 +91,7 @@ class CodeLines:
         if known is None or known[0] != state:
             lines = [*code.lines[first:end], code.tail] if len(code.lines) < end else code.lines[first:end]
             text = "\n".join(line.expandtabs(4) for line in lines)
-            known = self._parts[part] = (state, _coloured(text, code.language))
+            known = self._parts.put(part, (state, _coloured(text, code.language)))
         return known[1][inner] if inner < len(known[1]) else _BLANK
 
 

@@ -11,17 +11,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
-from textual.cache import LRUCache
 from textual.content import Content
 from textual.selection import Selection
 
 from exl2_tui.segments import ShownLine
+from exl2_tui.widgets.recent import Recent
+from exl2_tui.widgets.wrap import TAB, count_rows, wrap
 
 FOUND = "$input-selection-foreground on $input-selection-background"
 CURRENT = "bold reverse"
 NARROWEST = 8  # cells; text is wrapped no narrower than this
 KEPT = 512  # lines whose rows are kept
-TAB = 8  # cells, as Content wraps it
 
 _BLANK = Content("")
 
@@ -44,7 +44,7 @@ class TextRows:
         self.lines: list[ShownLine] = []
         self._gaps: list[bool] = []
         self._tops = [0]  # the row at which each line begins, its blank row included; at the end, the height
-        self._made: LRUCache[int, tuple[ShownLine, Content, list[Content]]] = LRUCache(KEPT)
+        self._made: Recent[int, tuple[ShownLine, Content, list[Content]]] = Recent(KEPT)
         self._pattern: re.Pattern[str] | None = None
         self._current = -1
         self._matches: dict[int, list[Match]] | None = None  # by line; None: to be looked for
@@ -88,16 +88,11 @@ class TextRows:
         del self._tops[start + 1 :]
         top = self._tops[-1]
         for line, gap in zip(self.lines[start:], self._gaps[start:], strict=True):
-            top += gap + self._count(line)
+            top += gap + count_rows(line.plain, self._room(line))
             self._tops.append(top)
 
     def _room(self, line: ShownLine) -> int:
         return max(NARROWEST, self.width - cell_len(line.bar) - cell_len(line.lead))
-
-    def _count(self, line: ShownLine) -> int:
-        """How many rows a line takes, without making them where that can be seen."""
-        text, room = line.plain, self._room(line)
-        return 1 if _fits(text, room) else max(1, len(Content(text).wrap(room)))
 
     def line_at(self, row: int) -> int:
         """The line to which a row belongs."""
@@ -118,14 +113,9 @@ class TextRows:
         made = self._made.get(number)
         if made is not None and made[0] is line and made[1].is_same(body):
             return made[2]
-        room = self._room(line)
-        wrapped = [body] if _fits(line.plain, room) else body.wrap(room) or [_BLANK]
-        rows = [
-            _prefixed(line.lead if index == 0 else line.hang, row.rstrip() if row.plain[-1:] == " " else row)
-            for index, row in enumerate(wrapped)
-        ]
-        self._made[number] = (line, body, rows)
-        return rows
+        wrapped = wrap(body, self._room(line))
+        rows = [_prefixed(line.hang if index else line.lead, row) for index, row in enumerate(wrapped)]
+        return self._made.put(number, (line, body, rows))[2]
 
     @property
     def content(self) -> Content:
@@ -224,13 +214,6 @@ class TextRows:
             begin = max(at, text.find(piece, at))
             at = begin + len(piece)
             yield begin, at, row
-
-
-def _fits(text: str, room: int) -> bool:
-    """Whether a text certainly takes one row, as it is."""
-    if "\n" in text or "\t" in text:
-        return False
-    return len(text) <= room if text.isascii() else cell_len(text) <= room
 
 
 def _prefixed(prefix: str, row: Content) -> Content:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar
 
-from textual.cache import LRUCache
 from textual.content import Content
 from textual.css.styles import RulesMap
 from textual.geometry import Region, Size
@@ -22,6 +21,7 @@ from textual.widgets import Static
 
 from exl2_tui.segments import ShownLine
 from exl2_tui.widgets.growing import Growing
+from exl2_tui.widgets.recent import Recent
 from exl2_tui.widgets.text_rows import TextRows
 
 KEPT = 512  # rows whose drawing is kept
@@ -38,7 +38,7 @@ class TextView(Static, Growing):
         self.auto_links = False  # there are none, and looking for them copies every row
         self.rows = TextRows()
         self.rows.replace(0, lines, [line.gap and number > 0 for number, line in enumerate(lines)])
-        self._strips: LRUCache[int, tuple[str, Content, Strip]] = LRUCache(KEPT)  # by row, with what they were made of
+        self._strips: Recent[int, tuple[str, Content, Strip]] = Recent(KEPT)  # by row, with what they were made of
         self._look: Style | None = None
 
     def changed(self, since: int, before: int) -> None:
@@ -75,20 +75,24 @@ class TextView(Static, Growing):
         bar, text = self.rows.row(y)
         selection = self.text_selection
         span = selection.get_span(y) if selection is not None else None
-        if span is None and self._is_drawn(y):
-            return self._strips[y][2]
         if span is not None:
             chosen = Style.from_styles(self.screen.get_component_styles("screen--selection"))
             text = text.stylize(chosen, span[0], len(text.plain) if span[1] == -1 else span[1])
+            return self._drawn(bar, text, y)
+        kept = self._strips.get(y)
+        if kept is None or kept[0] != bar or not kept[1].is_same(text):
+            kept = self._strips.put(y, (bar, text, self._drawn(bar, text, y)))
+        return kept[2]
+
+    def _drawn(self, bar: str, text: Content, y: int) -> Strip:
         options = RenderOptions(self._get_style, _RULES)
         width = max(1, self.rows.width)
-        strip = text.render_strips(width, 1, look, options)[0]
+        strip = text.render_strips(width, 1, self.visual_style, options)[0]
         if bar:
-            strip = Strip.join([Content.styled(bar, "$panel").render_strips(width, 1, look, options)[0], strip])
-        strip = strip.apply_offsets(-len(bar), y)
-        if span is None:
-            self._strips[y] = (bar, text, strip)
-        return strip
+            strip = Strip.join(
+                [Content.styled(bar, "$panel").render_strips(width, 1, self.visual_style, options)[0], strip]
+            )
+        return strip.apply_offsets(-len(bar), y)
 
     def _is_drawn(self, y: int) -> bool:
         """Whether what is kept for a row is what stands there now."""

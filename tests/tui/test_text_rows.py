@@ -7,6 +7,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from textual.content import Content
 from textual.geometry import Offset
 from textual.selection import SELECT_ALL, Selection
@@ -16,6 +17,7 @@ from exl2_tui.segments import Code, Line, ShownLine
 from exl2_tui.widgets.code_lines import CodeLines
 from exl2_tui.widgets.live_text import LiveText
 from exl2_tui.widgets.text_rows import CURRENT, FOUND, TextRows
+from exl2_tui.widgets.wrap import _USUAL, count_rows, wrap
 from tests.tui.demo import ANSWERS
 
 TEXTS = st.text(st.sampled_from("ab .\tα漢🙂-"), max_size=60)
@@ -42,6 +44,19 @@ def some_lines(draw: st.DrawFn) -> list[ShownLine]:
         bar = draw(st.sampled_from(["", "▌ "]))
         lines.append(Line(Content(text), lead, hang, draw(st.booleans()), bar))
     return lines
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text(st.sampled_from("abc  \t\n-é’Ж漢🙂"), max_size=80), st.integers(8, 30))
+def test_text_is_wrapped_as_textual_wraps_it(text: str, room: int) -> None:
+    rows = wrap(Content(text), room)
+    assert [row.plain for row in rows] == ([row.plain.rstrip() for row in Content(text).wrap(room)] or [""])
+    assert count_rows(text, room) == len(rows)
+
+
+def test_usual_characters_take_a_cell() -> None:
+    usual = [chr(code) for code in range(0x3000) if _USUAL(chr(code))]
+    assert len(usual) > 500 and {cell_len(character) for character in usual} == {1}
 
 
 @settings(max_examples=200, deadline=None)
