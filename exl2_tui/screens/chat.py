@@ -22,6 +22,7 @@ from exl2_tui.core.events import Event, ModeChoice, ModesListed
 from exl2_tui.editor import edit_text
 from exl2_tui.find import Match, matches, pattern_of
 from exl2_tui.keymap import bindings
+from exl2_tui.pace import LONGEST_SECONDS
 from exl2_tui.screens.chat_turns import TurnActions
 from exl2_tui.session import ChatSession
 from exl2_tui.state import Changes, Clock
@@ -216,8 +217,8 @@ class ChatScreen(TurnActions):
                 self._ticker.pause()
 
     def _tick(self) -> None:
-        """Moves the spinner and the seconds; runs only while something is going on, and not when text just did."""
-        if self.is_current and self._clock() - self._fed > TICK_SECONDS / 2:
+        """Moves the spinner and the seconds; runs only while something is going on, and not between frames of text."""
+        if self.is_current and self._clock() - self._fed > LONGEST_SECONDS:
             self._draw_progress()
             self._draw_status()
 
