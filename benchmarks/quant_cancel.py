@@ -5,7 +5,7 @@
 For each stage a job is started (or resumed) by `exl2-tui convert`, let run into that stage and a random while further,
 and interrupted; the time until the process has ended is taken. --random: instead a model of this shape (hidden, ffn,
 layers, heads, kv heads, vocabulary) with the tokenizer of MODEL. `left behind`: how often the process ended in the
-middle of a computation that did not notice (which the command line does after a second), instead of at its next check.
+middle of a computation that did not notice (which the command line does after 0.5 s), instead of at its next check.
 --check: in the end the job that was interrupted runs to its end, another one runs without a stop, and the files of both
 must have the same hash.
 """

@@ -35,15 +35,16 @@ from exl2_tui.core.job_events import (
     Tuned,
 )
 from exl2_tui.core.requests import ConvertRequest
-from exl2_tui.job_journal import recorded
+from exl2_tui.job_journal import leave, recorded
 from exl2_tui.settings import data_dir
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-PATIENCE = 1.0
+PATIENCE = 0.5
 """Seconds between Ctrl-C and leaving a computation behind that has not noticed it: one factorisation of a wide layer
-takes longer. Nothing is lost by that, since the job on the disk survives the end of the process at any moment."""
+takes longer, and the system may need a second to free gigabytes. Nothing is lost by that, since the job on the disk
+survives the end of the process at any moment."""
 
 
 def run_job(request: ConvertRequest, *, fresh: bool, json: bool) -> None:
@@ -113,6 +114,7 @@ class _Worker:
     def abandon(self) -> None:
         """Ends this process if the job has not noticed that it was cancelled."""
         if self._thread.is_alive():
+            leave(Path(self.request.work))
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(130)

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from exl2_tui import job_journal
 from exl2_tui.cli import app, conversion
 from exl2_tui.cli.conversion import describe, duration
 from exl2_tui.cli.convert import parse_bits, parse_head_bits
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import CancelledError, ConfigError, JobError, NotFoundError
 from exl2_tui.core.events import Event
-from exl2_tui.core.job_events import JobEstimate, JobProgress
+from exl2_tui.core.job_events import JobEnded, JobEstimate, JobProgress
 from exl2_tui.core.quant.job import ConvertJob
 from exl2_tui.core.requests import ConvertRequest
 
@@ -176,8 +177,10 @@ def test_a_computation_that_cannot_be_interrupted_is_left_behind(
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(CancelledError):
-        conversion.run_job(ConvertRequest(source="a", work="b"), fresh=False, json=False)
+        conversion.run_job(ConvertRequest(source="a", work=str(tmp_path)), fresh=False, json=False)
     assert left == [130]
+    ended = job_journal.last_end(job_journal.read(tmp_path)[0])
+    assert isinstance(ended, JobEnded) and ended.reason == "paused"
     forever.set()
 
 

@@ -21,6 +21,8 @@ SIZE = 512
 """Rows and columns of the matrices that are tried: small enough to be quick, large enough for the matrix unit."""
 SOLVED = 256
 """Rows of those that are solved."""
+TRIED = 0.1, 2
+"""Seconds and times that each part is tried at least; the shortest time counts, as other work only adds to it."""
 STORAGE = 4e8
 """Bytes per second that are hashed, written and flushed: a cautious value, since trying a disk needs gigabytes."""
 
@@ -53,27 +55,26 @@ def measured_speed(device: str) -> Speed:
 
     def per_weight(work: Callable[[Tensor], object], products: int) -> float:
         """Seconds per weight of a solution, less its matrix products in units of K * K * N."""
-        work(weight[:SOLVED, :32].contiguous())  # to warm up
-        taken = _seconds(where, lambda: work(weight[:SOLVED]), times=2)
+        taken = _seconds(where, lambda: work(weight[:SOLVED]))
         return max(0.0, taken / (SOLVED * SIZE) - products * product * SOLVED)
 
     return Speed(
         product=product,
         element=_seconds(where, lambda: wide * 0.5) / wide.numel(),
-        factor=_seconds(where, lambda: factorize(inputs.T @ inputs), times=2) / SIZE**3,
+        factor=_seconds(where, lambda: factorize(inputs.T @ inputs)) / SIZE**3,
         classic=per_weight(lambda matrix: solve(matrix, factor, params), 1),
         tried=per_weight(lambda matrix: refine(matrix, factor, params, passes=0), 1),
         refined=per_weight(lambda matrix: refine(matrix, factor, params, passes=2), 13),
     )
 
 
-def _seconds(device: torch.device, work: Callable[[], object], times: int = 10) -> float:
-    """The shortest of some runs."""
-    best = float("inf")
-    for _ in range(times):
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
+    """The shortest of the runs."""
+    taken: list[float] = []
+    while sum(taken) < TRIED[0] or len(taken) < TRIED[1]:
         began = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - began)
-    return best
+        taken.append(time.perf_counter() - began)
+    return min(taken)

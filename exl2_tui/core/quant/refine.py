@@ -85,7 +85,7 @@ def refine(
     target = weight.float()[factor.perm]
     work, loss = _solve(target, factor, params, cancel)
     for _ in range(passes):
-        _refit(work, factor.hessian)
+        _refit(work, factor.hessian, cancel)
         _descend(work, factor.hessian, cancel)
     if passes:
         difference = work.rounded - target
@@ -127,17 +127,19 @@ def _solve(target: Tensor, factor: Factor, params: QParams, cancel: CancelToken 
     return work, loss
 
 
-def _refit(work: Working, hessian: Tensor) -> None:
+def _refit(work: Working, hessian: Tensor, cancel: CancelToken | None) -> None:
     """With the codes fixed, moves every group's scales to where the loss is least.
 
     In a column the loss is quadratic in the group's step s: with q the codes and E the error there, the best change is
     -(q . H E) / (q . H q). The column's code follows to the nearest step that lowers the loss.
     """
+    error = work.rounded - work.target
     for index, (bits, start, end) in enumerate(work.groups):
+        if cancel is not None:
+            cancel.check()
         scale = work.scales[index]
         rows = slice(start, end)
         q = work.codes[rows].float() - zero_point(bits)
-        error = work.rounded - work.target
         slope = (q * (hessian[rows] @ error)).sum(dim=0)
         curvature = (q * (hessian[rows, rows] @ q)).sum(dim=0)
         wanted = scale.steps - slope / curvature.clamp_min(1e-20)
@@ -167,6 +169,7 @@ def _refit(work: Working, hessian: Tensor) -> None:
             steps = steps_of(best[1], best[2])
             work.scales[index] = GroupScales(best[1], best[2], steps)
             work.rounded[rows] = (q * steps).half().float()
+            error[rows] = work.rounded[rows] - work.target[rows]
 
 
 def _descend(work: Working, hessian: Tensor, cancel: CancelToken | None) -> None:
