@@ -24,13 +24,15 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
         home = tempfile.mkdtemp(prefix="exl2-tui-bench-")
         Path(home, "settings.toml").write_text(settings)
+        environment = {**os.environ, "EXL2_TUI_HOME": home, "TERM": "xterm-256color"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # nobody who uses the app compiles it at every start
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env={**os.environ, "EXL2_TUI_HOME": home, "TERM": "xterm-256color"},
+            env=environment,
             start_new_session=True,
         )
         os.close(slave)

@@ -1,5 +1,6 @@
 """`python -m exl2_tui` and the `exl2-tui` command."""
 
+import gc
 import sys
 
 from exl2_tui.terminal import can_draw
@@ -8,6 +9,7 @@ from exl2_tui.terminal import can_draw
 def main() -> None:
     """Runs the command line. Without arguments in a terminal it is the application, and nothing else is imported."""
     if len(sys.argv) == 1 and can_draw():
+        gc.disable()  # of what is loaded for the first frame nothing is garbage; the app enables it again
         from exl2_tui.app import run
 
         run()

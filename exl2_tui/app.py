@@ -424,7 +424,7 @@ def _memory(saved: Callable[[int], object], problem: Callable[[str], object]) ->
 
 def _import_the_rest() -> None:
     """What the first frame did not need, so that the first answer and the first dialog need not wait for it."""
-    for name in ("widgets.live_text", "screens.dialogs", "screens.mode_picker", "screens.sampler"):
+    for name in ("widgets.turn_view", "widgets.live_text", "screens.dialogs", "screens.mode_picker", "screens.sampler"):
         importlib.import_module(f"exl2_tui.{name}")
 
 

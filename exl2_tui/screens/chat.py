@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
@@ -33,9 +33,10 @@ from exl2_tui.widgets.bars import Row, StatusRow
 from exl2_tui.widgets.chat_sidebar import ChatSidebar
 from exl2_tui.widgets.composer import Composer
 from exl2_tui.widgets.status import header, progress_row, status_row, welcome
-from exl2_tui.widgets.text_view import TextView
 from exl2_tui.widgets.transcript import Transcript
-from exl2_tui.widgets.turn_view import TurnView
+
+if TYPE_CHECKING:
+    from exl2_tui.widgets.turn_view import TurnView
 
 TICK_SECONDS = 0.25
 
@@ -139,6 +140,8 @@ class ChatScreen(TurnActions):
 
     def grows(self, widget: Widget) -> bool:
         """A part of the answer that is being written, which the reader follows."""
+        from exl2_tui.widgets.text_view import TextView
+
         following = isinstance(widget, TextView) and self.query_one(Transcript).following
         return following and widget in self._compositor.visible_widgets
 

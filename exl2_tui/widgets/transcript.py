@@ -7,7 +7,7 @@ an end moves the window. While the reader is scrolled up nothing is drawn below,
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
@@ -19,7 +19,9 @@ from textual.widgets import Static
 
 from exl2_tui.store.tree import Chat, Turn
 from exl2_tui.widgets.growing import Growing
-from exl2_tui.widgets.turn_view import TurnView
+
+if TYPE_CHECKING:
+    from exl2_tui.widgets.turn_view import TurnView
 
 STEP = 10  # turns the window moves by, at most half of it
 TEXT_LIMIT = 400_000  # characters of mounted turns; a giant answer pushes older ones out
@@ -270,15 +272,20 @@ class Transcript(VerticalScroll, can_focus=False):
             for turn in reversed(wanted):
                 known = self._views.get(turn.id)
                 if known is None:
-                    known = TurnView(turn, *versions[turn.id])
-                    known.set_class(turn.id == self._marked, "-marked")
-                    self._views[turn.id] = known
+                    known = self._views[turn.id] = self._new_view(turn, *versions[turn.id])
                     turns.mount_all([known], before=before)
                 before = known
             self.set_class(self._start > 0, "-more-above")
             self.set_class(self._end < len(self._turns), "-more-below")
             if self._start > 0:
                 self.query_one("#earlier", Static).update(f"↑ {self._start:,} earlier turns", layout=False)
+
+    def _new_view(self, turn: Turn, version: int, versions: int) -> TurnView:
+        from exl2_tui.widgets.turn_view import TurnView  # an empty chat, as in the first frame, does without
+
+        view = TurnView(turn, version, versions)
+        view.set_class(turn.id == self._marked, "-marked")
+        return view
 
     def _settled(self) -> None:
         self._moving = False
