@@ -35,15 +35,24 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
+// threadIdx.x, read anew. What the compiler derives from threadIdx.x itself it keeps through all phases of a step: there
+// are not enough registers for that, and local memory is far away where shared memory leaves L1 little room.
+__device__ __forceinline__ int thread_index() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
+
 // Barrier of the warps that multiply; the feeder has no part in it.
 __device__ __forceinline__ void sync_workers() { asm volatile("bar.sync 1, %0;" ::"n"(32 * kWarps) : "memory"); }
 
 // Sum over those warps, to every thread. `scratch`: one float per warp, free again at the next sync_workers().
 __device__ __forceinline__ float workers_sum(float value, float* scratch) {
+  const int thread = thread_index();
   value = warp_sum(value);
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+  if (thread % 32 == 0) scratch[thread / 32] = value;
   sync_workers();
-  return warp_sum(threadIdx.x % 32 < kWarps ? scratch[threadIdx.x % 32] : 0.f);
+  return warp_sum(thread % 32 < kWarps ? scratch[thread % 32] : 0.f);
 }
 
 }  // namespace exl2::cuda

@@ -45,13 +45,19 @@ __device__ inline void start_rings(const Rings& rings) {
 #endif
 }
 
-// What a warp sees of its ring.
+// What a warp sees of its ring, while it multiplies. In between, only its position is kept.
 class Feed {
  public:
-  __device__ Feed(const Rings& rings, int warp)
-      : at_(rings.slots + warp * rings.count * rings.slot_bytes), full_(shared_address(rings.full + warp * rings.count)),
-        to_empty_(shared_address(rings.empty) - shared_address(rings.full)), count_(rings.count), left_(rings.count),
-        slot_bytes_(rings.slot_bytes) {}
+  __device__ __forceinline__ Feed(const Rings& rings, int warp, int position)
+      : to_empty_(shared_address(rings.empty) - shared_address(rings.full)), count_(rings.count),
+        slot_bytes_(rings.slot_bytes) {
+    const int slot = position / 2;
+    at_ = rings.slots + (warp * rings.count + slot) * rings.slot_bytes;
+    full_ = shared_address(rings.full + warp * rings.count + slot);
+    left_ = rings.count - slot;
+    parity_ = position % 2;
+    there_ = false;
+  }
 
   // The next segment, once it is there.
   __device__ __forceinline__ const uint8_t* wait() {
@@ -75,6 +81,9 @@ class Feed {
     return before;
   }
 
+  // Where to go on; 0 at the start of a step.
+  __device__ __forceinline__ int position() const { return 2 * (count_ - left_) + static_cast<int>(parity_); }
+
   // All lanes are done with a segment.
   __device__ __forceinline__ static void release(uint32_t before) {
     __syncwarp();
@@ -88,8 +97,8 @@ class Feed {
   int count_;
   int left_;  // slots up to the end of the ring
   int slot_bytes_;
-  uint32_t parity_ = 0;
-  bool there_ = false;  // the current slot is known to be full
+  uint32_t parity_;
+  bool there_;  // the current slot is known to be full
 };
 
 // Walks over the segments of one warp through all linears.

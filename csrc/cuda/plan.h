@@ -85,6 +85,13 @@ struct Layer {
   uint16_t* values;
 };
 
+// What CUDA blocks hand each other during a step (exchange.cuh).
+struct alignas(8) Packet {
+  float value;
+  uint32_t stamp;
+};
+using HalfPacket = uint32_t;  // half, then 16 bits of stamp
+
 // A whole model, or the layers that one GPU of several holds: vocab 0 if the head is on another.
 struct Model {
   int64_t layers, hidden, ffn, heads, kv_heads, head_dim, vocab, rope_dim, capacity;
@@ -95,16 +102,17 @@ struct Model {
   const float* cosines;         // (capacity, rope_dim / 2)
   const float* sines;
   const int32_t* state;         // [0]: tokens in the cache, [1 + m]: id of new token m
-  float* residual;              // (8, C)
-  float* qkv;                   // (8, (H + 2 G) D)
-  uint16_t* attended;           // half (8, H D), in the packed order of o
-  uint16_t* activated;          // half (8, F), in the packed order of down
-  float* partial;               // (8 max_parts H, D + 2): attention of one part of the sequence, its maximum and sum
-  int32_t* arrived;             // (8, H): parts finished; zero between steps
+  float* residual;              // (8, C): comes in where there is no embedding, goes out where there is no head
+  Packet* entering;             // (8, C): the residual before a layer
+  Packet* middle;               // (8, C): the residual after its attention
+  Packet* qkv;                  // (8, (H + 2 G) D)
+  HalfPacket* attended;         // (8, H D), in the packed order of o
+  HalfPacket* activated;        // (8, F), in the packed order of down
+  Packet* partial;              // (8 parts H, D + 2): attention of one part of the sequence, its maximum and sum
   float* logits;                // (8, V)
   const Linear* linears;        // (layers, 7), then the head; in the order of LayerLinear
   const Layer* layer;           // (layers)
-  uint64_t* barrier;            // arrivals of CUDA blocks at the barriers of all steps
+  uint64_t* arrivals;           // (2, 16): of CUDA blocks after their products and after their attention, in all steps
   int64_t grid;                 // CUDA blocks of the decode kernel
   int64_t slot_bytes;           // the largest segment of the model
   int64_t widest_input;         // in_features of the widest linear

@@ -79,11 +79,11 @@ __device__ __forceinline__ half2 centered(const uint32_t* low, const uint32_t* h
   return __hfma2(scaled, __float2half2_rn(1.f / (1 << kShift)), __float2half2_rn(-1024.f / (1 << kShift) - zero));
 }
 
+// Rows 8 t ... 8 t + 7 of column c, fp16.
 template <int kBits, int c>
-__device__ __forceinline__ void store_column(const uint32_t* low, const uint32_t* high, float scale, float zero,
-                                             uint16_t* out) {
+__device__ __forceinline__ uint4 decode_column(const uint32_t* low, const uint32_t* high, float scale, float zero) {
   if constexpr (kBits == 16) {
-    *reinterpret_cast<uint4*>(out) = make_uint4(low[4 * c], low[4 * c + 1], low[4 * c + 2], low[4 * c + 3]);
+    return make_uint4(low[4 * c], low[4 * c + 1], low[4 * c + 2], low[4 * c + 3]);
   } else {
     const half2 pairs[4] = {centered<kBits, c, 0>(low, high, zero), centered<kBits, c, 1>(low, high, zero),
                             centered<kBits, c, 2>(low, high, zero), centered<kBits, c, 3>(low, high, zero)};
@@ -92,58 +92,82 @@ __device__ __forceinline__ void store_column(const uint32_t* low, const uint32_t
     half2 values[4];
 #pragma unroll
     for (int p = 0; p < 4; ++p) values[p] = __hmul2_rn(pairs[p], step);
-    *reinterpret_cast<uint4*>(out) = *reinterpret_cast<uint4*>(values);
+    return *reinterpret_cast<uint4*>(values);
   }
 }
 
 constexpr int kStripsAtOnce = 4;  // whose bytes a warp asks for before it waits for them
+constexpr int kRowPieces = kBlockRows / 8;  // of 16 bytes, per block and column
+constexpr int kMostPieces = kRowPieces * kMaxBlocks;
+constexpr int kDequantizeThreads = 32 * kMaxBlocks;
 
-// The same segment of strips first ... first + count - 1: block b of each.
+// One strip's part of a segment in shared memory, to be written in whole cache lines: column after column, with gaps so
+// that the 8 lanes that write at the same time hit other banks.
+using Tile = uint4[kStripColumns][kMostPieces + 4];
+
+// The same segment of strips first ... first + count - 1. Every warp decodes block b of it.
 template <int kBits>
-__device__ __forceinline__ void store_blocks(const uint8_t* first, int64_t strip_bytes, int count, int kind, int b, int lane,
-                                             int64_t columns, int64_t stride, uint16_t* out) {
+__device__ __forceinline__ void decode_strips(const uint8_t* first, int64_t strip_bytes, int count, int kind, int blocks,
+                                              int64_t columns, int64_t stride, uint16_t* out, Tile* tiles) {
   constexpr int kAtOnce = kBits == 16 ? 1 : kStripsAtOnce;
+  const int lane = threadIdx.x % 32;
+  const int b = threadIdx.x / 32;
+  const int pieces = kRowPieces * blocks;  // of a column
+  const int piece = threadIdx.x % kMostPieces;
+#pragma unroll 1
   for (int done = 0; done < count; done += kAtOnce) {
-    uint32_t low[kAtOnce][low_words(kBits)];
-    uint32_t high[kAtOnce][2];
+    uint32_t low[kAtOnce][low_words(kBits)] = {};
+    uint32_t high[kAtOnce][2] = {};
     float scale[kAtOnce][4] = {};
     float zero[kAtOnce][4] = {};
+    if (b < blocks) {
 #pragma unroll
-    for (int s = 0; s < kAtOnce; ++s) {
-      const uint8_t* stream = first + min(done + s, count - 1) * strip_bytes;
-      const Header header = *reinterpret_cast<const Header*>(stream);
-      stream += sizeof(Header);
-      if (kBits != 16) column_scales(header, stream, lane / 4, scale[s], zero[s]);
-      load_lane<kBits>(stream + scale_bytes(kind) + b * 128 * kBits, lane, low[s], high[s]);
+      for (int s = 0; s < kAtOnce; ++s) {
+        const uint8_t* stream = first + min(done + s, count - 1) * strip_bytes;
+        const Header header = *reinterpret_cast<const Header*>(stream);
+        stream += sizeof(Header);
+        if (kBits != 16) column_scales(header, stream, lane / 4, scale[s], zero[s]);
+        load_lane<kBits>(stream + scale_bytes(kind) + b * 128 * kBits, lane, low[s], high[s]);
+      }
     }
 #pragma unroll
     for (int s = 0; s < kAtOnce; ++s) {
       if (done + s >= count) return;
+      Tile& tile = tiles[(done + s) % 2];  // who still reads the other one has not passed the last barrier
+      if (b < blocks) {
+        uint4* const to = &tile[lane / 4][kRowPieces * b + lane % 4];
+        constexpr int kEight = 8 * sizeof(tile[0]) / sizeof(uint4);
+        to[0] = decode_column<kBits, 0>(low[s], high[s], scale[s][0], zero[s][0]);
+        to[kEight] = decode_column<kBits, 1>(low[s], high[s], scale[s][1], zero[s][1]);
+        to[2 * kEight] = decode_column<kBits, 2>(low[s], high[s], scale[s][2], zero[s][2]);
+        to[3 * kEight] = decode_column<kBits, 3>(low[s], high[s], scale[s][3], zero[s][3]);
+      }
+      __syncthreads();
       const int64_t left = columns - (done + s) * kStripColumns;
-      uint16_t* const to = out + (done + s) * kStripColumns * stride;
-      if (0 < left) store_column<kBits, 0>(low[s], high[s], scale[s][0], zero[s][0], to);
-      if (8 < left) store_column<kBits, 1>(low[s], high[s], scale[s][1], zero[s][1], to + 8 * stride);
-      if (16 < left) store_column<kBits, 2>(low[s], high[s], scale[s][2], zero[s][2], to + 16 * stride);
-      if (24 < left) store_column<kBits, 3>(low[s], high[s], scale[s][3], zero[s][3], to + 24 * stride);
+      uint16_t* const strip = out + (done + s) * kStripColumns * stride;
+#pragma unroll
+      for (int column = threadIdx.x / kMostPieces; column < kStripColumns; column += kDequantizeThreads / kMostPieces) {
+        if (column < left && piece < pieces) {
+          *reinterpret_cast<uint4*>(strip + column * stride + 8 * piece) = tile[column][piece];
+        }
+      }
     }
   }
 }
 
 // (out_features, K) fp16 with the columns (input features) in packed order. One warp per block, for kStripsAtOnce strips.
-__global__ void __launch_bounds__(32 * kMaxBlocks) dequantize_kernel(const Linear weight, uint16_t* out) {
-  const int lane = threadIdx.x % 32;
-  const int b = threadIdx.x / 32;
+__global__ void __launch_bounds__(kDequantizeThreads) dequantize_kernel(const Linear weight, uint16_t* out) {
+  __shared__ Tile tiles[2];
   const int64_t strip = static_cast<int64_t>(blockIdx.y) * kStripsAtOnce;
   const Segment segment = weight.segments[blockIdx.x];
-  if (b >= segment.blocks) return;
   const uint8_t* stream = weight.codes + strip * weight.strip_bytes + static_cast<int64_t>(segment.offset16) * 16;
   const int count = static_cast<int>(min(static_cast<int64_t>(kStripsAtOnce), weight.strips - strip));
-  const int64_t column = strip * kStripColumns + lane / 4;
-  const int64_t row = (static_cast<int64_t>(segment.first_block) + b) * kBlockRows + 8 * (lane % 4);
+  const int64_t column = strip * kStripColumns;
+  const int64_t row = static_cast<int64_t>(segment.first_block) * kBlockRows;
   for_bits(segment.bits, [&](auto bits) {
-    store_blocks<decltype(bits)::value>(stream, weight.strip_bytes, count, static_cast<int>(weight.kind), b, lane,
-                                        weight.out_features - column, weight.in_features,
-                                        out + column * weight.in_features + row);
+    decode_strips<decltype(bits)::value>(stream, weight.strip_bytes, count, static_cast<int>(weight.kind), segment.blocks,
+                                         weight.out_features - column, weight.in_features,
+                                         out + column * weight.in_features + row, tiles);
   });
 }
 
@@ -159,7 +183,7 @@ void repack(const RepackSource& source, const Linear& packed, uint8_t* codes, cu
 void dequantize(const Linear& weight, uint16_t* out, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(weight.n_segments),
                   static_cast<unsigned>((weight.strips + kStripsAtOnce - 1) / kStripsAtOnce));
-  dequantize_kernel<<<grid, 32 * kMaxBlocks, 0, stream>>>(weight, out);
+  dequantize_kernel<<<grid, kDequantizeThreads, 0, stream>>>(weight, out);
   check(cudaGetLastError(), "dequantize");
 }
 

@@ -1,7 +1,7 @@
-// A decode step, from token ids to logits, as one kernel that stays on the GPU: one CUDA block per multiprocessor, all
-// of them meeting at a barrier after every phase (5 per layer). Decoding reads every weight once, so the kernel is built
-// around keeping memory busy: each warp streams its share of all weights through a ring (feed.cuh) that runs ahead of
-// the barriers. While blocks wait for each other, stage activations or attend, the next weights arrive.
+// A decode step, from token ids to logits, as one kernel that stays on the GPU: one CUDA block per multiprocessor, five
+// phases per layer, each waiting for the results of the one before (exchange.cuh). Decoding reads every weight once, so
+// the kernel is built around keeping memory busy: each warp streams its share of all weights through a ring (feed.cuh)
+// that runs ahead of the phases. While blocks wait for each other, stage activations or attend, the next weights arrive.
 //
 // A linear: strips of 32 columns are dealt to the CUDA blocks, the rows of a strip to the warps. Activations are staged
 // once per phase in shared memory, in the packed order of the weight. Sums over warps have a fixed order and no column
@@ -24,6 +24,8 @@ constexpr int kBatch = 8;          // strips (times tokens) whose sums are put t
 static_assert(kBatch * kStripColumns <= kWorkers, "one thread per sum");
 constexpr int kNormRounds = 2;     // of 4 * kWorkers elements that are kept in registers; wider residuals are read twice
 
+constexpr int kLineWords = 16;     // uint64 per cache line
+
 struct Step {
   Model model;
   int tokens;
@@ -38,6 +40,8 @@ struct Step {
   int input_at;  // half (tokens, padded_row), or what attention needs
 };
 
+EXL2_HD int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
 // Elements of one token's activations in shared memory: rows start in other banks, so that 8 tokens do not collide.
 __host__ __device__ __forceinline__ int64_t padded_row(int64_t in_features) {
   return in_features % 64 == 32 ? in_features : in_features + 32;
@@ -46,128 +50,160 @@ __host__ __device__ __forceinline__ int64_t padded_row(int64_t in_features) {
 // From block to block of the sums of activations: room for pairs of tokens.
 __host__ __device__ __forceinline__ int ones_step(int tokens) { return tokens == 1 ? 1 : (tokens + 1) / 2 * 2; }
 
-// All CUDA blocks of the grid. The counter goes on from launch to launch; every launch adds a multiple of the grid.
-class GridBarrier {
+// Counts CUDA blocks that are done with something. Only thread 0 has a part in it. The counter goes on from launch to
+// launch; each has its own cache line.
+class Arrivals {
  public:
-  // target: in shared memory, 0 before the first arrival.
-  __device__ GridBarrier(uint64_t* count, uint64_t* target) : count_(count), target_(target) {}
+  // first: what the counter is before anybody arrives in this launch.
+  __device__ __forceinline__ Arrivals(uint64_t* count, uint64_t first) : count_(count), target_(first) {}
 
   __device__ __forceinline__ void arrive() {
-    sync_workers();
-    if (threadIdx.x != 0) return;
-    uint64_t target = *target_;
-    if (target == 0) {
-      uint64_t before;
-      asm volatile("atom.release.gpu.global.add.u64 %0, [%1], 1;" : "=l"(before) : "l"(count_) : "memory");
-      target = before / gridDim.x * gridDim.x;
-    } else {
-      asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(count_) : "memory");
-    }
-    *target_ = target + gridDim.x;
+    if (thread_index() == 0) asm volatile("red.relaxed.gpu.global.add.u64 [%0], 1;" ::"l"(count_) : "memory");
   }
 
-  // What other blocks wrote before they arrived is read with __ldcg after this.
-  __device__ __forceinline__ void wait() {
-    if (threadIdx.x == 0) {
-      const uint64_t target = *target_;
-      uint64_t seen;
-      do {
-        asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(count_) : "memory");
-      } while (seen < target);
+  __device__ __forceinline__ void skip(int blocks) { target_ += blocks; }
+
+  // Until `blocks` more have arrived, and all workers know. What they wrote may be on its way still: its stamps tell.
+  // Without this wait before the first look, all threads would ask for all results again and again, in the way of the
+  // weights.
+  __device__ __forceinline__ void wait(int blocks) {
+    target_ += blocks;
+    if (thread_index() == 0) {
+      while (look(count_) < target_) {
+      }
     }
     sync_workers();
+  }
+
+  __device__ __forceinline__ static uint64_t look(const uint64_t* count) {
+    uint64_t seen;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(count) : "memory");
+    return seen;
   }
 
  private:
   uint64_t* count_;
-  uint64_t* target_;
+  uint64_t target_;
 };
+
+// A barrier of all CUDA blocks, once per step. Returns the counter's value when all have arrived, to thread 0.
+__device__ __forceinline__ uint64_t wait_for_grid(uint64_t* count) {
+  uint64_t target = 0;
+  sync_workers();
+  if (threadIdx.x == 0) {
+    uint64_t seen;
+    asm volatile("atom.acq_rel.gpu.global.add.u64 %0, [%1], 1;" : "=l"(seen) : "l"(count) : "memory");
+    target = (seen / gridDim.x + 1) * gridDim.x;
+    do {
+      asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(count) : "memory");
+    } while (seen < target);
+  }
+  sync_workers();
+  return target;
+}
 
 // The norm's weights and where the results go, for the 4 elements from i on.
 struct NormPlace {
   uint2 weight;  // half (4)
-  uint2 place;   // uint16 (4)
+  int4 place;
 
   __device__ __forceinline__ void load(const uint16_t* norm, const int32_t* inverse, int i) {
     weight = *reinterpret_cast<const uint2*>(norm + i);
-    const int4 rows = inverse != nullptr ? *reinterpret_cast<const int4*>(inverse + i) : make_int4(i, i + 1, i + 2, i + 3);
-    place = make_uint2(static_cast<uint32_t>(rows.x | rows.y << 16), static_cast<uint32_t>(rows.z | rows.w << 16));
+    place = inverse != nullptr ? *reinterpret_cast<const int4*>(inverse + i) : make_int4(i, i + 1, i + 2, i + 3);
   }
 
   __device__ __forceinline__ void store(const float4& value, float factor, uint16_t* row) const {
     const float2 low = __half22float2(as_half2(weight.x));
     const float2 high = __half22float2(as_half2(weight.y));
-    row[place.x & 0xffff] = half_bits(value.x * factor * low.x);
-    row[place.x >> 16] = half_bits(value.y * factor * low.y);
-    row[place.y & 0xffff] = half_bits(value.z * factor * high.x);
-    row[place.y >> 16] = half_bits(value.w * factor * high.y);
-  }
-};
-
-// What normalizing needs besides the residual; the same for all tokens, and known before the previous phase ends.
-struct NormInput {
-  const uint16_t* norm;
-  const int32_t* inverse;
-  NormPlace near[kNormRounds];
-
-  __device__ __forceinline__ void load(int hidden) {
-#pragma unroll
-    for (int r = 0; r < kNormRounds; ++r) {
-      const int i = 4 * (threadIdx.x + kWorkers * r);
-      if (i < hidden) near[r].load(norm, inverse, i);
-    }
+    row[place.x] = half_bits(value.x * factor * low.x);
+    row[place.y] = half_bits(value.y * factor * low.y);
+    row[place.z] = half_bits(value.z * factor * high.x);
+    row[place.w] = half_bits(value.w * factor * high.y);
   }
 };
 
 __device__ __forceinline__ float square_sum(const float4& v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
 
+// The residual, as soon as it is there, normalized.
 template <bool kOne>
-__device__ __forceinline__ void stage_normalized(const Step& step, const NormInput& input, int64_t in_features, uint16_t* x,
-                                                 float* scratch) {
+__device__ __forceinline__ void stage_normalized(const Step& step, const Packet* residual, uint32_t stamp,
+                                                 const uint16_t* norm, const int32_t* inverse, int64_t in_features,
+                                                 uint16_t* x, float* scratch) {
   const Model& model = step.model;
+  const int thread = thread_index();
   const int hidden = static_cast<int>(model.hidden);
   constexpr int kFar = 4 * kWorkers * kNormRounds;
 #pragma unroll 1
   for (int m = 0; m < (kOne ? 1 : step.tokens); ++m) {
-    const float* from = model.residual + m * model.hidden;
+    const Packet* from = residual + m * model.hidden;
     uint16_t* row = x + m * padded_row(in_features);
+    FourPackets near[kNormRounds] = {};
+    NormPlace place[kNormRounds] = {};
     float4 value[kNormRounds] = {};
     float squares = 0.f;
 #pragma unroll
     for (int r = 0; r < kNormRounds; ++r) {
-      const int i = 4 * (threadIdx.x + kWorkers * r);
-      if (i < hidden) value[r] = __ldcg(reinterpret_cast<const float4*>(from + i));
+      const int i = 4 * (thread + kWorkers * r);
+      if (i < hidden) {
+        place[r].load(norm, inverse, i);
+        near[r].look(from + i);
+      }
     }
 #pragma unroll
-    for (int r = 0; r < kNormRounds; ++r) squares += square_sum(value[r]);
-#pragma unroll 2
-    for (int i = kFar + 4 * threadIdx.x; i < hidden; i += 4 * kWorkers) {
-      squares += square_sum(__ldcg(reinterpret_cast<const float4*>(from + i)));
+    for (int r = 0; r < kNormRounds; ++r) {
+      const int i = 4 * (thread + kWorkers * r);
+      if (i < hidden) value[r] = near[r].await(from + i, stamp);
+      squares += square_sum(value[r]);
     }
-    const float mean = workers_sum(squares, scratch) * __frcp_rn(static_cast<float>(hidden));
+    auto far_value = [&](int i) {
+      FourPackets four;
+      four.look(from + i);
+      return four.await(from + i, stamp);
+    };
+#pragma unroll 2
+    for (int i = kFar + 4 * thread; i < hidden; i += 4 * kWorkers) squares += square_sum(far_value(i));
+    const float mean = __fdividef(workers_sum(squares, scratch), static_cast<float>(hidden));
     const float factor = rsqrtf(mean + static_cast<float>(model.eps));
 #pragma unroll
     for (int r = 0; r < kNormRounds; ++r) {
-      if (4 * (static_cast<int>(threadIdx.x) + kWorkers * r) < hidden) input.near[r].store(value[r], factor, row);
+      if (4 * (thread + kWorkers * r) < hidden) place[r].store(value[r], factor, row);
     }
 #pragma unroll 2
-    for (int i = kFar + 4 * threadIdx.x; i < hidden; i += 4 * kWorkers) {
+    for (int i = kFar + 4 * thread; i < hidden; i += 4 * kWorkers) {
       NormPlace far;
-      far.load(input.norm, input.inverse, i);
-      far.store(__ldcg(reinterpret_cast<const float4*>(from + i)), factor, row);
+      far.load(norm, inverse, i);
+      far.store(far_value(i), factor, row);
     }
-    for (int64_t i = hidden + threadIdx.x; i < in_features; i += kWorkers) row[i] = 0;
+    for (int64_t i = hidden + thread; i < in_features; i += kWorkers) row[i] = 0;
     sync_workers();
   }
 }
 
-// Activations that a phase before has already left in packed order: half (tokens, in_features).
-__device__ __forceinline__ void stage_packed(const Step& step, const uint16_t* input, int64_t in_features, uint16_t* x) {
+// Activations that the phase before leaves in packed order, as soon as they are there. size: of them; in_features of the
+// weight may be more.
+__device__ __forceinline__ void stage_packed(const Step& step, const HalfPacket* input, uint32_t stamp, int64_t size,
+                                             int64_t in_features, uint16_t* x) {
+  constexpr int kAtOnce = 6;
+  const int thread = thread_index();
+  const int end = static_cast<int>(in_features);
+#pragma unroll 1
   for (int m = 0; m < step.tokens; ++m) {
-    const uint4* from = reinterpret_cast<const uint4*>(input + m * in_features);
-    uint4* row = reinterpret_cast<uint4*>(x + m * padded_row(in_features));
-#pragma unroll 4
-    for (int64_t i = threadIdx.x; i < in_features / 8; i += kWorkers) row[i] = __ldcg(from + i);
+    const HalfPacket* from = input + m * in_features;
+    uint16_t* const row = x + m * padded_row(in_features);
+#pragma unroll 1
+    for (int first = 4 * thread; first < end; first += 4 * kWorkers * kAtOnce) {
+      uint4 found[kAtOnce] = {};
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r) {
+        const int i = first + 4 * kWorkers * r;
+        if (i < end) found[r] = look_at_four(from + i);
+      }
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r) {
+        const int i = first + 4 * kWorkers * r;
+        if (i < end) *reinterpret_cast<uint2*>(row + i) = await_four(found[r], from + i, stamp, static_cast<int>(size) - i);
+      }
+    }
   }
   sync_workers();
 }
@@ -177,13 +213,14 @@ __device__ __forceinline__ void stage_packed(const Step& step, const uint16_t* i
 template <bool kOne>
 __device__ __forceinline__ void sum_blocks(const Step& step, int64_t in_features, const uint16_t* x, float* ones) {
   const int tokens = kOne ? 1 : step.tokens;
+  const int thread = thread_index();
   const int blocks = static_cast<int>(in_features) / kBlockRows;
 #pragma unroll 1
   for (int m = 0; m < tokens; ++m) {
     const uint16_t* row = x + m * padded_row(in_features);
 #pragma unroll 1
     for (int first = 0; first < 4 * blocks; first += kWorkers) {
-      const int i = first + threadIdx.x;
+      const int i = first + thread;
       float sum = 0.f;
       if (i < 4 * blocks) {
         const uint4 words = *reinterpret_cast<const uint4*>(row + 8 * i);
@@ -201,6 +238,12 @@ __device__ __forceinline__ void sum_blocks(const Step& step, int64_t in_features
   sync_workers();
 }
 
+// The first strip that this CUDA block computes; the others are a grid apart.
+__device__ __forceinline__ int first_strip(const Linear& w) {
+  const int strip = static_cast<int>(blockIdx.x) - static_cast<int>(w.offset);
+  return strip < 0 ? strip + static_cast<int>(gridDim.x) : strip;
+}
+
 // A strip that this CUDA block computes, as those who add up its warps' sums find it.
 struct Item {
   int part;
@@ -211,13 +254,15 @@ struct Item {
 // All strips of parts [first, last) that belong to this CUDA block; they read the same activations. finish(has, item,
 // n, token, sum) is called by all workers together, `has` tells whether the thread has a sum: that of column n.
 template <bool kOne, typename Finish>
-__device__ __forceinline__ void multiply_strips(const Step& step, const Linear* parts, int first, int last, Feed& feed,
-                                                uint8_t* shared, Item* items, Finish finish) {
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
+__device__ __forceinline__ void multiply_strips(const Step& step, const Linear* parts, int first, int last, const Rings& rings,
+                                                int& position, uint8_t* shared, Item* items, Finish finish) {
+  const int thread = thread_index();
+  const int warp = thread / 32;
+  const int lane = thread % 32;
   const int g = lane / 4;
   const int t = lane % 4;
   const int tokens = kOne ? 1 : step.tokens;
+  Feed feed(rings, warp, position);
   float* const sums = reinterpret_cast<float*>(shared + step.sums_at);
   // Lanes of tokens that are not there repeat the first one; nobody looks at their results.
   const Activations x = {reinterpret_cast<const uint16_t*>(shared + step.input_at) + 8 * t +
@@ -229,20 +274,20 @@ __device__ __forceinline__ void multiply_strips(const Step& step, const Linear* 
   int count = 0;
   auto put_together = [&]() {
     sync_workers();
-    const int which = threadIdx.x / each;
+    const int which = thread / each;
     const bool mine = which < count;
     const Item item = mine ? items[which] : Item{first, 0, 0};
     const Linear& w = parts[item.part];
-    const int64_t n = static_cast<int64_t>(item.strip) * kStripColumns + threadIdx.x % kStripColumns;
+    const int64_t n = static_cast<int64_t>(item.strip) * kStripColumns + thread % kStripColumns;
     const bool has = mine && n < w.out_features;
     float sum = 0.f;
     if (has) {
-      const float* from = sums + which * kWarps * each + threadIdx.x % each;
+      const float* from = sums + which * kWarps * each + thread % each;
 #pragma unroll
       for (int other = 0; other < kWarps; ++other) sum += from[other * each];
       if (w.bias != nullptr) sum += half_float(w.bias[n]);
     }
-    finish(has, item, n, static_cast<int>(threadIdx.x) % each / kStripColumns, sum);
+    finish(has, item, n, thread % each / kStripColumns, sum);
     count = 0;
   };
 
@@ -252,13 +297,12 @@ __device__ __forceinline__ void multiply_strips(const Step& step, const Linear* 
     const int grid = static_cast<int>(gridDim.x);
     const int strips = static_cast<int>(w.strips);
     const int segments = w.shares[warp].end - w.shares[warp].begin;
-    int strip = static_cast<int>(blockIdx.x) - static_cast<int>(w.offset);
-    if (strip < 0) strip += grid;
+    int strip = first_strip(w);
     int index = 0;
     int left = segments;  // of the strip
     Sums total = {};
     auto end_strip = [&](float unit) {
-      if (threadIdx.x == 0) items[count] = {part, strip, index};
+      if (thread == 0) items[count] = {part, strip, index};
       float* const to = sums + (count * kWarps + warp) * each;
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
@@ -314,12 +358,14 @@ __device__ __forceinline__ void multiply_strips(const Step& step, const Linear* 
     }
   }
   put_together();
+  position = feed.position();
 }
 
 // To shared memory, 8 bytes at a time; wait_for_copies() waits for those of the calling thread.
 __device__ __forceinline__ void copy_ahead(void* to, const void* from, int bytes) {
   const uint32_t place = shared_address(to);
-  for (int i = 8 * threadIdx.x; i < bytes; i += 8 * kWorkers) {
+  const int thread = thread_index();
+  for (int i = 8 * thread; i < bytes; i += 8 * kWorkers) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(place + i), "l"(static_cast<const uint8_t*>(from) + i)
                  : "memory");
   }
@@ -328,7 +374,8 @@ __device__ __forceinline__ void copy_ahead(void* to, const void* from, int bytes
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 __device__ __forceinline__ void copy_shared(void* to, const void* from, int bytes) {
-  for (int i = threadIdx.x; i < bytes / 8; i += kWorkers) {
+  const int thread = thread_index();
+  for (int i = thread; i < bytes / 8; i += kWorkers) {
     static_cast<uint64_t*>(to)[i] = static_cast<const uint64_t*>(from)[i];
   }
 }
@@ -355,17 +402,21 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   uint8_t* const shared = reinterpret_cast<uint8_t*>(shared_words);
   __shared__ alignas(16) Linear plans[2][3];  // of this phase and of the next
   __shared__ Layer layer_plans[2];
-  __shared__ uint64_t target;
   __shared__ float scratch[kWarps];
   __shared__ Item items[kBatch];
+  __shared__ Attending attending;
   __shared__ Model shared_model;  // for code that is not inlined, which would read parameters from global memory
   const Model& model = step.model;
   const int layers = static_cast<int>(model.layers);
   auto* const barriers = reinterpret_cast<uint64_t*>(shared + step.barriers_at);
   const Rings rings = {shared, barriers, barriers + kWarps * step.slots, step.slots, static_cast<int>(model.slot_bytes)};
+  if (threadIdx.x == 0) start_rings(rings);
   if (threadIdx.x == 0) {
-    start_rings(rings);
-    target = 0;
+    const int heads = static_cast<int>(model.heads);
+    const int kv_heads = static_cast<int>(model.kv_heads);
+    const NewTokens fresh = {kOne ? 1 : step.tokens, model.state[0], reinterpret_cast<float*>(shared + step.turns_at)};
+    const Units units = cut_units(heads, kv_heads, fresh.count, fresh.cached);
+    attending = {fresh, units, unit_at(static_cast<int>(blockIdx.x), units.parts, heads, kv_heads)};
   }
   copy_shared(&shared_model, &step.model, sizeof(Model));
   __syncthreads();
@@ -374,24 +425,38 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
     return;
   }
 
-  Feed feed(rings, threadIdx.x / 32);
+  int position = 0;  // in this warp's ring
   const int tokens = kOne ? 1 : step.tokens;
   auto* const x = reinterpret_cast<uint16_t*>(shared + step.input_at);
   auto* const ones = reinterpret_cast<float*>(shared + step.ones_at);
   auto* const gates = reinterpret_cast<float*>(shared + step.gates_at);
   auto* const turns = reinterpret_cast<float*>(shared + step.turns_at);
-  const NewTokens fresh = {tokens, model.state[0], turns};
+  const int cached = model.state[0];
   const int half_dim = static_cast<int>(model.rope_dim) / 2;
   for (int i = threadIdx.x; i < 2 * tokens * half_dim; i += kWorkers) {
-    const int64_t row = fresh.cached + i / (2 * half_dim);
+    const int64_t row = cached + i / (2 * half_dim);
     const int column = i % (2 * half_dim);
     turns[i] = column < half_dim ? model.cosines[row * half_dim + column] : model.sines[row * half_dim + column - half_dim];
   }
-  GridBarrier barrier(model.barrier, &target);
-  const int64_t gathered = model.embedding != nullptr ? tokens * model.hidden : 0;
-  for (int64_t i = blockIdx.x * kWorkers + threadIdx.x; i < gathered; i += gridDim.x * kWorkers) {
-    const int64_t id = model.state[1 + i / model.hidden];
-    model.residual[i] = half_float(model.embedding[id * model.hidden + i % model.hidden]);
+  const int64_t first_thread = blockIdx.x * kWorkers + threadIdx.x;
+  const int64_t all_threads = gridDim.x * kWorkers;
+  auto clear = [&](auto* words, int64_t count) {  // no results yet
+    for (int64_t i = first_thread; i < count; i += all_threads) words[i] = {};
+  };
+  const int64_t heads_size = model.heads * model.head_dim;
+  clear(model.middle, tokens * model.hidden);
+  clear(model.qkv, tokens * (heads_size + 2 * model.kv_heads * model.head_dim));
+  clear(model.attended, tokens * round_up(heads_size, kBlockRows));
+  clear(model.activated, tokens * round_up(model.ffn, kBlockRows));
+  clear(model.partial, static_cast<int64_t>(attending.units.parts) * tokens * model.heads * (model.head_dim + 2));
+  for (int64_t i = first_thread; i < tokens * model.hidden; i += all_threads) {
+    float value;
+    if (model.embedding != nullptr) {
+      value = half_float(model.embedding[model.state[1 + i / model.hidden] * model.hidden + i % model.hidden]);
+    } else {
+      value = model.residual[i];
+    }
+    model.entering[i] = {value, stamp_of(0)};
   }
 
   const int phases = kPhases * layers + (has_head(model) ? 1 : 0);
@@ -405,6 +470,10 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
     if (phase == kQkvPhase) copy_ahead(&layer_plans[l % 2], model.layer + l, sizeof(Layer));
   };
   plan_ahead(0);
+  wait_for_copies();
+  Arrivals attended(model.arrivals + kLineWords, Arrivals::look(model.arrivals + kLineWords));
+  Arrivals multiplied(model.arrivals, wait_for_grid(model.arrivals));
+  const int grid = static_cast<int>(gridDim.x);
 
 #pragma unroll 1
   for (int index = 0; index < phases; ++index) {
@@ -414,22 +483,34 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
     const Linear* const parts = plans[index % 2];
     const Layer& layer = layer_plans[l % 2];
 
-    wait_for_copies();
-    barrier.arrive();
+    const uint32_t stamp = stamp_of(l);
+    const int thread = thread_index();
+    plan_ahead(index + 1);
     const bool normalizes = phase != kOutputPhase && phase != kDownPhase;
-    NormInput norm;
-    if (phase == kOutputPhase) {
-      barrier.wait();
-      plan_ahead(index + 1);
-      attention(shared_model, layer, parts[0], fresh, reinterpret_cast<float*>(x));
-      barrier.arrive();
-    } else if (normalizes) {  // what does not depend on other blocks, before waiting for them
-      norm.norm = phase == kHeadPhase ? model.final_norm : phase == kQkvPhase ? layer.attention_norm : layer.mlp_norm;
-      norm.inverse = parts[0].inverse;
-      norm.load(static_cast<int>(model.hidden));
+    if (phase != kOutputPhase) {
+      if (index > 0) multiplied.wait(grid);
+    } else {
+      if (static_cast<int>(blockIdx.x) < attending.units.count) {
+        multiplied.wait(grid);
+        attention(shared_model, layer, parts[0], attending, stamp, reinterpret_cast<float*>(x));
+        sync_workers();
+        attended.arrive();
+      } else {
+        multiplied.skip(grid);
+      }
+      attended.wait(min(grid, attending.units.count));
     }
-    barrier.wait();
-    if (phase != kOutputPhase) plan_ahead(index + 1);
+
+    // What the sums of this phase will be added to.
+    const Packet* const old = phase == kOutputPhase ? model.entering : model.middle;
+    float first_old = 0.f;
+    if (!normalizes) {
+      const int which = kOne ? thread / kStripColumns : thread / (tokens * kStripColumns);
+      const int token = kOne ? 0 : thread / kStripColumns % tokens;
+      const int n = (first_strip(parts[0]) + which * static_cast<int>(gridDim.x)) * kStripColumns + thread % kStripColumns;
+      const Packet* from = old + token * model.hidden + n;
+      if (which < step.batch && n < model.hidden) first_old = await(look(from), from, stamp);
+    }
 
     auto finish = [&](bool has, const Item& item, int64_t n, int token, float sum) {
       if (phase == kMlpPhase) {
@@ -438,40 +519,55 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
         sync_workers();
         if (!has || item.part == 0) return;
         const int64_t to = parts[2].inverse != nullptr ? parts[2].inverse[n] : n;
-        model.activated[token * parts[2].in_features + to] = half_bits(*gate / (1.f + __expf(-*gate)) * sum);
+        put(model.activated + token * parts[2].in_features + to, half_bits(__fdividef(*gate, 1.f + __expf(-*gate)) * sum), stamp);
       } else if (has && phase == kQkvPhase) {
         const int64_t column = item.part == 0 ? n : n + (model.heads + (item.part - 1) * model.kv_heads) * model.head_dim;
-        model.qkv[token * (model.heads + 2 * model.kv_heads) * model.head_dim + column] = sum;
+        put(model.qkv + token * (model.heads + 2 * model.kv_heads) * model.head_dim + column, sum, stamp);
       } else if (has && phase == kHeadPhase) {
         model.logits[token * model.vocab + n] = sum;
       } else if (has) {
-        atomicAdd(model.residual + token * model.hidden + n, sum);  // its only writer: no need to wait for the old value
+        const int64_t place = token * model.hidden + n;
+        const float value = sum + (item.index < step.batch ? first_old : await(look(old + place), old + place, stamp));
+        if (phase == kOutputPhase) {
+          put(model.middle + place, value, stamp);
+        } else {
+          put(model.entering + place, value, stamp_of(l + 1));
+          if (index + 1 == phases) model.residual[place] = value;
+        }
       }
     };
 #pragma unroll 1
     for (int part = 0; part < count;) {
       int next = part;
       bool has_codes = false;
-      for (; next < count && parts[next].inverse == parts[part].inverse; ++next) has_codes |= parts[next].kind != kDense;
-      const int64_t in_features = parts[part].in_features;
-      if (!normalizes) {
-        stage_packed(step, phase == kOutputPhase ? model.attended : model.activated, in_features, x);
-      } else {
-        if (part > 0) {
-          norm.inverse = parts[part].inverse;
-          norm.load(static_cast<int>(model.hidden));
-          sync_workers();
-        }
-        stage_normalized<kOne>(step, norm, in_features, x, scratch);
+      bool has_strips = false;
+      for (; next < count && parts[next].inverse == parts[part].inverse; ++next) {
+        has_codes |= parts[next].kind != kDense;
+        has_strips |= first_strip(parts[next]) < parts[next].strips;
       }
-      if (has_codes) sum_blocks<kOne>(step, in_features, x, ones);
-      multiply_strips<kOne>(step, parts, part, next, feed, shared, items, finish);
+      const int64_t in_features = parts[part].in_features;
+      if (!has_strips) {  // and must not read: see exchange.cuh
+      } else if (phase == kOutputPhase) {
+        stage_packed(step, model.attended, stamp, model.heads * model.head_dim, in_features, x);
+      } else if (phase == kDownPhase) {
+        stage_packed(step, model.activated, stamp, model.ffn, in_features, x);
+      } else {
+        const Packet* const residual = phase == kMlpPhase ? model.middle : model.entering;
+        const uint16_t* norm =
+            phase == kHeadPhase ? model.final_norm : phase == kQkvPhase ? layer.attention_norm : layer.mlp_norm;
+        stage_normalized<kOne>(step, residual, stamp, norm, parts[part].inverse, in_features, x, scratch);
+      }
+      if (has_strips) {
+        if (has_codes) sum_blocks<kOne>(step, in_features, x, ones);
+        multiply_strips<kOne>(step, parts, part, next, rings, position, shared, items, finish);
+      }
       part = next;
     }
+    wait_for_copies();
+    sync_workers();  // the next plans are there, and nobody needs this one
+    multiplied.arrive();
   }
 }
-
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // How `tokens` tokens share a CUDA block's memory; no slots if they do not fit.
 Step arrange(const Model& model, int64_t gate_strips, int tokens, int64_t bytes) {

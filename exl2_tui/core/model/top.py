@@ -37,18 +37,6 @@ class Preselecting(Protocol):
 
 
 def top_logits(logits: Tensor, count: int, vocab: int) -> TopLogits:
-    """logits (V,) float32 on any device. One transfer of 8 bytes per logit kept; NaN counts as largest."""
-    return unpack_top(pack_top(logits, count, vocab).cpu(), logits, vocab)
-
-
-def pack_top(logits: Tensor, count: int, vocab: int) -> Tensor:
-    """The best logits' bits and their ids, (2, n) int32 on the same device, to be moved at once."""
-    known = logits[:vocab]
-    values, ids = torch.topk(known, min(count, len(known)))
-    return torch.stack((values.view(torch.int32), ids.to(torch.int32)))
-
-
-def unpack_top(packed: Tensor, logits: Tensor, vocab: int) -> TopLogits:
-    """packed: what pack_top made of logits (V,), on the CPU; copied."""
-    ids, values = packed[1].to(torch.int64), packed[0].view(torch.float32).clone()
-    return TopLogits(ids, values, len(ids) == min(vocab, len(logits)), logits.cpu)
+    """logits (V,) float32 on any device; NaN counts as largest."""
+    values, ids = torch.topk(logits[:vocab], min(count, vocab, len(logits)))
+    return TopLogits(ids.cpu(), values.cpu(), len(ids) == min(vocab, len(logits)), logits.cpu)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,12 +15,12 @@ from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.model.cache import KVCache
 from exl2_tui.core.model.cuda.linear import CudaLinear
 from exl2_tui.core.model.rope import rope_table
-from exl2_tui.core.model.top import TopLogits, pack_top, unpack_top
+from exl2_tui.core.model.top import TopLogits
 
 MAX_STEP = 8
 MOST_TOPS = 4  # graphs that choose the best logits: a sampler's settings need one
 HEADS_AT_ONCE = 2  # csrc/cuda/attention.cuh
-MODEL_FORMAT = "<9q2d15Q3q"  # struct Model of csrc/cuda/plan.h
+MODEL_FORMAT = "<9q2d16Q3q"  # struct Model of csrc/cuda/plan.h
 LAYER_FORMAT = "<4Q3q2Q"  # struct Layer
 
 
@@ -75,6 +76,8 @@ class Decoder:
         linears = [linear for layer in layers for linear in layer.linears] + ([] if head is None else [head])
         self.state = zeros(1 + MAX_STEP, dtype=torch.int32)
         self.staging = torch.zeros(1 + MAX_STEP, dtype=torch.int32).pin_memory()
+        # The same words: what one costs through a tensor is 10 us.
+        self.staged = (ctypes.c_int32 * (1 + MAX_STEP)).from_address(self.staging.data_ptr())
         self.residual = zeros(MAX_STEP, config.hidden_size)
         self.logits = zeros(MAX_STEP, 0 if head is None else config.vocab_size)
         self.buffers = (
@@ -84,15 +87,17 @@ class Decoder:
             rope.sin.contiguous(),
             self.state,
             self.residual,
-            zeros(MAX_STEP, config.query_size + 2 * config.kv_size),
-            zeros(MAX_STEP, max(layer.o.in_features for layer in layers), dtype=torch.float16),
-            zeros(MAX_STEP, max(layer.down.in_features for layer in layers), dtype=torch.float16),
-            zeros(max(HEADS_AT_ONCE * grid, MAX_STEP * heads), dim + 2),
-            zeros(MAX_STEP, heads, dtype=torch.int32),
+            # Numbers that the kernel's blocks hand each other, each with a stamp (exchange.cuh).
+            zeros(MAX_STEP, config.hidden_size, 2),
+            zeros(MAX_STEP, config.hidden_size, 2),
+            zeros(MAX_STEP, config.query_size + 2 * config.kv_size, 2),
+            zeros(MAX_STEP, layers[0].o.in_features),
+            zeros(MAX_STEP, layers[0].down.in_features),
+            zeros(max(HEADS_AT_ONCE * grid, MAX_STEP * heads), dim + 2, 2),
             self.logits,
             upload(_plan_linears(layers, head, grid)),
             upload(b"".join(_plan_layer(config, index, layer, cache) for index, layer in enumerate(layers, first))),
-            zeros(1, dtype=torch.int64),
+            zeros(2, 16, dtype=torch.int64),
         )
         plan = struct.pack(
             MODEL_FORMAT,
@@ -116,7 +121,7 @@ class Decoder:
         self.gate_strips = max(layer.gate.strips for layer in layers)
         self.most = MAX_STEP  # tokens of one launch; the kernel may take fewer
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self.tops: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # by count and vocab
+        self.tops: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}  # by count and vocab
 
     def step(self, tokens: Tensor) -> Tensor:
         """tokens (T,) int64 on the CPU, T <= MAX_STEP -> logits (T, V) float32 on the GPU until the next step.
@@ -165,29 +170,42 @@ class Decoder:
         self.graphs[count].replay()
         return count
 
-    def step_top(self, token: Tensor, count: int, vocab: int) -> TopLogits:
-        """As step() for one token (1,), but choosing the best logits (top.top_logits) is part of the graph.
+    def step_top(self, token: int, count: int, vocab: int) -> TopLogits:
+        """As step() for one token, but choosing the best logits (top.top_logits) is part of the graph.
 
-        The host then has one launch and one wait per token.
+        The host has one launch and one wait per token, and little else to do: while it works, the GPU does not.
         """
         if (count, vocab) not in self.tops:
-            packed = pack_top(self.step(token)[-1], count, vocab)  # loads the kernels; a capture must not
-            host = torch.empty_like(packed, device="cpu").pin_memory()
-
-            def work() -> None:
-                self.state.copy_(self.staging, non_blocking=True)
-                self._run(1)
-                host.copy_(pack_top(self.logits[0], count, vocab), non_blocking=True)
-
-            if len(self.tops) == MOST_TOPS:
-                self.tops.pop(next(iter(self.tops)))
-            self.tops[count, vocab] = self._capture(work), host
-        graph, host = self.tops[count, vocab]
-        self.staging[0] = self.cache.length
-        self.staging[1] = token[0]
+            self.tops[count, vocab] = self._capture_top(token, count, vocab)
+        graph, ids, values = self.tops[count, vocab]
+        self.staged[0] = self.cache.length
+        self.staged[1] = token
         graph.replay()
         torch.cuda.current_stream(self.state.device).synchronize()
-        return unpack_top(host, self.logits[0], vocab)
+        logits = self.logits[0]
+        return TopLogits(ids.clone(), values.clone(), len(ids) == min(vocab, len(logits)), logits.cpu)
+
+    def _capture_top(self, token: int, count: int, vocab: int) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        """The graph of one step that chooses, and the pinned tensors with the ids and the values that it chose."""
+        kept = min(count, vocab, self.logits.shape[1])
+        ids = torch.empty(kept, dtype=torch.int64).pin_memory()
+        values = torch.empty(kept).pin_memory()
+
+        def choose() -> None:
+            best = torch.topk(self.logits[0, :vocab], kept)
+            ids.copy_(best.indices, non_blocking=True)
+            values.copy_(best.values, non_blocking=True)
+
+        def work() -> None:
+            self.state.copy_(self.staging, non_blocking=True)
+            self._run(1)
+            choose()
+
+        self.step(torch.tensor([token]))
+        choose()  # loads the kernels; a capture must not
+        if len(self.tops) == MOST_TOPS:
+            self.tops.pop(next(iter(self.tops)))
+        return self._capture(work), ids, values
 
     def _capture(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
         graph, device = torch.cuda.CUDAGraph(), self.state.device

@@ -175,14 +175,15 @@ class CudaModel:
     ) -> TopLogits:
         """Implements top.Preselecting: `count` logits cross to the CPU instead of all."""
         assert isinstance(cache, KVCache)
-        tokens = check_ids(ids, self.config.vocab_size)
-        check_room(len(tokens), cache.length, cache.capacity)
-        if len(tokens) > MAX_STEP:
-            return top_logits(self.forward(tokens, cache, cancel=cancel), count, vocab)
+        if len(ids) != 1 or not 0 <= ids[0] < self.config.vocab_size:
+            tokens = check_ids(ids, self.config.vocab_size)
+            if len(tokens) > MAX_STEP:
+                return top_logits(self.forward(tokens, cache, cancel=cancel), count, vocab)
+        check_room(len(ids), cache.length, cache.capacity)
         decoder = self._decoder_of(cache)
-        if len(tokens) > 1 or not isinstance(decoder, Decoder):
-            return top_logits(self._step(tokens, cache)[-1], count, vocab)
-        found = decoder.step_top(tokens, count, vocab)
+        if len(ids) > 1 or not isinstance(decoder, Decoder):
+            return top_logits(self._step(torch.tensor(ids), cache)[-1], count, vocab)
+        found = decoder.step_top(ids[0], count, vocab)
         cache.length += 1
         return found
 

@@ -1,0 +1,83 @@
+// How the CUDA blocks of a decode step hand each other results: without barriers. A number and a stamp lie in one word,
+// which is written and read at once, so whoever finds the stamp has the number too (the idea of NCCL's LL protocol). A
+// barrier would cost the way to memory four times: a fence, an arrival, a poll and then the reading.
+//
+// The stamp is the layer's number + 1; all words are cleared before a step. No word is written again while somebody
+// may still read it: a block reads results only to compute columns of the next phase from them, and the next result in
+// the same place, a layer later, depends on all of those columns.
+#pragma once
+
+#include "common.cuh"
+
+namespace exl2::cuda {
+
+__device__ __forceinline__ uint32_t stamp_of(int layer) { return static_cast<uint32_t>(layer) + 1; }
+
+__device__ __forceinline__ void put(Packet* to, float value, uint32_t stamp) {
+  asm volatile("{\n.reg .b64 w;\nmov.b64 w, {%1, %2};\nst.relaxed.gpu.global.b64 [%0], w;\n}\n" ::"l"(to), "f"(value),
+               "r"(stamp)
+               : "memory");
+}
+
+__device__ __forceinline__ void put(HalfPacket* to, uint16_t value, uint32_t stamp) {
+  asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(to), "r"(stamp << 16 | value) : "memory");
+}
+
+__device__ __forceinline__ Packet look(const Packet* from) {
+  Packet found;
+  asm volatile("{\n.reg .b64 w;\nld.relaxed.gpu.global.b64 w, [%2];\nmov.b64 {%0, %1}, w;\n}\n"
+               : "=f"(found.value), "=r"(found.stamp)
+               : "l"(from)
+               : "memory");
+  return found;
+}
+
+// Waits for what was not there yet. To have the answers to several questions at once: look() at all, then await() each.
+__device__ __forceinline__ float await(Packet found, const Packet* from, uint32_t stamp) {
+  while (found.stamp != stamp) found = look(from);
+  return found.value;
+}
+
+// Four packets in a row, aligned to 32 bytes.
+struct FourPackets {
+  Packet packet[4];
+
+  __device__ __forceinline__ void look(const Packet* from) {
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      asm volatile(
+          "{\n.reg .b64 v, w;\nld.relaxed.gpu.global.v2.b64 {v, w}, [%4];\nmov.b64 {%0, %1}, v;\nmov.b64 {%2, %3}, w;\n}\n"
+          : "=f"(packet[i].value), "=r"(packet[i].stamp), "=f"(packet[i + 1].value), "=r"(packet[i + 1].stamp)
+          : "l"(from + i)
+          : "memory");
+    }
+  }
+
+  __device__ __forceinline__ float4 await(const Packet* from, uint32_t stamp) {
+    while (packet[0].stamp != stamp || packet[1].stamp != stamp || packet[2].stamp != stamp || packet[3].stamp != stamp) {
+      look(from);
+    }
+    return make_float4(packet[0].value, packet[1].value, packet[2].value, packet[3].value);
+  }
+};
+
+// Four in a row, aligned to 16 bytes.
+__device__ __forceinline__ uint4 look_at_four(const HalfPacket* from) {
+  uint4 found;
+  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(found.x), "=r"(found.y), "=r"(found.z), "=r"(found.w)
+               : "l"(from)
+               : "memory");
+  return found;
+}
+
+// Their four halves. Only the first `count` of them will ever be written; the others are zero.
+__device__ __forceinline__ uint2 await_four(uint4 found, const HalfPacket* from, uint32_t stamp, int count) {
+  const auto missing = [&](uint32_t word, int i) { return word >> 16 != stamp && i < count; };
+  while (missing(found.x, 0) || missing(found.y, 1) || missing(found.z, 2) || missing(found.w, 3)) {
+    found = look_at_four(from);
+  }
+  return make_uint2(__byte_perm(found.x, found.y, 0x5410), __byte_perm(found.z, found.w, 0x5410));
+}
+
+}  // namespace exl2::cuda
