@@ -4,7 +4,7 @@
 
 TEXTS: lines of {"kind": "text", "text": ...}, each cut to 512 tokens. For every model the KL divergence of its
 next-token distribution from the original's, with and without --exact, and between the two. The aim: a cost below 1 % of
-the exact model's divergence at every bitrate; csrc/cpu/linear_layout.h (two_byte_rows) is where it is set.
+the exact model's divergence at every bitrate; csrc/cpu/linear_layout.h (fine_rows) is where it is set.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 // Activations in the form that the products read them: gathered by the weight's row permutation and, on the integer
-// path, quantized to one or two bytes per block of rows.
+// path, quantized to one byte, two, or one and a half (linear_pairs.h), with a scale per block of rows.
 //
 // They lie in scratch by token blocks of Lanes::kTokens (the last one shorter), each [row quad][token][4 rows] int8, or
 // [row][token] float, so that the inner loops read them in address order.
 #pragma once
 
 #include "linear_pack.h"
+#include "linear_pairs.h"
 
 namespace exl2 {
 namespace EXL2_ISA {
@@ -19,7 +20,8 @@ constexpr int kTokens = Lanes::kTokens;
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Per token of the integer path: x_bytes of activations, then for each block its scale and, for each term, where its
-// sum of products starts: -sum(x), times the zero point where that is one number (EXL2). So (q - zero) costs nothing.
+// sum of products starts: -sum(x), times the zero point (of all codes in it) where that is one number (EXL2). So
+// (q - zero) costs nothing.
 struct BlockMeta {
   float scale;
   int32_t start[2];
@@ -60,7 +62,25 @@ static inline F gather_rows(const Header& h, const int32_t* map, const float* x,
   return map ? Lanes::gather(x, map + row) : Lanes::load_partial(x + row, int(min64(16, h.packed_rows - row)));
 }
 
-// One block of one token: quads[i * mb] receives rows 4i..4i+3.
+// 32 rows as pairs: quads[i * mb] receives what rows 4i..4i+3 have of their own, shared[i * mb] what those of quads 2i
+// and 2i + 1 share. sum: of either, added to.
+static EXL2_INLINE void quantize_pairs(Pair pair, const F* values, F inverse, int32_t* quads, int32_t* shared,
+                                       int64_t mb, I* sum) {
+  I parts[3];
+  nearest_pair(pair, Lanes::mul(Lanes::even_quads(values[0], values[1]), inverse),
+               Lanes::mul(Lanes::odd_quads(values[0], values[1]), inverse), parts);
+  int32_t bytes[3][4];
+  for (int part = 0; part < 3; part++) Lanes::store_bytes(bytes[part], parts[part]);
+  for (int i = 0; i < 4; i++) {
+    quads[2 * i * mb] = bytes[0][i];
+    quads[(2 * i + 1) * mb] = bytes[1][i];
+    shared[i * mb] = bytes[2][i];
+  }
+  sum[0] = Lanes::add_i(sum[0], Lanes::add_i(parts[0], parts[1]));
+  sum[1] = Lanes::add_i(sum[1], parts[2]);
+}
+
+// One block of one token: quads[i * mb] receives rows 4i..4i+3; those of the second term follow behind all of the first.
 static inline void quantize_block(const Header& h, const Section& s, const int32_t* map, const float* x, int64_t row,
                                   int32_t* quads, int64_t mb, BlockMeta& meta) {
   const int steps = s.slabs * 2;  // of 16 rows
@@ -71,27 +91,43 @@ static inline void quantize_block(const Header& h, const Section& s, const int32
     top = Lanes::max_abs(top, values[i]);
     poison = Lanes::fma(values[i], Lanes::zero(), poison);  // NaN if any is NaN or infinite: never hidden by rounding
   }
-  const float range = s.terms == 1 ? 127.0f : 32639.0f;  // 32639 = 127 * 256 + 127: both bytes fit int8
+  const Form form = form_here(s.form);
+  const bool pairs = form == kPairs;
+  const Pair pair = pair_of(s.bits);
+  // 32639 = 127 * 256 + 127: both bytes fit int8
+  const float range = pairs ? float(pair.range) : form == kOneByte ? 127.0f : 32639.0f;
   const float amax = Lanes::reduce_max(top);
   const float inverse = amax > 1e-30f ? range / amax : 0.0f;
-  meta.scale = (amax > 1e-30f ? amax / range : 0.0f) + Lanes::reduce_add(poison);
+  const float step = pairs ? range * 256 : range;  // pairs count in 256ths (linear_pairs.h)
+  meta.scale = (amax > 1e-30f ? amax / step : 0.0f) + Lanes::reduce_add(poison);
   I sum[2] = {Lanes::zero_i(), Lanes::zero_i()};
-  for (int i = 0; i < steps; i++) {
+  int32_t* second = quads + s.slabs * kSlabQuads * mb;
+  if constexpr (Lanes::kPairs) {
+    for (int slab = 0; pairs && slab < s.slabs; slab++) {
+      quantize_pairs(pair, values + 2 * slab, Lanes::set1(inverse), quads + slab * kSlabQuads * mb,
+                     second + slab * kSlabQuads / 2 * mb, mb, sum);
+    }
+  }
+  for (int i = 0; !pairs && i < steps; i++) {
     I low = Lanes::round(Lanes::mul(values[i], Lanes::set1(inverse)));
     int32_t bytes[4];
-    if (s.terms == 2) {
+    if (form == kTwoBytes) {
       const I high = Lanes::high_byte(low);  // (v + 128) >> 8, so that what is left fits int8
       low = Lanes::sub_i(low, Lanes::shift_left8(high));
       sum[0] = Lanes::add_i(sum[0], high);
       Lanes::store_bytes(bytes, high);
       for (int q = 0; q < 4; q++) quads[(i * 4 + q) * mb] = bytes[q];
     }
-    sum[s.terms - 1] = Lanes::add_i(sum[s.terms - 1], low);
+    I& low_sum = sum[terms_of(form) - 1];
+    low_sum = Lanes::add_i(low_sum, low);
     Lanes::store_bytes(bytes, low);
-    int32_t* out = quads + (s.terms - 1) * s.slabs * kSlabQuads * mb;
+    int32_t* out = form == kOneByte ? quads : second;
     for (int q = 0; q < 4; q++) out[(i * 4 + q) * mb] = bytes[q];
   }
-  for (int t = 0; t < 2; t++) meta.start[t] = -common_zero(h, s) * Lanes::reduce_add_i(sum[t]);
+  for (int t = 0; t < 2; t++) {
+    const int codes = h.kind == int32_t(LinearKind::kExl2) ? codes_in_term(s.bits, form, t) : 1;
+    meta.start[t] = -common_zero(h, s) * codes * Lanes::reduce_add_i(sum[t]);
+  }
 }
 
 // Work is numbered (token block, block of rows), so that one token is shared by all parts as well as many are.
@@ -127,7 +163,7 @@ static void prepare(const uint8_t* blob, const float* x, int64_t M, int64_t ldx,
       for (int64_t block = first; block < last; block++) {
         while (block >= s->first_block + int64_t(s->blocks_per_group) * s->groups) s++;
         const int64_t index = block - s->first_block, rows = int64_t(s->slabs) * kSlabRows;
-        int32_t* quads = const_cast<int32_t*>(a.quads(s->x_offset + index * rows * s->terms));
+        int32_t* quads = const_cast<int32_t*>(a.quads(s->x_offset + index * rows * terms_of(Form(s->form))));
         BlockMeta* meta = const_cast<BlockMeta*>(a.meta(h, block));
         for (int64_t m = 0; m < a.mb; m++) {
           quantize_block(h, *s, map, x + (token + m) * ldx, s->first_row + index * rows, quads + m, a.mb, meta[m]);

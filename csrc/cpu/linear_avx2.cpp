@@ -13,6 +13,7 @@ struct Lanes {
   static constexpr int kStageTiles = 1;
   static constexpr int kDirectTokens = 2;
   static constexpr bool kWidthMatters = true;
+  static constexpr bool kPairs = false;  // dot4 of full bytes costs three of narrow codes
 
   struct F {
     __m256 a, b;
@@ -79,6 +80,12 @@ struct Lanes {
   static F max_abs(F x, F y) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     return {_mm256_max_ps(x.a, _mm256_andnot_ps(sign, y.a)), _mm256_max_ps(x.b, _mm256_andnot_ps(sign, y.b))};
+  }
+  static F even_quads(F x, F y) {
+    return {_mm256_permute2f128_ps(x.a, x.b, 0x20), _mm256_permute2f128_ps(y.a, y.b, 0x20)};
+  }
+  static F odd_quads(F x, F y) {
+    return {_mm256_permute2f128_ps(x.a, x.b, 0x31), _mm256_permute2f128_ps(y.a, y.b, 0x31)};
   }
   static float reduce_max(F x) {
     alignas(32) float v[8];

@@ -18,6 +18,7 @@ struct Lanes {
   static constexpr int kStageTiles = 2;
   static constexpr int kDirectTokens = 4;
   static constexpr bool kWidthMatters = false;
+  static constexpr bool kPairs = true;
 
   using F = __m512;
   using I = __m512i;
@@ -54,6 +55,8 @@ struct Lanes {
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F max_abs(F a, F b) { return _mm512_max_ps(a, _mm512_abs_ps(b)); }
+  static F even_quads(F a, F b) { return _mm512_shuffle_f32x4(a, b, 0x88); }
+  static F odd_quads(F a, F b) { return _mm512_shuffle_f32x4(a, b, 0xdd); }
   static float reduce_max(F a) { return _mm512_reduce_max_ps(a); }
   static float reduce_add(F a) { return _mm512_reduce_add_ps(a); }
 

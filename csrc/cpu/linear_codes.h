@@ -37,11 +37,12 @@ struct Index {
   static constexpr int value = J;
 };
 
-// f(Index<0>) ... f(Index<7>): the quads of a slab, with the index known at compile time.
-template <typename Body>
+// f(Index<0>) ... f(Index<COUNT - 1>): the quads of a slab, with the index known at compile time.
+template <int COUNT = kSlabQuads, typename Body>
 static EXL2_INLINE void for_each_quad(Body&& f) {
+  static_assert(COUNT == 8 || COUNT == 4);
   f(Index<0>{}), f(Index<1>{}), f(Index<2>{}), f(Index<3>{});
-  f(Index<4>{}), f(Index<5>{}), f(Index<6>{}), f(Index<7>{});
+  if constexpr (COUNT == 8) f(Index<4>{}), f(Index<5>{}), f(Index<6>{}), f(Index<7>{});
 }
 
 // How far ahead of the reading the next lines are asked for. (Past the end of the blob this is harmless.)
@@ -76,7 +77,8 @@ struct Exl2Params {
       : tile(tile_), table(reinterpret_cast<const float*>(blob + header_of(blob).tables_at)) {}
   F scale(int64_t g) const { return Lanes::lookup(table + g * 16, tile + g * 8); }
   I zero(int64_t, int bits) const { return Lanes::set1_i(1 << (bits - 1)); }
-  static I start(I, int32_t value) { return Lanes::set1_i(value); }
+  // Where the sum of a term with `codes` codes per product starts.
+  static I start(I, int, int32_t value) { return Lanes::set1_i(value); }
 };
 
 struct GptqParams {
@@ -85,7 +87,9 @@ struct GptqParams {
   const uint16_t* group(int64_t g) const { return reinterpret_cast<const uint16_t*>(tile + g * kLine); }
   F scale(int64_t g) const { return Lanes::load_f16(group(g)); }
   I zero(int64_t g, int) const { return Lanes::load_u16(group(g) + kColumns); }
-  static I start(I zero, int32_t value) { return Lanes::multiply16(zero, value); }
+  static I start(I zero, int codes, int32_t value) {
+    return Lanes::multiply16(codes == 1 ? zero : Lanes::multiply16(zero, codes), value);
+  }
 };
 
 // The section's width as a template argument.
@@ -98,6 +102,21 @@ static EXL2_INLINE void for_width(int bits, Args&&... args) {
     case 5: return Body<5, MB, Params>::run(args...);
     case 6: return Body<6, MB, Params>::run(args...);
     case 8: return Body<8, MB, Params>::run(args...);
+  }
+}
+
+// f(Index<form>{}): what the section's activations are here, of the forms that its width may have.
+template <int BITS, typename Body>
+static EXL2_INLINE void for_form(const Section& s, Body&& f) {
+  const Form form = form_here(s.form);
+  if constexpr (may_have(BITS, kOneByte)) {
+    if (form == kOneByte) return f(Index<kOneByte>{});
+  }
+  if constexpr (may_have(BITS, kPairs) && Lanes::kPairs) {
+    if (form == kPairs) return f(Index<kPairs>{});
+  }
+  if constexpr (may_have(BITS, kTwoBytes) || (may_have(BITS, kPairs) && !Lanes::kPairs)) {
+    if (form == kTwoBytes) return f(Index<kTwoBytes>{});
   }
 }
 

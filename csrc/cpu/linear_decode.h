@@ -11,12 +11,28 @@
 namespace exl2 {
 namespace EXL2_ISA {
 
-template <int BITS, int TERMS, int MB, typename Params>
+// One slab of fine activations (linear_pairs.h): acc[0] sums what rows have of their own, acc[1] what pairs share.
+template <int BITS, int MB, int CHAINS>
+static EXL2_INLINE void multiply_pairs(Acc (&acc)[2][MB][CHAINS], const I* lines, const int32_t* own,
+                                       const int32_t* shared) {
+  for_each_quad<kSlabQuads / 2>([&](auto pair) EXL2_INLINE_LAMBDA {
+    constexpr int P = decltype(pair)::value, A = 2 * P, B = A + 1;
+    const I a = unpack<BITS, A>(lines), b = unpack<BITS, B>(lines), both = pair_codes<BITS, A>(lines, a, b);
+    for (int m = 0; m < MB; m++) {
+      Lanes::dot4<BITS, A, false>(acc[0][m][A % CHAINS], a, own[A * MB + m]);
+      Lanes::dot4<BITS, B, false>(acc[0][m][B % CHAINS], b, own[B * MB + m]);
+      Lanes::dot4<8, P, false>(acc[1][m][P % CHAINS], both, shared[P * MB + m]);
+    }
+  });
+}
+
+template <int BITS, Form FORM, int MB, typename Params>
 static EXL2_INLINE void direct_integer(const Header& h, const Section& s, const Params& params, const uint8_t* tile,
                                        const Activations& a, F* out) {
+  constexpr int TERMS = terms_of(FORM);
   // A chain of dependent multiply-adds per token would wait for its own latency: short of tokens, use several.
   constexpr int CHAINS = MB * TERMS >= 4 ? 1 : 4 / (MB * TERMS);
-  constexpr int kAskBlocks = max_block_slabs(2) / max_block_slabs(TERMS);
+  constexpr int kAskBlocks = max_block_slabs(kPairs) / max_block_slabs(FORM);
   const uint8_t* codes = tile + s.code_offset;
   const int32_t* x = a.quads(s.x_offset);
   const BlockMeta* meta = a.meta(h, s.first_block);
@@ -32,24 +48,29 @@ static EXL2_INLINE void direct_integer(const Header& h, const Section& s, const 
       Acc acc[TERMS][MB][CHAINS];
       for (int t = 0; t < TERMS; t++) {
         for (int m = 0; m < MB; m++) {
-          acc[t][m][0] = Lanes::start(Params::start(zero, meta[m].start[t]));
+          acc[t][m][0] = Lanes::start(Params::start(zero, codes_in_term(BITS, FORM, t), meta[m].start[t]));
           for (int c = 1; c < CHAINS; c++) acc[t][m][c] = Lanes::start(Lanes::zero_i());
         }
       }
-      const int32_t* quad = x;
+      const int32_t *quad = x, *shared = x + term;
       for (int slab = 0; slab < s.slabs; slab++, codes += BITS * kLine, quad += kSlabQuads * MB) {
         I lines[BITS];
         load_slab<BITS>(lines, codes);
-        for_each_quad([&](auto j) EXL2_INLINE_LAMBDA {
-          constexpr int J = decltype(j)::value;
-          const I code = unpack<BITS, J>(lines);
-          for (int t = 0; t < TERMS; t++) {
-            for (int m = 0; m < MB; m++) {
-              Lanes::dot4<BITS, J / CHAINS, J / CHAINS == (kSlabQuads - 1) / CHAINS>(acc[t][m][J % CHAINS], code,
-                                                                                     quad[t * term + J * MB + m]);
+        if constexpr (FORM == kPairs) {
+          multiply_pairs<BITS>(acc, lines, quad, shared);
+          shared += kSlabQuads / 2 * MB;
+        } else {
+          for_each_quad([&](auto j) EXL2_INLINE_LAMBDA {
+            constexpr int J = decltype(j)::value;
+            const I code = unpack<BITS, J>(lines);
+            for (int t = 0; t < TERMS; t++) {
+              for (int m = 0; m < MB; m++) {
+                Lanes::dot4<BITS, J / CHAINS, J / CHAINS == (kSlabQuads - 1) / CHAINS>(acc[t][m][J % CHAINS], code,
+                                                                                       quad[t * term + J * MB + m]);
+              }
             }
-          }
-        });
+          });
+        }
       }
       for (int m = 0; m < MB; m++) {
         I sum[TERMS];
@@ -102,8 +123,9 @@ template <int BITS, int MB, typename Params>
 struct DirectInteger {
   template <typename... Args>
   static EXL2_INLINE void run(const Header& h, const Section& s, Args&&... args) {
-    if (may_have_terms(BITS, 1) && s.terms == 1) direct_integer<BITS, 1, MB, Params>(h, s, args...);
-    if (may_have_terms(BITS, 2) && s.terms == 2) direct_integer<BITS, 2, MB, Params>(h, s, args...);
+    for_form<BITS>(s, [&](auto form) EXL2_INLINE_LAMBDA {
+      direct_integer<BITS, Form(decltype(form)::value), MB, Params>(h, s, args...);
+    });
   }
 };
 

@@ -12,6 +12,7 @@ struct Lanes {
   static constexpr int kStageTiles = 1;
   static constexpr int kDirectTokens = 1;       // at most so many tokens take the few-token forms
   static constexpr bool kWidthMatters = false;  // dot4 is exact for every width
+  static constexpr bool kPairs = true;          // and for full bytes as fast as for narrow codes (linear_pairs.h)
 
   struct F {  // one float per column
     float v[16];
@@ -76,6 +77,11 @@ struct Lanes {
   static F max_abs(F a, F b) {
     return each([&](int c) { return b.v[c] > a.v[c] ? b.v[c] : -b.v[c] > a.v[c] ? -b.v[c] : a.v[c]; });
   }
+  static F quads_from(F a, F b, int first) {  // of the 8 times 4 values of a and b: first, first + 2, ...
+    return each([&](int c) { return (c < 8 ? a : b).v[(2 * (c / 4) + first) % 4 * 4 + c % 4]; });
+  }
+  static F even_quads(F a, F b) { return quads_from(a, b, 0); }
+  static F odd_quads(F a, F b) { return quads_from(a, b, 1); }
   static float reduce_max(F a) {
     float out = a.v[0];
     for (int c = 1; c < 16; c++) out = a.v[c] > out ? a.v[c] : out;

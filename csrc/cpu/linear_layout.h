@@ -48,9 +48,13 @@ constexpr int kSlabRows = 32;
 constexpr int kLine = 64;
 constexpr int kSlabQuads = kSlabRows / 4;
 
+// What becomes of an activation: one byte; one byte and half of one that it shares with another row's (linear_pairs.h);
+// two bytes. Without instructions for pairs, those get two bytes as well.
+enum Form : int32_t { kOneByte, kPairs, kTwoBytes };
+
 struct Section {
   int32_t bits;
-  int32_t terms;             // int8 terms per activation: 1, or 2 = high and low byte of a 16-bit one
+  int32_t form;              // Form of its activations
   int32_t slabs;             // per block
   int32_t blocks_per_group;  // a group is blocks_per_group * slabs * 32 rows
   int32_t groups;
@@ -162,30 +166,46 @@ static inline int group_bits_of(const LinearSource& s, int64_t g) {
   return s.kind == LinearKind::kExl2 ? s.q_groups[2 * g] : s.bits;
 }
 
-// How many int8 terms an activation gets. Rounding to 8 bits costs a KL divergence of some 4.5e-4 on small trained
-// models; quantizing the weights of nano-chat costs 0.039 at 4 bits, 0.010 at 5 and 0.003 at 6 (refined recipe). To stay
-// below one percent of it, the rows with the largest activations, which make most of the error, get both bytes of a
-// 16-bit activation: rows of EXL2 and of act-order GPTQ come in that order. Measured on nano-chat
-// (benchmarks/fast_path_cost.py), by the share of such rows: none 4.5e-4, 1/4 2.4e-4, 1/2 1.2e-4, 3/4 5.8e-5, all 2e-8.
-// Where the order is not known it is all or none.
-static inline int64_t two_byte_rows(const LinearSource& s) {
+// Which activations get more than 8 bits. Rounding to 8 costs a KL divergence of some 4.4e-4 on small trained models;
+// quantizing the weights of nano-chat costs 0.039 at 4 bits, 0.010 at 5 and 0.003 at 6 (refined recipe), and we stay below
+// one percent of that. The rows with the largest activations, which make most of the error, come first in EXL2 and in
+// act-order GPTQ; where the order is not known it is all or none. Measured on nano-chat (benchmarks/fast_path_cost.py,
+// a quarter of the texts; the KL divergence from the exact path) by the share of rows that are pairs:
+//
+//   bpw   none    1/4     1/2     all
+//   4     4.2e-4  2.5e-4  1.7e-4  5.2e-5
+//   5     4.4e-4  2.3e-4  1.6e-4  2.5e-5
+//   6     3.6e-4  2.0e-4  1.3e-4  3.0e-5   too much where quantization costs 2.5e-3: half of these get two bytes
+struct FineRows {
+  int64_t two_bytes;  // leading rows, at widths whose pairs are coarse
+  int64_t pairs;      // leading rows
+};
+
+static inline FineRows fine_rows(const LinearSource& s) {
   int64_t bits = 0;
   for (int64_t g = 0; g < s.n_groups; g++) bits += group_rows_of(s, g) * group_bits_of(s, g);
-  if (2 * bits <= 7 * s.K) return 0;  // up to 3.5 bits per weight
-  if (!s.perm || 2 * bits > 11 * s.K) return s.K;
-  return 2 * bits <= 9 * s.K ? s.K / 4 : s.K * 5 / 8;
+  if (2 * bits <= 7 * s.K) return {0, 0};  // up to 3.5 bits per weight
+  if (s.perm && 2 * bits <= 9 * s.K) return {0, s.K / 2};
+  if (4 * bits <= 23 * s.K) return {0, s.K};
+  return {s.perm ? s.K / 2 : s.K, s.K};
 }
 
-// Widths that ask for the same whatever their rows leave the other case out of the code.
-constexpr bool may_have_terms(int bits, int terms) { return bits <= 3 ? terms == 1 : bits == 8 ? terms == 2 : true; }
-
-static inline int terms_of(int bits, int64_t first_row, int64_t two_byte_rows) {
-  const int terms = first_row < two_byte_rows ? 2 : 1;
-  return may_have_terms(bits, terms) ? terms : 3 - terms;
+// Widths that ask for the same whatever their rows leave the other cases out of the code.
+constexpr bool may_have(int bits, Form form) {
+  return bits <= 3 ? form == kOneByte : bits == 8 ? form == kTwoBytes : form != kTwoBytes || bits == 6;
 }
 
-// Rows that share an activation scale: 32 for one byte, where every row's rounding counts; 128 for two.
-constexpr int max_block_slabs(int terms) { return terms == 1 ? 1 : 4; }
+static inline Form form_of(int bits, int64_t first_row, const FineRows& fine) {
+  if (first_row < fine.two_bytes && may_have(bits, kTwoBytes)) return kTwoBytes;
+  if (first_row < fine.pairs && may_have(bits, kPairs)) return kPairs;
+  return may_have(bits, kOneByte) ? kOneByte : kTwoBytes;
+}
+
+// int8 terms of a sum: products with them are added up one after the other.
+constexpr int terms_of(Form form) { return form == kOneByte ? 1 : 2; }
+
+// Rows that share an activation scale: 32 for one byte, where every row's rounding counts; 128 for the others.
+constexpr int max_block_slabs(Form form) { return form == kOneByte ? 1 : 4; }
 
 // Fills h and, when given, the sections; returns false for a width without a layout.
 static inline bool plan(const LinearSource& s, Header& h, Section* sections) {
@@ -206,7 +226,7 @@ static inline bool plan(const LinearSource& s, Header& h, Section* sections) {
     h.params_bytes = align_line(h.n_groups * (s.kind == LinearKind::kExl2 ? 8 : 64));
     h.has_row_map = s.perm != nullptr;
     Section last = {};
-    const int64_t two_bytes = two_byte_rows(s);
+    const FineRows fine = fine_rows(s);
     int64_t row = 0;
     for (int64_t g = 0; g < s.n_groups; g++) {
       const int64_t rows = group_rows_of(s, g);
@@ -214,15 +234,15 @@ static inline bool plan(const LinearSource& s, Header& h, Section* sections) {
       if (bits < 2 || bits > 8 || bits == 7) return false;
       const int slabs = int((rows + kSlabRows - 1) / kSlabRows);
       if (rows % kSlabRows) h.has_row_map = 1;
-      const int terms = terms_of(bits, row, two_bytes);
+      const Form form = form_of(bits, row, fine);
       row += rows;
-      if (h.n_sections > 0 && last.bits == bits && last.terms == terms && last.slabs * last.blocks_per_group == slabs) {
+      if (h.n_sections > 0 && last.bits == bits && last.form == form && last.slabs * last.blocks_per_group == slabs) {
         last.groups++;
       } else {
         last = Section{};
         last.bits = bits;
-        last.terms = terms;
-        last.slabs = slabs < max_block_slabs(terms) ? slabs : max_block_slabs(terms);
+        last.form = form;
+        last.slabs = slabs < max_block_slabs(form) ? slabs : max_block_slabs(form);
         while (last.slabs > 1 && slabs % last.slabs) last.slabs--;
         last.blocks_per_group = last.slabs ? slabs / last.slabs : 0;
         last.groups = 1;
@@ -236,7 +256,7 @@ static inline bool plan(const LinearSource& s, Header& h, Section* sections) {
       if (sections) sections[h.n_sections - 1] = last;
       h.n_blocks += last.blocks_per_group;
       h.packed_rows += int64_t(slabs) * kSlabRows;
-      h.x_bytes += int64_t(slabs) * kSlabRows * last.terms;
+      h.x_bytes += int64_t(slabs) * kSlabRows * terms_of(form);
       code_bytes += int64_t(slabs) * bits * kLine;
     }
   }

@@ -9,57 +9,67 @@
 namespace exl2 {
 namespace EXL2_ISA {
 
-constexpr int kByteChunkRows = 512;   // 4 tiles * 512 rows * 16 B = 32 KiB
+constexpr int kChunkLines = 128;  // of each of 4 tiles, together 32 KiB: 512 rows
+constexpr int kChunkBlocks = kChunkLines / kSlabQuads;
 
-constexpr int kChunkBlocks = kByteChunkRows / kSlabRows;
-
+// Codes lie by blocks: the quads of its slabs, and behind them, of pairs, what is multiplied with the shared numbers.
 struct ByteChunk {
-  alignas(kLine) uint8_t codes[kSuperTiles][kByteChunkRows * kColumns];
+  alignas(kLine) uint8_t codes[kSuperTiles][kChunkLines * kLine];
   alignas(kLine) F scales[kSuperTiles][kChunkBlocks];
   alignas(kLine) I zeros[kSuperTiles][kChunkBlocks];
 };
 
+// Of each slab and tile.
+constexpr int lines_in_chunk(Form form) { return kSlabQuads + (form == kPairs ? kSlabQuads / 2 : 0); }
+
 // The register block: TILES x MB integer accumulators, over some blocks of one chunk, from tile `tile` of it on.
 // Sums over blocks stay in registers too: with them in memory, twice as many integer accumulators fit, and the kernel
 // ran 30 % slower (Zen 5).
-template <int BITS, int TERMS, int TILES, int MB, typename Params>
-static void multiply_bytes(const ByteChunk& chunk, int tile, int slabs, int blocks, const int32_t* x,
+template <int BITS, Form FORM, int TILES, int MB, typename Params>
+static void multiply_bytes(const ByteChunk& chunk, int tile, const Section& s, int blocks, const int32_t* x,
                            const BlockMeta* meta, float* out, int64_t ldo, int columns) {
+  constexpr int TERMS = terms_of(FORM);
+  const int slabs = s.slabs, shared_codes = codes_in_term(s.bits, FORM, 1);
   F total[TILES][MB];
   for (int i = 0; i < TILES; i++) {
     for (int m = 0; m < MB; m++) total[i][m] = Lanes::zero();
   }
   const uint8_t* block_codes = chunk.codes[tile];
-  for (int b = 0; b < blocks; b++, meta += MB, block_codes += slabs * kSlabQuads * kLine) {
+  for (int b = 0; b < blocks; b++, meta += MB, block_codes += slabs * lines_in_chunk(FORM) * kLine) {
     Acc acc[TILES][MB];
-    for (int term = 0; term < TERMS; term++) {
+    const auto add_term = [&](auto quads, int term, const uint8_t* codes, const int32_t* term_x) EXL2_INLINE_LAMBDA {
+      constexpr int QUADS = decltype(quads)::value;
       for (int i = 0; i < TILES; i++) {
         for (int m = 0; m < MB; m++) {
-          const I start = Params::start(chunk.zeros[tile + i][b], meta[m].start[term]);
+          const I start = Params::start(chunk.zeros[tile + i][b], term == 0 ? 1 : shared_codes, meta[m].start[term]);
           acc[i][m] =
               Lanes::start(term == 0 ? start : Lanes::add_i(start, Lanes::shift_left8(Lanes::value(acc[i][m]))));
         }
       }
-      const uint8_t* codes = block_codes;
       int slab = 0;
       do {
-        for_each_quad([&](auto j) EXL2_INLINE_LAMBDA {
+        for_each_quad<QUADS>([&](auto j) EXL2_INLINE_LAMBDA {
           constexpr int J = decltype(j)::value;
           I code[TILES];
-          for (int i = 0; i < TILES; i++) {
-            code[i] = Lanes::load_line(codes + i * kByteChunkRows * kColumns + J * kLine);
-          }
+          for (int i = 0; i < TILES; i++) code[i] = Lanes::load_line(codes + (i * kChunkLines + J) * kLine);
           for (int m = 0; m < MB; m++) {
             for (int i = 0; i < TILES; i++) {
-              Lanes::dot4<BITS, J, J == kSlabQuads - 1>(acc[i][m], code[i], x[J * MB + m]);
+              Lanes::dot4<BITS, J, J == QUADS - 1>(acc[i][m], code[i], term_x[J * MB + m]);
             }
           }
         });
-        codes += kSlabQuads * kLine;
-        x += kSlabQuads * MB;
+        codes += QUADS * kLine;
+        term_x += QUADS * MB;
         // One term: one slab (max_block_slabs), and the whole block is straight code.
       } while (TERMS == 2 && ++slab < slabs);
+    };
+    add_term(Index<kSlabQuads>{}, 0, block_codes, x);
+    x += slabs * kSlabQuads * MB;
+    if constexpr (FORM == kTwoBytes) add_term(Index<kSlabQuads>{}, 1, block_codes, x);
+    if constexpr (FORM == kPairs) {
+      add_term(Index<kSlabQuads / 2>{}, 1, block_codes + slabs * kSlabQuads * kLine, x);
     }
+    if constexpr (TERMS == 2) x += slabs * kSlabQuads * MB;
     for (int m = 0; m < MB; m++) {
       const F x_scale = Lanes::set1(meta[m].scale);
       for (int i = 0; i < TILES; i++) {
@@ -78,7 +88,7 @@ static void multiply_bytes(const ByteChunk& chunk, int tile, int slabs, int bloc
   }
 }
 
-template <int BITS, typename Params>
+template <int BITS, bool PAIRS, typename Params>
 static void unpack_bytes(const Section& s, const Params& params, const uint8_t* tile, int first, int blocks,
                          uint8_t* codes, F* scales, I* zeros) {
   const uint8_t* in = tile + s.code_offset + int64_t(first) * s.slabs * BITS * kLine;
@@ -86,39 +96,50 @@ static void unpack_bytes(const Section& s, const Params& params, const uint8_t* 
     const int g = s.first_group + (first + b) / s.blocks_per_group;
     scales[b] = params.scale(g);
     zeros[b] = params.zero(g, BITS);
+    uint8_t* both = codes + s.slabs * kSlabQuads * kLine;
     for (int slab = 0; slab < s.slabs; slab++, in += BITS * kLine, codes += kSlabQuads * kLine) {
       I lines[BITS];
       ask_for(in + kChunkAhead, BITS);
       load_slab<BITS>(lines, in);
-      for_each_quad([&](auto j) EXL2_INLINE_LAMBDA {
-        constexpr int J = decltype(j)::value;
-        Lanes::store_line(codes + J * kLine, unpack<BITS, J>(lines));
+      for_each_quad<kSlabQuads / 2>([&](auto pair) EXL2_INLINE_LAMBDA {
+        constexpr int A = 2 * decltype(pair)::value, B = A + 1;
+        const I a = unpack<BITS, A>(lines), b = unpack<BITS, B>(lines);
+        Lanes::store_line(codes + A * kLine, a);
+        Lanes::store_line(codes + B * kLine, b);
+        if constexpr (PAIRS) {
+          Lanes::store_line(both, pair_codes<BITS, A>(lines, a, b));
+          both += kLine;
+        }
       });
     }
+    if constexpr (PAIRS) codes = both;
   }
 }
 
 template <int BITS, int MB, typename Params>
 struct UnpackBytes {
   template <typename... Args>
-  static void run(Args&&... args) {
-    unpack_bytes<BITS, Params>(args...);
+  static void run(const Section& s, Args&&... args) {
+    if constexpr (may_have(BITS, kPairs) && Lanes::kPairs) {
+      if (s.form == kPairs) return unpack_bytes<BITS, true, Params>(s, args...);
+    }
+    unpack_bytes<BITS, false, Params>(s, args...);
   }
 };
 
-template <int BITS, int TERMS, int MB, typename Params>
+template <int BITS, Form FORM, int MB, typename Params>
 static void multiply_bytes_of(const ByteChunk& chunk, const Header& h, const Section& s, int64_t block, int blocks,
                               const Activations& a, int64_t tile, int64_t tiles, float* out, int64_t ldo) {
-  const int32_t* x = a.quads(s.x_offset + (block - s.first_block) * s.slabs * kSlabRows * TERMS);
+  const int32_t* x = a.quads(s.x_offset + (block - s.first_block) * s.slabs * kSlabRows * terms_of(FORM));
   const BlockMeta* meta = a.meta(h, block);
   int i = 0;
   for (; i + kStageTiles <= tiles; i += kStageTiles) {
-    multiply_bytes<BITS, TERMS, kStageTiles, MB, Params>(chunk, i, s.slabs, blocks, x, meta, out + i * kColumns, ldo,
-                                                         last_columns(h, tile + i, kStageTiles));
+    multiply_bytes<BITS, FORM, kStageTiles, MB, Params>(chunk, i, s, blocks, x, meta, out + i * kColumns, ldo,
+                                                        last_columns(h, tile + i, kStageTiles));
   }
   for (; i < tiles; i++) {
-    multiply_bytes<BITS, TERMS, 1, MB, Params>(chunk, i, s.slabs, blocks, x, meta, out + i * kColumns, ldo,
-                                               last_columns(h, tile + i, 1));
+    multiply_bytes<BITS, FORM, 1, MB, Params>(chunk, i, s, blocks, x, meta, out + i * kColumns, ldo,
+                                              last_columns(h, tile + i, 1));
   }
 }
 
@@ -126,8 +147,9 @@ template <int BITS, int MB, typename Params>
 struct MultiplyBytes {
   template <typename... Args>
   static void run(const ByteChunk& chunk, const Header& h, const Section& s, Args&&... args) {
-    if (may_have_terms(BITS, 1) && s.terms == 1) multiply_bytes_of<BITS, 1, MB, Params>(chunk, h, s, args...);
-    if (may_have_terms(BITS, 2) && s.terms == 2) multiply_bytes_of<BITS, 2, MB, Params>(chunk, h, s, args...);
+    for_form<BITS>(s, [&](auto form) {
+      multiply_bytes_of<BITS, Form(decltype(form)::value), MB, Params>(chunk, h, s, args...);
+    });
   }
 };
 
@@ -139,7 +161,8 @@ static void staged_integer(const uint8_t* blob, const uint8_t* scratch, int64_t 
   ByteChunk chunk;
   const Section* end = sections_of(blob) + h.n_sections;
   for (const Section* s = sections_of(blob); s < end; s++) {
-    const int total = s->blocks_per_group * s->groups, step = kChunkBlocks / s->slabs;
+    const Form form = form_here(s->form);
+    const int total = s->blocks_per_group * s->groups, step = kChunkLines / (s->slabs * lines_in_chunk(form));
     for (int first = 0; first < total; first += step) {
       const int blocks = int(min64(step, total - first));
       for (int64_t i = 0; i < tiles; i++) {
@@ -156,7 +179,9 @@ static void staged_integer(const uint8_t* blob, const uint8_t* scratch, int64_t 
             for_width<MultiplyBytes, MB, Params>(s->bits, chunk, h, *s, s->first_block + first, blocks, a, tile, tiles,
                                                  o, ldo);
           } else {  // one body serves every width
-            const auto run = s->terms == 1 ? multiply_bytes_of<8, 1, MB, Params> : multiply_bytes_of<8, 2, MB, Params>;
+            const auto run = form == kOneByte ? multiply_bytes_of<8, kOneByte, MB, Params>
+                             : form == kPairs ? multiply_bytes_of<8, kPairs, MB, Params>
+                                              : multiply_bytes_of<8, kTwoBytes, MB, Params>;
             run(chunk, h, *s, s->first_block + first, blocks, a, tile, tiles, o, ldo);
           }
         });

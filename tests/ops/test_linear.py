@@ -98,27 +98,38 @@ def fp32_bound(case: Case, x: Tensor) -> Tensor:
     return FP32_ERROR * (products + bias_of(case).abs().max())
 
 
-def two_bytes(case: Case) -> Tensor:
-    """(K,) bool: which activations have 16 bits instead of 8. The rule of csrc/cpu/linear_layout.h, in other words."""
+def forms(case: Case) -> Tensor:
+    """(K,) what becomes of an activation: 1 one byte, 2 two bytes, 3 a pair. The rule of csrc/cpu/linear_layout.h, in
+    other words."""
     average, perm = float(case.bits.double().mean()), getattr(case.weight, "perm", None)
-    share = 0.0 if average <= 3.5 else 1.0
-    if perm is not None and 3.5 < average <= 6.5:
-        share = 1 / 4 if average <= 4.5 else 1 / 2 if average <= 5.5 else 3 / 4
-    wide = torch.empty_like(case.bits, dtype=torch.bool)
-    order = torch.arange(len(wide)) if perm is None else perm
-    rows = int(share * len(wide))
+    size = len(case.bits)
+    pairs = 0 if average <= 3.5 else size // 2 if average <= 4.5 and perm is not None else size
+    two_bytes = 0 if average <= 5.75 else size if perm is None else size // 2
+    found = torch.empty_like(case.bits)
+    order = torch.arange(size) if perm is None else perm
     for g in range(int(case.group.max()) + 1):  # a group is of one kind, that of its first row
         members = order[case.group[order] == g]
         first = int((case.group < g).sum())
         bits = int(case.bits[members][0]) if len(members) else 0
-        wide[members] = first < rows if bits in (4, 5, 6) else bits == 8
-    return wide
+        if bits == 8 or (bits == 6 and first < two_bytes):
+            found[members] = 2
+        else:
+            found[members] = 3 if bits in (4, 5, 6) and first < pairs else 1
+    return found
 
 
-def rounding_bound(case: Case, x: Tensor) -> Tensor:
+# Of a pair (csrc/cpu/linear_pairs.h): the largest rounding error, as half a step of so many to the largest activation.
+# That of the lattice's cell: (|v1x| |v1| + |v1y| |v2'|) / |v1| with v2' what v2 has at a right angle to v1.
+PAIR_LEVELS = {4: 119 * 256 / 17, 5: 123 * 64 / 10, 6: 125 * 16 / 5.8}
+
+
+def rounding_bound(case: Case, x: Tensor, isa: Isa) -> Tensor:
     """The most that rounding activations can cost: half a step each, the step no larger than its group's would be."""
     steps = torch.empty_like(x, dtype=fp64)
-    levels = torch.where(two_bytes(case), 32639, 127)
+    form = forms(case)
+    levels = torch.where(form == 1, 127.0, 32639.0)
+    for bits, of_pair in PAIR_LEVELS.items() if isa != "avx2" else ():
+        levels[(form == 3) & (case.bits == bits)] = of_pair
     for g in range(int(case.group.max()) + 1):
         members = case.group == g
         if members.any():
@@ -133,7 +144,7 @@ def check(case: Case, isa: Isa, *, exact: bool) -> None:
         expected = x.to(fp64) @ case.dense + bias_of(case)
         out = torch.full((tokens, packed.out_features), float("nan"))
         assert quant_matmul(x, packed, out, threads=1 + tokens % 2) is out
-        bound = fp32_bound(case, x) if exact else fp32_bound(case, x) + rounding_bound(case, x)
+        bound = fp32_bound(case, x) if exact else fp32_bound(case, x) + rounding_bound(case, x, isa)
         worst = ((out - expected).abs() / bound).max()
         assert worst <= 1, f"{tokens} tokens: {float(worst):.2f} of the bound"
 
@@ -149,6 +160,13 @@ def test_exl2_widths(isa: Isa, bits: int, exact: bool) -> None:
 @pytest.mark.parametrize("n", [1, 31, 83, 130])
 def test_exl2_mix_and_columns_that_fill_no_tile(isa: Isa, n: int, exact: bool) -> None:
     check(exl2_case(MIX, n, bias=True), isa, exact=exact)
+
+
+@pytest.mark.parametrize("groups", [[(6, 128)] * 3 + [(5, 96)], [(8, 128), (6, 128), (6, 64), (4, 64)]])
+def test_exl2_with_every_form_of_activations_at_one_width(isa: Isa, groups: list[tuple[int, int]]) -> None:
+    case = exl2_case(groups, n=48)
+    assert forms(case).unique().tolist() == [2, 3]
+    check(case, isa, exact=False)
 
 
 @pytest.mark.parametrize("exact", [True, False])

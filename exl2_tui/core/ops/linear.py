@@ -48,7 +48,7 @@ def aligned_bytes(count: int) -> Tensor:
 def pack_linear(weight: LinearWeight, exact: bool = False, *, threads: int = 1, isa: Isa | None = None) -> PackedLinear:
     """Repacks a validated weight; its tensors are not needed afterwards.
 
-    exact keeps activations in float32 (else int8 or int16 where that pays). isa: another than the one in use, for
+    exact keeps activations in float32 (else int8, finer where that shows). isa: another than the one in use, for
     tests. Raises ExtensionError if `isa` cannot run here.
     """
     common = (weight.in_features, weight.out_features, weight.bits_per_weight, weight.kind, exact)
