@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from exl2_tui.core.checkpoint import TensorSource, open_file, write_file
-from exl2_tui.core.checkpoint import safetensors as safetensors_file
+from exl2_tui.core.checkpoint.reading import Reader
 from exl2_tui.core.checkpoint.safetensors import SafetensorsFile
 from exl2_tui.core.errors import CheckpointError, MemoryLimitError, UnsupportedError
 
@@ -143,13 +143,13 @@ def test_a_file_cut_short_while_its_tensors_are_in_use_is_an_error_and_no_end(tm
 
 def test_a_file_written_to_while_it_is_read_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = file_of(tmp_path, {"a": torch.zeros(1 << 16)})
-    real = safetensors_file._read_into
+    real = Reader.read
 
-    def meanwhile(stream: FileIO, offset: int, raw: torch.Tensor) -> int:
+    def meanwhile(self: Reader, stream: FileIO, offset: int, raw: torch.Tensor) -> int:
         os.truncate(file.path, 4096)
-        return real(stream, offset, raw)
+        return real(self, stream, offset, raw)
 
-    monkeypatch.setattr(safetensors_file, "_read_into", meanwhile)
+    monkeypatch.setattr(Reader, "read", meanwhile)
     with pytest.raises(CheckpointError, match="changed after it was opened"):
         file.tensor("a")
 

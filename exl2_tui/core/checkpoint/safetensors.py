@@ -8,7 +8,6 @@ writes and that may be larger than the memory: the states of a conversion.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import json
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor
 
 from exl2_tui.core.checkpoint.header import LENGTH_BYTES, TensorInfo, read_header
+from exl2_tui.core.checkpoint.reading import Buffers, Reader, bytes_of
 from exl2_tui.core.errors import CheckpointError, MemoryLimitError, UnsupportedError
 
 READABLE = {
@@ -44,7 +44,6 @@ _ALIGNMENT = 8
 _PIECE_BYTES = 16 << 20
 _SYNC_BYTES = 32 << 20
 """Written at most before the disk is waited for: a process cannot end while it waits, not even by Ctrl-C."""
-_HEAP_BYTES = 64 << 10
 
 
 class SafetensorsFile:
@@ -59,6 +58,7 @@ class SafetensorsFile:
         self.header_bytes = identity[-1] - sum(info.nbytes for info in tensors.values())
         self._identity = identity
         self._stream: FileIO | None = None
+        self._buffers, self._reader = Buffers(), Reader()
 
     def tensor(self, name: str) -> Tensor:
         """The tensor, read into memory of its own.
@@ -66,9 +66,9 @@ class SafetensorsFile:
         Raises CheckpointError if it is missing or the file changed, UnsupportedError for a dtype no weight has.
         """
         info, dtype = self._typed(name)
-        raw = _room(info.nbytes)
+        raw = self._buffers.room(info.nbytes)
         with self._unchanged() as stream:
-            whole = _read_into(stream, info.offset, raw) == info.nbytes
+            whole = self._reader.read(stream, info.offset, raw) == info.nbytes
             if not whole or _identity(os.fstat(stream.fileno())) != self._identity:  # cut short, or being written
                 raise self._changed()
         return raw.view(dtype).reshape(info.shape)
@@ -96,6 +96,8 @@ class SafetensorsFile:
 
     def close(self) -> None:
         """Lets go of the file; what was read from it stays."""
+        self._reader.close()
+        self._buffers.close()
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -149,29 +151,6 @@ def _open_regular(path: Path) -> FileIO:
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
     return path.open("rb", buffering=0)
-
-
-def _room(nbytes: int) -> Tensor:
-    """Memory (nbytes,) uint8 that goes back to the system together with the tensor.
-
-    From the heap, buffers that are dropped between packed weights that stay would leave holes: a third of the model.
-    """
-    if nbytes < _HEAP_BYTES or not hasattr(mmap, "MAP_PRIVATE"):  # the latter: Windows
-        return torch.empty(nbytes, dtype=torch.uint8)
-    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(pages, dtype=torch.uint8)
-
-
-def _read_into(stream: FileIO, offset: int, raw: Tensor) -> int:
-    """Fills raw (n,) uint8 from the file; returns the bytes that were there. The interpreter lock is free meanwhile."""
-    if not raw.nbytes:
-        return 0
-    room = memoryview((ctypes.c_ubyte * raw.nbytes).from_address(raw.data_ptr())).cast("B")
-    stream.seek(offset)
-    done = 0
-    while done < raw.nbytes and (count := stream.readinto(room[done : done + _PIECE_BYTES])):
-        done += count
-    return done
 
 
 def _map(stream: FileIO, size: int) -> mmap.mmap:
@@ -258,7 +237,7 @@ def _write_all(
             raise CheckpointError(f"expected {source.dtype} {source.shape}, found {found}", file=path, tensor=name)
         if tensor.nbytes == 0:
             continue
-        data = memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")
+        data = bytes_of(tensor)
         for start in range(0, tensor.nbytes, _PIECE_BYTES):
             piece = data[start : start + _PIECE_BYTES]
             waiting += stream.write(piece)
