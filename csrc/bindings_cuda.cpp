@@ -77,6 +77,20 @@ int64_t decode_step(const Tensor& plan, int64_t gate_strips, int64_t tokens, Ten
   return exl2::cuda::decode_step(read_plan<Model>(plan), gate_strips, static_cast<int>(tokens), device.stream());
 }
 
+// logits (V,), ids and values (k,) on the GPU or in pinned memory.
+void top_logits(const Tensor& logits, Tensor ids, Tensor values) {
+  using exl2::data_of;
+  using exl2::ScalarType;
+  const int64_t count = logits.numel();
+  const int64_t k = ids.numel();
+  STD_TORCH_CHECK(k > 0 && k <= exl2::cuda::kMostTop && k <= count && count <= INT32_MAX, "so many logits cannot be chosen");
+  const auto* from = data_of<const float>(logits, ScalarType::Float, count, "logits");
+  auto* to_ids = data_of<int64_t>(ids, ScalarType::Long, k, "ids");
+  auto* to_values = data_of<float>(values, ScalarType::Float, k, "values");
+  const OnDevice device(logits);
+  exl2::cuda::top_logits(from, count, k, to_ids, to_values, device.stream());
+}
+
 // As exl2_cpu::quant_round (bindings_quant_cpu.cpp), on the GPU.
 void quant_round(const Tensor& base, const Tensor& reference, const Tensor& coupling, const Tensor& pivots,
                  const Tensor& steps, int64_t bits, Tensor delta, Tensor rounded, Tensor codes) {
@@ -204,6 +218,7 @@ STABLE_TORCH_LIBRARY(exl2_cuda, m) {
       "int columns, Tensor(a!) codes) -> ()");
   m.def("dequantize(Tensor plan, Tensor(a!) out) -> ()");
   m.def("decode_step(Tensor plan, int gate_strips, int tokens, Tensor(a!) logits) -> int");
+  m.def("top_logits(Tensor logits, Tensor(a!) ids, Tensor(b!) values) -> ()");
   m.def(
       "quant_round(Tensor base, Tensor reference, Tensor coupling, Tensor pivots, Tensor steps, int bits, "
       "Tensor(a!) delta, Tensor(b!) rounded, Tensor(c!) codes) -> ()");
@@ -223,6 +238,7 @@ STABLE_TORCH_LIBRARY_IMPL(exl2_cuda, CUDA, m) {
   m.impl("repack", TORCH_BOX(&repack));
   m.impl("dequantize", TORCH_BOX(&dequantize));
   m.impl("decode_step", TORCH_BOX(&decode_step));
+  m.impl("top_logits", TORCH_BOX(&top_logits));
   m.impl("quant_round", TORCH_BOX(&quant_round));
   m.impl("quant_search", TORCH_BOX(&quant_search));
   m.impl("prompt_rope", TORCH_BOX(&prompt_rope));

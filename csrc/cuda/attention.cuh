@@ -198,7 +198,7 @@ __device__ __forceinline__ void attend(const Model& model, const Layer& layer, c
 
     sync_workers();  // shared memory is free
 #pragma unroll 1
-    for (int task = warp; task < heads + fresh; task += kWarps) {
+    for (int task = (warp + kMaxTokens) % kWarps; task < heads + fresh; task += kWarps) {  // by warps with no new value
       const bool is_query = task < heads;
       const int j = is_query ? m : task - heads;
       const int head = is_query ? first_head + task : H + kv;

@@ -28,6 +28,11 @@ void dequantize(const Linear& weight, uint16_t* out, cudaStream_t stream);
 // it took: fewer if the activations of all do not fit into shared memory.
 int decode_step(const Model& model, int64_t gate_strips, int tokens, cudaStream_t stream);
 
+constexpr int kMostTop = 1024;
+
+// The k <= kMostTop largest of `count` >= k logits and their ids, largest first, to memory that the GPU can reach.
+void top_logits(const float* logits, int64_t count, int64_t k, int64_t* ids, float* values, cudaStream_t stream);
+
 // The quantizer's tasks over all their columns, pointers on the GPU. costs (maxima, columns): of the codes chosen.
 void quant_round(const RoundTask& task, cudaStream_t stream);
 void quant_search(const SearchTask& task, float* costs, cudaStream_t stream);

@@ -9,9 +9,10 @@ namespace {
 
 constexpr int kRowThreads = 256;
 
+template <int kCount>
 __global__ void __launch_bounds__(kRowThreads) rope_kernel(const RopeTask task) {
-  const int32_t pairs = task.pairs();
-  for (int32_t i = threadIdx.x; i < pairs; i += kRowThreads) rope_pair(task, blockIdx.x, i);
+  const int32_t count = task.pairs() / kCount;
+  for (int32_t i = threadIdx.x; i < count; i += kRowThreads) rope_pairs<kCount>(task, blockIdx.x, i);
 }
 
 // Calls eight(i) for every eighth element of a row, so that 16 bytes can be moved at once; one(i) for every element if
@@ -121,7 +122,12 @@ int row_bytes(Kernel kernel, int64_t size) {
 }  // namespace
 
 void prompt_rope(const RopeTask& task, cudaStream_t stream) {
-  rope_kernel<<<static_cast<unsigned>(task.tokens), kRowThreads, 0, stream>>>(task);
+  const auto blocks = static_cast<unsigned>(task.tokens);
+  if (task.in_fours()) {
+    rope_kernel<4><<<blocks, kRowThreads, 0, stream>>>(task);
+  } else {
+    rope_kernel<1><<<blocks, kRowThreads, 0, stream>>>(task);
+  }
   check(cudaGetLastError(), "prompt_rope");
 }
 

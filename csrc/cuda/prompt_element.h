@@ -1,4 +1,4 @@
-// The prompt path's elementwise work, one call per pair of elements or per element.
+// The prompt path's elementwise work, one call per one or four pairs of elements or per element.
 // Same operations in the same order as torch's, none of them fused, so rope gives the same bits as rope.rotate: a test
 // compiles this file for the CPU and compares.
 #pragma once
@@ -21,20 +21,38 @@ struct RopeTask {
   uint16_t* values;
   int64_t tokens, heads, kv_heads, head_dim, rope_dim, capacity, start;
 
-  // Of a token, for rope_pair: D / 2 pairs for every head of q, k and v.
+  // Of a token: D / 2 pairs for every head of q, k and v.
   EXL2_HD int32_t pairs() const { return static_cast<int32_t>((heads + 2 * kv_heads) * (head_dim / 2)); }
+  // Whether rope_pairs<4> can be used.
+  EXL2_HD bool in_fours() const { return head_dim % 8 == 0 && rope_dim % 8 == 0; }
 };
 
-// Pair `index` of token t.
-EXL2_HD void rope_pair(const RopeTask& task, int64_t t, int32_t index) {
+template <int kCount, typename T>
+struct alignas(kCount * sizeof(T)) Several {
+  T at[kCount];
+};
+
+template <int kCount, typename T>
+EXL2_HD Several<kCount, T>& several(T* from) {
+  return *reinterpret_cast<Several<kCount, T>*>(from);
+}
+
+template <int kCount, typename T>
+EXL2_HD const Several<kCount, T>& several(const T* from) {
+  return *reinterpret_cast<const Several<kCount, T>*>(from);
+}
+
+// Pairs kCount * index ... of token t, all of one head.
+template <int kCount>
+EXL2_HD void rope_pairs(const RopeTask& task, int64_t t, int32_t index) {
   const int64_t D = task.head_dim;
   const int64_t half_rope = task.rope_dim / 2;
-  const int32_t pairs = static_cast<int32_t>(task.head_dim / 2);
-  const int64_t i = index % pairs;
+  const int32_t pairs = static_cast<int32_t>(task.head_dim / 2) / kCount;
+  const int64_t i = index % pairs * kCount;
   const int32_t head = index / pairs;
   // Elements that are not rotated are neighbours.
   const int64_t first = i < half_rope ? i : 2 * i;
-  const int64_t second = i < half_rope ? i + half_rope : 2 * i + 1;
+  const int64_t second = i < half_rope ? i + half_rope : 2 * i + kCount;
 
   const bool is_query = head < task.heads;
   const bool is_value = head >= task.heads + task.kv_heads;
@@ -44,19 +62,20 @@ EXL2_HD void rope_pair(const RopeTask& task, int64_t t, int32_t index) {
                                     : task.k + (t * task.kv_heads + kv) * D;
   const int64_t row = (kv * task.capacity + task.start + t) * D;
   uint16_t* to = is_query ? task.q + (t * task.heads + head) * D : (is_value ? task.values : task.keys) + row;
-  if (is_value || i >= half_rope) {
-    const uint16_t a = from[first];
-    const uint16_t b = from[second];
-    to[first] = a;
-    to[second] = b;
-    return;
+  Several<kCount, uint16_t> a = several<kCount>(from + first);
+  Several<kCount, uint16_t> b = several<kCount>(from + second);
+  if (!is_value && i < half_rope) {
+    const Several<kCount, float> cosines = several<kCount>(task.cosines + t * half_rope + i);
+    const Several<kCount, float> sines = several<kCount>(task.sines + t * half_rope + i);
+    for (int e = 0; e < kCount; ++e) {
+      const float x = half_value(a.at[e]);
+      const float y = half_value(b.at[e]);
+      a.at[e] = half_code(product(x, cosines.at[e]) - product(y, sines.at[e]));
+      b.at[e] = half_code(product(y, cosines.at[e]) + product(x, sines.at[e]));
+    }
   }
-  const float cosine = task.cosines[t * half_rope + i];
-  const float sine = task.sines[t * half_rope + i];
-  const float a = half_value(from[first]);
-  const float b = half_value(from[second]);
-  to[first] = half_code(product(a, cosine) - product(b, sine));
-  to[second] = half_code(product(b, cosine) + product(a, sine));
+  several<kCount>(to + first) = a;
+  several<kCount>(to + second) = b;
 }
 
 // silu(gate) * up, each rounded to half as torch does.

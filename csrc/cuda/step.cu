@@ -55,7 +55,8 @@ __host__ __device__ __forceinline__ int ones_step(int tokens) { return tokens ==
 class Arrivals {
  public:
   // first: what the counter is before anybody arrives in this launch.
-  __device__ __forceinline__ Arrivals(uint64_t* count, uint64_t first) : count_(count), target_(first) {}
+  __device__ __forceinline__ Arrivals(uint64_t* count, uint64_t first)
+      : count_(count), target_(static_cast<uint32_t>(first)) {}
 
   __device__ __forceinline__ void arrive() {
     if (thread_index() == 0) asm volatile("red.relaxed.gpu.global.add.u64 [%0], 1;" ::"l"(count_) : "memory");
@@ -69,7 +70,7 @@ class Arrivals {
   __device__ __forceinline__ void wait(int blocks) {
     target_ += blocks;
     if (thread_index() == 0) {
-      while (look(count_) < target_) {
+      while (static_cast<int32_t>(static_cast<uint32_t>(look(count_)) - target_) < 0) {
       }
     }
     sync_workers();
@@ -83,7 +84,7 @@ class Arrivals {
 
  private:
   uint64_t* count_;
-  uint64_t target_;
+  uint32_t target_;  // lower half
 };
 
 // A barrier of all CUDA blocks, once per step. Returns the counter's value when all have arrived, to thread 0.
@@ -105,14 +106,16 @@ __device__ __forceinline__ uint64_t wait_for_grid(uint64_t* count) {
 // The norm's weights and where the results go, for the 4 elements from i on.
 struct NormPlace {
   uint2 weight;  // half (4)
-  int4 place;
+  int4 rows;     // if they are in another order
 
   __device__ __forceinline__ void load(const uint16_t* norm, const int32_t* inverse, int i) {
     weight = *reinterpret_cast<const uint2*>(norm + i);
-    place = inverse != nullptr ? *reinterpret_cast<const int4*>(inverse + i) : make_int4(i, i + 1, i + 2, i + 3);
+    if (inverse != nullptr) rows = *reinterpret_cast<const int4*>(inverse + i);
   }
 
-  __device__ __forceinline__ void store(const float4& value, float factor, uint16_t* row) const {
+  // The choice is made here: made in load(), it would wait for the rows to arrive.
+  __device__ __forceinline__ void store(const float4& value, float factor, bool ordered, int i, uint16_t* row) const {
+    const int4 place = ordered ? make_int4(i, i + 1, i + 2, i + 3) : rows;
     const float2 low = __half22float2(as_half2(weight.x));
     const float2 high = __half22float2(as_half2(weight.y));
     row[place.x] = half_bits(value.x * factor * low.x);
@@ -166,32 +169,36 @@ __device__ __forceinline__ void stage_normalized(const Step& step, const Packet*
     const float factor = rsqrtf(mean + static_cast<float>(model.eps));
 #pragma unroll
     for (int r = 0; r < kNormRounds; ++r) {
-      if (4 * (thread + kWorkers * r) < hidden) place[r].store(value[r], factor, row);
+      const int i = 4 * (thread + kWorkers * r);
+      if (i < hidden) place[r].store(value[r], factor, inverse == nullptr, i, row);
     }
 #pragma unroll 2
     for (int i = kFar + 4 * thread; i < hidden; i += 4 * kWorkers) {
-      NormPlace far;
+      NormPlace far = {};
       far.load(norm, inverse, i);
-      far.store(far_value(i), factor, row);
+      far.store(far_value(i), factor, inverse == nullptr, i, row);
     }
     for (int64_t i = hidden + thread; i < in_features; i += kWorkers) row[i] = 0;
     sync_workers();
   }
 }
 
-// Activations that the phase before leaves in packed order, as soon as they are there. size: of them; in_features of the
-// weight may be more.
+// Activations that the phase before leaves in packed order, as soon as they are there, and their sums (see sum_blocks):
+// 8 threads share a block. size: of them; in_features of the weight may be more.
+template <bool kOne>
 __device__ __forceinline__ void stage_packed(const Step& step, const HalfPacket* input, uint32_t stamp, int64_t size,
-                                             int64_t in_features, uint16_t* x) {
+                                             int64_t in_features, uint16_t* x, float* ones) {
   constexpr int kAtOnce = 6;
   const int thread = thread_index();
+  const int tokens = kOne ? 1 : step.tokens;
   const int end = static_cast<int>(in_features);
 #pragma unroll 1
-  for (int m = 0; m < step.tokens; ++m) {
+  for (int m = 0; m < tokens; ++m) {
     const HalfPacket* from = input + m * in_features;
     uint16_t* const row = x + m * padded_row(in_features);
 #pragma unroll 1
-    for (int first = 4 * thread; first < end; first += 4 * kWorkers * kAtOnce) {
+    for (int start = 0; start < end; start += 4 * kWorkers * kAtOnce) {
+      const int first = start + 4 * thread;
       uint4 found[kAtOnce] = {};
 #pragma unroll
       for (int r = 0; r < kAtOnce; ++r) {
@@ -201,7 +208,17 @@ __device__ __forceinline__ void stage_packed(const Step& step, const HalfPacket*
 #pragma unroll
       for (int r = 0; r < kAtOnce; ++r) {
         const int i = first + 4 * kWorkers * r;
-        if (i < end) *reinterpret_cast<uint2*>(row + i) = await_four(found[r], from + i, stamp, static_cast<int>(size) - i);
+        float sum = 0.f;
+        if (i < end) {
+          const uint2 four = await_four(found[r], from + i, stamp, static_cast<int>(size) - i);
+          *reinterpret_cast<uint2*>(row + i) = four;
+          const float2 low = __half22float2(as_half2(four.x));
+          const float2 high = __half22float2(as_half2(four.y));
+          sum = (low.x + low.y) + (high.x + high.y);
+        }
+#pragma unroll
+        for (int apart = 1; apart < 8; apart *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, apart);
+        if (i < end && thread % 8 == 0) ones[i / kBlockRows * ones_step(tokens) + m] = sum;
       }
     }
   }
@@ -487,30 +504,35 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
     const int thread = thread_index();
     plan_ahead(index + 1);
     const bool normalizes = phase != kOutputPhase && phase != kDownPhase;
-    if (phase != kOutputPhase) {
-      if (index > 0) multiplied.wait(grid);
-    } else {
-      if (static_cast<int>(blockIdx.x) < attending.units.count) {
-        multiplied.wait(grid);
-        attention(shared_model, layer, parts[0], attending, stamp, reinterpret_cast<float*>(x));
-        sync_workers();
-        attended.arrive();
-      } else {
-        multiplied.skip(grid);
-      }
-      attended.wait(min(grid, attending.units.count));
+    const bool attends = phase == kOutputPhase && static_cast<int>(blockIdx.x) < attending.units.count;
+    if (attends) {
+      multiplied.wait(grid);
+      attention(shared_model, layer, parts[0], attending, stamp, reinterpret_cast<float*>(x));
+      sync_workers();
+      attended.arrive();
+    } else if (phase == kOutputPhase) {
+      multiplied.skip(grid);
     }
 
-    // What the sums of this phase will be added to.
+    // What the sums of this phase will be added to; there since two phases ago.
     const Packet* const old = phase == kOutputPhase ? model.entering : model.middle;
-    float first_old = 0.f;
+    const Packet* first_old_at = nullptr;
+    Packet first_old = {};
     if (!normalizes) {
       const int which = kOne ? thread / kStripColumns : thread / (tokens * kStripColumns);
       const int token = kOne ? 0 : thread / kStripColumns % tokens;
-      const int n = (first_strip(parts[0]) + which * static_cast<int>(gridDim.x)) * kStripColumns + thread % kStripColumns;
-      const Packet* from = old + token * model.hidden + n;
-      if (which < step.batch && n < model.hidden) first_old = await(look(from), from, stamp);
+      const int n = (first_strip(parts[0]) + which * grid) * kStripColumns + thread % kStripColumns;
+      if (which < step.batch && n < model.hidden) {
+        first_old_at = old + token * model.hidden + n;
+        first_old = look(first_old_at);
+      }
     }
+    if (phase == kOutputPhase) {
+      attended.wait(min(grid, attending.units.count));
+    } else if (index > 0) {
+      multiplied.wait(grid);
+    }
+    const float first_value = first_old_at != nullptr ? await(first_old, first_old_at, stamp) : 0.f;
 
     auto finish = [&](bool has, const Item& item, int64_t n, int token, float sum) {
       if (phase == kMlpPhase) {
@@ -527,7 +549,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
         model.logits[token * model.vocab + n] = sum;
       } else if (has) {
         const int64_t place = token * model.hidden + n;
-        const float value = sum + (item.index < step.batch ? first_old : await(look(old + place), old + place, stamp));
+        const float value = sum + (item.index < step.batch ? first_value : await(look(old + place), old + place, stamp));
         if (phase == kOutputPhase) {
           put(model.middle + place, value, stamp);
         } else {
@@ -548,9 +570,9 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
       const int64_t in_features = parts[part].in_features;
       if (!has_strips) {  // and must not read: see exchange.cuh
       } else if (phase == kOutputPhase) {
-        stage_packed(step, model.attended, stamp, model.heads * model.head_dim, in_features, x);
+        stage_packed<kOne>(step, model.attended, stamp, model.heads * model.head_dim, in_features, x, ones);
       } else if (phase == kDownPhase) {
-        stage_packed(step, model.activated, stamp, model.ffn, in_features, x);
+        stage_packed<kOne>(step, model.activated, stamp, model.ffn, in_features, x, ones);
       } else {
         const Packet* const residual = phase == kMlpPhase ? model.middle : model.entering;
         const uint16_t* norm =
@@ -558,7 +580,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
         stage_normalized<kOne>(step, residual, stamp, norm, parts[part].inverse, in_features, x, scratch);
       }
       if (has_strips) {
-        if (has_codes) sum_blocks<kOne>(step, in_features, x, ones);
+        if (has_codes && normalizes) sum_blocks<kOne>(step, in_features, x, ones);
         multiply_strips<kOne>(step, parts, part, next, rings, position, shared, items, finish);
       }
       part = next;

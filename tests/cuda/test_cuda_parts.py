@@ -61,6 +61,29 @@ def test_layers_on_two_gpus(tmp_path: Path) -> None:
             assert ((found - wanted).norm() / wanted.norm()).item() < 3e-3
 
 
+@pytest.mark.parametrize("vocab", [1, 100, 32000, 128256])
+@pytest.mark.parametrize("kind", ["random", "few values", "not numbers", "equal", "in few shares"])
+def test_the_best_logits_in_order(vocab: int, kind: str) -> None:
+    logits = torch.randn(vocab, generator=torch.Generator().manual_seed(vocab))
+    if kind == "few values":
+        logits = logits.round()
+    elif kind == "not numbers":
+        logits[::7], logits[1::11], logits[2::13] = float("nan"), float("inf"), float("-inf")
+    elif kind == "equal":
+        logits.zero_()
+    elif kind == "in few shares":  # of the kernel's threads: more than it can collect
+        logits[::1024] += 100
+    values, ids = torch.sort(logits, descending=True, stable=True)  # NaN first
+    for count in (1, 17, 200, 1024):
+        count = min(count, vocab)
+        found_ids = torch.empty(count, dtype=torch.int64).pin_memory()
+        found = torch.empty(count).pin_memory()
+        torch.ops.exl2_cuda.top_logits(logits.cuda(), found_ids, found)
+        torch.cuda.synchronize()
+        assert torch.equal(found_ids, ids[:count])
+        assert torch.equal(found.nan_to_num(nan=7e7), values[:count].nan_to_num(nan=7e7))
+
+
 @pytest.mark.parametrize("settings", [SamplerSettings.greedy(), SamplerSettings(seed=3)])
 def test_preselected_logits_give_the_same_tokens(settings: SamplerSettings, tmp_path: Path) -> None:
     model = load(write_random_exl2_model(tmp_path))

@@ -24,7 +24,11 @@ extern "C" void rope_all(uint16_t* q, const uint16_t* k, const uint16_t* v, cons
   const RopeTask task = {q, k, v, cosines, sines, keys, values,
                          sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6]};
   for (int64_t t = 0; t < task.tokens; ++t) {
-    for (int32_t index = 0; index < task.pairs(); ++index) rope_pair(task, t, index);
+    if (sizes[7] != 0 && task.in_fours()) {
+      for (int32_t index = 0; index < task.pairs() / 4; ++index) rope_pairs<4>(task, t, index);
+    } else {
+      for (int32_t index = 0; index < task.pairs(); ++index) rope_pairs<1>(task, t, index);
+    }
   }
 }
 extern "C" void silu_all(uint16_t* gate, const uint16_t* up, int64_t count) {
@@ -53,12 +57,13 @@ def test_halves_go_both_ways(prompt: ctypes.CDLL) -> None:
         assert prompt.code_of(ctypes.c_float(expected)) == code
 
 
+@pytest.mark.parametrize("in_fours", [False, True])
 @pytest.mark.parametrize(
     ("tokens", "heads", "kv_heads", "dim", "rope_dim", "start"),
     [(5, 4, 2, 16, 16, 0), (3, 6, 1, 32, 16, 7), (1, 2, 2, 64, 64, 30), (9, 3, 3, 128, 96, 2)],
 )
 def test_rope_gives_the_bits_of_torch(
-    prompt: ctypes.CDLL, tokens: int, heads: int, kv_heads: int, dim: int, rope_dim: int, start: int
+    prompt: ctypes.CDLL, tokens: int, heads: int, kv_heads: int, dim: int, rope_dim: int, start: int, in_fours: bool
 ) -> None:
     config = ModelConfig.from_dict(
         random_config(num_hidden_layers=1, num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=dim)
@@ -76,7 +81,7 @@ def test_rope_gives_the_bits_of_torch(
             tensor.fill_(77)
     wanted, keys, values = rope_and_append(0, q.clone(), k, v, rope, caches[0])
     assert keys.shape == values.shape == (kv_heads, start + tokens, dim)
-    sizes = torch.tensor([tokens, heads, kv_heads, dim, rope_dim, 40, start])
+    sizes = torch.tensor([tokens, heads, kv_heads, dim, rope_dim, 40, start, in_fours])
     into = caches[1].keys[0], caches[1].values[0]
     prompt.rope_all(*map(pointer, (q, k, v, rope.cos, rope.sin, *into, sizes)))
     assert torch.equal(q, wanted)

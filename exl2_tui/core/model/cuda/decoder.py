@@ -19,6 +19,7 @@ from exl2_tui.core.model.top import TopLogits
 
 MAX_STEP = 8
 MOST_TOPS = 4  # graphs that choose the best logits: a sampler's settings need one
+MOST_CHOSEN = 1024  # csrc/cuda/kernels.h
 HEADS_AT_ONCE = 2  # csrc/cuda/attention.cuh
 MODEL_FORMAT = "<9q2d16Q3q"  # struct Model of csrc/cuda/plan.h
 LAYER_FORMAT = "<4Q3q2Q"  # struct Layer
@@ -191,18 +192,14 @@ class Decoder:
         ids = torch.empty(kept, dtype=torch.int64).pin_memory()
         values = torch.empty(kept).pin_memory()
 
-        def choose() -> None:
-            best = torch.topk(self.logits[0, :vocab], kept)
-            ids.copy_(best.indices, non_blocking=True)
-            values.copy_(best.values, non_blocking=True)
-
         def work() -> None:
             self.state.copy_(self.staging, non_blocking=True)
             self._run(1)
-            choose()
+            torch.ops.exl2_cuda.top_logits(self.logits[0, :vocab], ids, values)
 
         self.step(torch.tensor([token]))
-        choose()  # loads the kernels; a capture must not
+        torch.ops.exl2_cuda.top_logits(self.logits[0, :vocab], ids, values)  # loads the kernel; a capture must not
+        torch.cuda.synchronize(self.state.device)
         if len(self.tops) == MOST_TOPS:
             self.tops.pop(next(iter(self.tops)))
         return self._capture(work), ids, values

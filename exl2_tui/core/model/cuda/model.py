@@ -21,7 +21,7 @@ from exl2_tui.core.errors import MemoryLimitError, UnsupportedError
 from exl2_tui.core.model.attention import attention_mask
 from exl2_tui.core.model.cache import KVCache, check_room
 from exl2_tui.core.model.causal_lm import check_ids
-from exl2_tui.core.model.cuda.decoder import MAX_STEP, CudaLayer, Decoder, DecoderChain
+from exl2_tui.core.model.cuda.decoder import MAX_STEP, MOST_CHOSEN, CudaLayer, Decoder, DecoderChain
 from exl2_tui.core.model.cuda.library import require
 from exl2_tui.core.model.cuda.linear import CudaLinear, pack_linear
 from exl2_tui.core.model.cuda.prompt import in_order, normalize, rope_and_append, silu_times
@@ -181,7 +181,7 @@ class CudaModel:
                 return top_logits(self.forward(tokens, cache, cancel=cancel), count, vocab)
         check_room(len(ids), cache.length, cache.capacity)
         decoder = self._decoder_of(cache)
-        if len(ids) > 1 or not isinstance(decoder, Decoder):
+        if len(ids) > 1 or count > MOST_CHOSEN or not isinstance(decoder, Decoder):
             return top_logits(self._step(torch.tensor(ids), cache)[-1], count, vocab)
         found = decoder.step_top(ids[0], count, vocab)
         cache.length += 1
