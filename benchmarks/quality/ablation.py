@@ -5,6 +5,7 @@
 The jobs are work directories of `exl2-tui convert -om` runs of MODEL with the same calibration options, one per recipe;
 they supply the calibration rows and both measurements, so that only the quantizing differs. Adds one JSON line per
 variant and bitrate to RESULTS.jsonl, leaving out those that are there; --only NAME runs variants with NAME in theirs.
+--print only prints RESULTS.jsonl as a table.
 """
 
 from __future__ import annotations
@@ -87,6 +88,10 @@ def variants(model: SourceModel) -> Iterator[Variant]:
         ("+ half of the drift cancelled", dataclasses.replace(twice, drift=0.5)),
         ("+ head refined as well", Tuning(schedule=UNTUNED)),
         ("+ norms and scales tuned (default)", Tuning()),
+    ):
+        yield Variant(name, "refined", RefinedRecipe(model, "ablation", "sum", 6, tuning))
+    yield Variant("default, head bits auto", "refined", RefinedRecipe(model, "ablation", "sum", None))
+    for name, tuning in (
         ("damping 0.005", Tuning(damping=0.005, schedule=UNTUNED)),
         ("damping 0.06", Tuning(damping=0.06, schedule=UNTUNED)),
         ("damping 0.12", Tuning(damping=0.12, schedule=UNTUNED)),
@@ -97,7 +102,6 @@ def variants(model: SourceModel) -> Iterator[Variant]:
         ("4 passes", Tuning(passes=4, schedule=UNTUNED)),
     ):
         yield Variant(name, "refined", RefinedRecipe(model, "ablation", "sum", 6, tuning))
-    yield Variant("default, head bits auto", "refined", RefinedRecipe(model, "ablation", "sum", None))
 
 
 def calibration(job: Path) -> Calibration:
@@ -146,6 +150,20 @@ def drain(steps: Generator[object, None, _Result]) -> _Result:
     return results[0]
 
 
+def table(lines: list[dict[str, Any]], names: list[str]) -> Iterator[str]:
+    """Markdown: KL divergence on texts / on chats by variant and bitrate; cells that were not run are empty."""
+    rates = sorted({line["bits"] for line in lines})
+    yield f"| variant | {' | '.join(f'{bits:g} bpw' for bits in rates)} | CPU s |"
+    yield "|---" * (len(rates) + 2) + "|"
+    for name in names:
+        found = {line["bits"]: line for line in lines if line["variant"] == name}
+        if found:
+            cells = [f"{found[b]['kl']:.3g} / {found[b]['chat_kl']:.3g}" if b in found else "" for b in rates]
+            taken = sorted(line["cpu_seconds"] for line in found.values())
+            seconds = f"{taken[0]} to {taken[-1]}" if taken[0] < taken[-1] else str(taken[0])
+            yield f"| {name} | {' | '.join(cells)} | {seconds} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -155,8 +173,13 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--bits", default="2.5,3,3.5,4,5,6,8")
     parser.add_argument("--only", action="append", help="variants whose name contains this")
+    parser.add_argument("--print", action="store_true")
     options = parser.parse_args()
     model = SourceModel(options.model, torch.device("cpu"))
+    if options.print:
+        lines = list(map(json.loads, options.results.read_text().splitlines()))
+        print("\n".join(table(lines, [variant.name for variant in variants(model)])))
+        return
     rows = calibration(options.refined_job)
     found = {
         "refined": Measurement.read(options.refined_job / "measurement.json"),
