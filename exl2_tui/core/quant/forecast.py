@@ -100,7 +100,8 @@ class _Needs:
         held = self.model.decoder_weights if self.is_small else self.block
         inputs = together * self.hidden * (self.config.num_hidden_layers + 4)
         logits = 6 * LOGITS_AT_ONCE * self.vocab
-        return FLOAT * (held + 3 * self.head_weights + inputs + logits) + self.backward + self.states
+        backward = self.backward * together // self.at_once
+        return FLOAT * (held + 3 * self.head_weights + inputs + logits) + backward + self.states
 
     def classic_layer(self) -> int:
         return FLOAT * self.block + 5 * self.states + self.running + self.solving
