@@ -35,7 +35,7 @@ from exl2_tui.core.job_events import (
     Tuned,
 )
 from exl2_tui.core.requests import ConvertRequest
-from exl2_tui.job_journal import leave, recorded
+from exl2_tui.job_journal import JOURNAL, leave, recorded
 from exl2_tui.settings import data_dir
 
 if TYPE_CHECKING:
@@ -114,7 +114,9 @@ class _Worker:
     def abandon(self) -> None:
         """Ends this process if the job has not noticed that it was cancelled."""
         if self._thread.is_alive():
-            leave(Path(self.request.work))
+            work = Path(self.request.work)
+            if (work / JOURNAL).exists():
+                leave(work)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(130)
