@@ -4,8 +4,8 @@
 // set of this machine family reads (linear_layout.h describes the bytes). A product is then two steps:
 //
 //   prepare    activations -> scratch: gathered by the weight's row permutation and, on the fast path, quantized to
-//              one or two bytes, with a scale per block of rows. Linears with equal input_key() read the same scratch (q, k and v; gate
-//              and up).
+//              one or two bytes, with a scale per block of rows. Linears with equal input_key() read the same scratch
+//              (q, k and v; gate and up).
 //   multiply   scratch x tiles [tile_begin, tile_end) -> columns 16*tile_begin ... of out. Tiles are independent:
 //              threads take ranges of tiles.
 //

@@ -1,4 +1,4 @@
-// What both products for many tokens share: chunks of four tiles are unpacked into L1 once and run over all tokens,
+// What both products for many tokens share: chunks of two tiles are unpacked into L1 once and run over all tokens,
 // kTokens x kStageTiles at a time.
 #pragma once
 
@@ -8,7 +8,7 @@ namespace exl2 {
 namespace EXL2_ISA {
 
 constexpr int kStageTiles = Lanes::kStageTiles;
-constexpr int kSuperTiles = 4;  // tiles unpacked together: their activations are then read from L1
+constexpr int kSuperTiles = 2;  // tiles unpacked together
 
 // f(Index<mb>{}) for mb = 1..kTokens: the number of tokens as a constant.
 template <int MB = kTokens, typename Body>

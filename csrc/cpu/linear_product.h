@@ -4,7 +4,7 @@
 //
 // Two paths, each with a form for few tokens and one for many:
 //
-//                 few tokens (decode): weights are unpacked    many tokens: a chunk of four tiles is unpacked into L1
+//                 few tokens (decode): weights are unpacked    many tokens: a chunk of two tiles is unpacked into L1
 //                 in registers, each line is read once         once and run over all tokens, kTokens x kStageTiles at a
 //                 time
 //   integer       direct_integer                               staged_integer

@@ -6,7 +6,7 @@
 namespace exl2 {
 namespace EXL2_ISA {
 
-constexpr int kFloatChunkRows = 128;  // 4 tiles * 128 rows * 64 B = 32 KiB
+constexpr int kFloatChunkRows = 256;  // 2 tiles * 256 rows * 64 B = 32 KiB
 
 struct FloatChunk {
   alignas(kLine) float weights[kSuperTiles][kFloatChunkRows * kColumns];

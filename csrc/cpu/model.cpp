@@ -17,7 +17,7 @@ constexpr int kMostProducts = 3;            // q, k and v have the same input
 constexpr int64_t kRowsPerItem = 32;        // query rows that attention takes over the cache together
 constexpr int64_t kLeastRows = 4;           // of norm or rope: fewer are done before another thread has heard of them
 constexpr int64_t kLeastWork = 65536;       // multiply-adds: about a microsecond
-constexpr int64_t kTilesTogether = 4;       // of a block of rows (linear_chunks.h)
+constexpr int64_t kTilesTogether = 2;       // of a block of rows (linear_chunks.h)
 constexpr int64_t kLeastSharedRow = 16384;  // inputs of a linear: from here on one row is worth sharing
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }

@@ -107,8 +107,10 @@ class Exl2Weight:
 
     @cached_property
     def perm(self) -> Tensor:
-        """(K,) int64: input feature of each packed row."""
-        return torch.argsort(self.q_invperm.long())
+        """(K,) int64: input feature of each packed row. Of a valid weight."""
+        perm = torch.empty(self.in_features, dtype=torch.int64)
+        perm[self.q_invperm.long()] = torch.arange(self.in_features)
+        return perm
 
     @property
     def stored_bits(self) -> int:
@@ -220,8 +222,9 @@ class Exl2Weight:
         sane = self.q_scale_max.isfinite() & (self.q_scale_max >= 0)
         if not bool(sane.all()):
             return Fault("q_scale_max", "finite scales of 0 or more", float(self.q_scale_max[~sane][0]))
-        numbers = torch.arange(self.in_features, dtype=torch.int32)
-        if not torch.equal(torch.sort(self.q_invperm).values, numbers):
+        lowest, highest = self.q_invperm.aminmax()
+        inside = int(lowest) >= 0 and int(highest) < self.in_features
+        if not inside or int(torch.bincount(self.q_invperm).max()) > 1:
             return Fault("q_invperm", f"every number from 0 to {self.in_features - 1} once", "a number twice or beyond")
         return None
 
