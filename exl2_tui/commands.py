@@ -57,7 +57,8 @@ class KeyCommands(Provider):
         matcher = self.matcher(query)
         for text, name, run in self._commands():
             if (score := matcher.match(text)) > 0:
-                yield Hit(score, _line(_lit(matcher, text), name), run, text)
+                named = text.lower().startswith(query.strip().lower())  # "export" means Export, not what mentions it
+                yield Hit(score * (2 if named else 1), _line(_lit(matcher, text), name), run, text)
 
     async def _run(self, key: Key) -> None:
         target = "app" if key.place == "app" else "screen"

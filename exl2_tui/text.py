@@ -45,3 +45,8 @@ def plain(text: str, style: str = "") -> Content:
 def speed_text(tokens_per_second: float) -> str:
     """Such as "12.5 tok/s" or "1061 tok/s": three digits tell enough, and rows are narrow."""
     return f"{tokens_per_second:.{0 if tokens_per_second >= 100 else 1}f} tok/s"
+
+
+def tokens_text(count: int) -> str:
+    """Such as "1 token" or "1,234 tokens"."""
+    return f"{count:,} token" if count == 1 else f"{count:,} tokens"

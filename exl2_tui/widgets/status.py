@@ -8,7 +8,7 @@ from textual.content import Content
 
 from exl2_tui.session import ChatSession
 from exl2_tui.state import Writing
-from exl2_tui.text import one_line, speed_text
+from exl2_tui.text import one_line, speed_text, tokens_text
 from exl2_tui.widgets.bars import meter
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧"
@@ -122,7 +122,7 @@ def progress_row(writing: Writing, now: float, ticks: int) -> tuple[Content, Con
         return left, Content.styled("esc stop", "$secondary")
     speed = writing.speed(now)
     parts = [speed_text(speed)] if speed else []
-    parts += [f"{writing.tokens:,} tokens", seconds]
+    parts += [tokens_text(writing.tokens), seconds]
     left = Content.assemble((f"{spin} writing  ", "$primary"), " · ".join(parts))
     return left, Content.styled("esc stop", "$secondary")
 

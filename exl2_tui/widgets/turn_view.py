@@ -15,7 +15,7 @@ from exl2_tui.core.events import GenerationFinished
 from exl2_tui.segments import Line
 from exl2_tui.session import can_go_on
 from exl2_tui.store.tree import Turn
-from exl2_tui.text import one_line, plain, speed_text
+from exl2_tui.text import one_line, plain, speed_text, tokens_text
 from exl2_tui.widgets.bars import Row
 from exl2_tui.widgets.growing import Growing
 from exl2_tui.widgets.text_view import TextView
@@ -193,7 +193,7 @@ def record(turn: Turn) -> str:
     if isinstance(stats, GenerationFinished):
         if stats.decode_speed:
             parts.append(speed_text(stats.decode_speed))
-        parts.append(f"{stats.generated_tokens:,} tokens")
+        parts.append(tokens_text(stats.generated_tokens))
         seconds = stats.prefill_seconds + stats.decode_seconds
         parts.append(f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2f} s")
         parts.append(f"first token {stats.first_token_seconds:.2f} s")

@@ -221,6 +221,17 @@ async def test_the_palette_has_themes_presets_and_the_welcome(make_app: MakeApp)
             await until(done)
 
 
+async def test_the_palette_puts_what_is_called_so_before_what_mentions_it(make_app: MakeApp) -> None:
+    async with make_app().run_test(size=(80, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        await pilot.press("ctrl+p", *"export")
+        await until(lambda: isinstance(chat.app.screen, CommandPalette))
+        found = chat.app.screen.query_one(OptionList)
+        await until(lambda: found.option_count == 2 and not chat.app.screen._show_busy)  # type: ignore[attr-defined]
+        assert [str(found.get_option_at_index(at).prompt).split(":")[0] for at in (0, 1)] == ["Export", "Chats"]
+
+
 async def test_the_palette_finds_chats_models_and_modes(make_app: MakeApp) -> None:
     """By names that look like markup, too."""
     async with make_app().run_test(size=(80, 24)) as pilot:

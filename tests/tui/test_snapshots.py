@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from syrupy.assertion import SnapshotAssertion
+from textual.command import CommandPalette
+from textual.widgets import OptionList
 
 from exl2_tui.settings import ChatSettings, Settings
 from tests.tui.conftest import MakeApp
@@ -144,8 +146,31 @@ async def chats(chat: ChatDriver) -> None:
     await until(lambda: "3 chats" in str(chat.app.screen.query_one(".dialog").border_subtitle))
 
 
+async def palette(chat: ChatDriver) -> None:
+    await chat.start()
+    await chat.pilot.press("ctrl+p")
+    await until(lambda: isinstance(chat.app.screen, CommandPalette))
+    await until(lambda: chat.app.screen.query_one(OptionList).option_count > 0)
+
+
+async def palette_search(chat: ChatDriver) -> None:
+    await palette(chat)
+    await chat.pilot.press(*"theme")
+    options = chat.app.screen.query_one(OptionList)
+    await until(lambda: 0 < options.option_count < 8)
+
+
+async def problem(chat: ChatDriver) -> None:
+    """Something that needs no answer went wrong."""
+    await chat.start()
+    await chat.ask("hello")
+    await chat.answer("Hi, how are you?")
+    chat.app.report("The chats cannot be saved: database or disk is full. What you write now is kept until you quit.")
+
+
 SCENES = [
     *(welcome, chats, loading, failed, writing, answer, error, stopped, find),
+    *(palette, palette_search, problem),
     *(mode_picker, sampler, system_prompt, help_page, models, settings_form, keys, first_run),
 ]
 
@@ -161,7 +186,7 @@ async def test_look(
 ) -> None:
     monkeypatch.setattr("exl2_tui.screens.settings.config_dir", lambda: Path("~/.config/exl2-tui"))
     app = make_app(Settings(chat=ChatSettings(system="You are a concise assistant.")))
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=size, notifications=True) as pilot:
         chat = ChatDriver(pilot)
         await scene(chat)
         await chat.settle()

@@ -204,7 +204,7 @@ def _doubts(rows: Tensor, spec: CalibrationSpec, found: int, held_out: int) -> I
     if found < spec.rows + spec.held_out_rows:
         yield f"the calibration text fills {found} rows of {spec.length} tokens instead of {spec.rows}"
     if rows.numel() < 16_384:
-        yield f"only {rows.numel()} tokens calibrate this model: quality will suffer below about 16,000"
+        yield f"only {rows.numel():,} tokens to calibrate with: quality suffers below about 16,000"
     if not held_out:
         yield "there is too little text to keep any aside: the result is judged on the rows it was fitted to"
     blocks = rows[:, : rows.shape[1] // 32 * 32].reshape(-1, 32)
