@@ -34,8 +34,8 @@ class ChatPicker(ModalScreen[str | None]):
         Binding("up", "move(-1)", "Up", show=False, priority=True),
         Binding("down", "move(1)", "Down", show=False, priority=True),
         Binding("f2", "rename", "Rename", show=False, priority=True),
-        Binding("f4", "export", "Export", show=False, priority=True),
-        Binding("f9", "delete", "Delete", show=False, priority=True),
+        Binding("f9", "export", "Export", show=False, priority=True),
+        Binding("f8", "delete", "Delete", show=False, priority=True),
     ]
 
     def __init__(
@@ -64,7 +64,7 @@ class ChatPicker(ModalScreen[str | None]):
             yield Input(placeholder="search all messages", compact=True)
             yield OptionList(markup=False, compact=True, classes="-rows")
             yield Static(
-                Content("⏎ open   f2 rename   f4 export   f9 delete   esc close"), classes="hint", markup=False
+                Content("⏎ open   f2 rename   f8 delete   f9 export   esc close"), classes="hint", markup=False
             )
 
     def on_mount(self) -> None:

@@ -255,12 +255,16 @@ async def test_chats_are_listed_opened_renamed_and_deleted(database_app: MakeApp
         assert [message.content for message in chat.service.requests[-1].messages] == ["about apples", "red", "more"]
         await chat.answer("ok")
         await pilot.press("f9")
-        await until(lambda: list((home / "exports").glob("*.md")))
+        await until(lambda: len(list((home / "exports").glob("*.md"))) == 1)
+        await pilot.press("ctrl+g")
+        await until(lambda: "2 chats" in str(pilot.app.screen.query_one(".dialog").border_subtitle))
+        await pilot.press("f9")  # the same key as in the chat
+        await until(lambda: len(list((home / "exports").glob("*.md"))) == 2)
         await pilot.press("ctrl+g")
         await until(lambda: "2 chats" in str(pilot.app.screen.query_one(".dialog").border_subtitle))
         await pilot.press("f2", "end", *"!", "enter")
         await until(lambda: chat.app.session.chat.title == "about apples!")
-        await pilot.press("f9", "down", "enter")
+        await pilot.press("f8", "down", "enter")
         await until(lambda: not chat.app.session.chat.turns)
         await until(lambda: "1 chat" in str(pilot.app.screen.query_one(".dialog").border_subtitle))
         await pilot.press("escape")
