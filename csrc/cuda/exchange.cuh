@@ -80,4 +80,59 @@ __device__ __forceinline__ uint2 await_four(uint4 found, const HalfPacket* from,
   return make_uint2(__byte_perm(found.x, found.y, 0x5410), __byte_perm(found.z, found.w, 0x5410));
 }
 
+constexpr int kLineWords = 16;  // uint64 per cache line
+
+// Counts CUDA blocks that are done with something. Only thread 0 has a part in it. The counter goes on from launch to
+// launch; each has its own cache line.
+class Arrivals {
+ public:
+  // first: what the counter is before anybody arrives in this launch.
+  __device__ __forceinline__ Arrivals(uint64_t* count, uint64_t first)
+      : count_(count), target_(static_cast<uint32_t>(first)) {}
+
+  __device__ __forceinline__ void arrive() {
+    if (thread_index() == 0) asm volatile("red.relaxed.gpu.global.add.u64 [%0], 1;" ::"l"(count_) : "memory");
+  }
+
+  __device__ __forceinline__ void skip(int blocks) { target_ += blocks; }
+
+  // Until `blocks` more have arrived, and all workers know. What they wrote may be on its way still: its stamps tell.
+  // Without this wait before the first look, all threads would ask for all results again and again, in the way of the
+  // weights.
+  __device__ __forceinline__ void wait(int blocks) {
+    target_ += blocks;
+    if (thread_index() == 0) {
+      while (static_cast<int32_t>(static_cast<uint32_t>(look(count_)) - target_) < 0) {
+      }
+    }
+    sync_workers();
+  }
+
+  __device__ __forceinline__ static uint64_t look(const uint64_t* count) {
+    uint64_t seen;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(count) : "memory");
+    return seen;
+  }
+
+ private:
+  uint64_t* count_;
+  uint32_t target_;  // lower half
+};
+
+// A barrier of all CUDA blocks, once per step. Returns the counter's value when all have arrived, to thread 0.
+__device__ __forceinline__ uint64_t wait_for_grid(uint64_t* count) {
+  uint64_t target = 0;
+  sync_workers();
+  if (threadIdx.x == 0) {
+    uint64_t seen;
+    asm volatile("atom.acq_rel.gpu.global.add.u64 %0, [%1], 1;" : "=l"(seen) : "l"(count) : "memory");
+    target = (seen / gridDim.x + 1) * gridDim.x;
+    do {
+      asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(count) : "memory");
+    } while (seen < target);
+  }
+  sync_workers();
+  return target;
+}
+
 }  // namespace exl2::cuda

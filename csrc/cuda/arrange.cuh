@@ -1,0 +1,67 @@
+// How the tokens of a decode step share the memory of a CUDA block: ring of weights, sums, activations.
+#pragma once
+
+#include "attention.cuh"
+#include "codes.h"
+
+namespace exl2::cuda {
+
+constexpr int kWorkers = 32 * kWarps;  // threads that multiply; one more warp feeds them
+constexpr int kThreads = kWorkers + 32;
+constexpr int kMostSlots = 8;
+constexpr int kFewestSlots = 3;
+constexpr int kBatch = 8;  // strips (times tokens) whose sums are put together at once
+static_assert(kBatch * kStripColumns <= kWorkers, "one thread per sum");
+
+struct Step {
+  Model model;
+  int tokens;
+  int slots;
+  int batch;
+  // Where things begin in shared memory, which starts with the ring.
+  int barriers_at;  // full, empty: uint64 (kWarps, slots) each
+  int turns_at;     // float (tokens, 2, rope_dim / 2): cosines and sines of the new tokens
+  int sums_at;      // float (batch, kWarps, tokens, 32)
+  int ones_at;      // float (blocks of rows, ones_step): sums of activations
+  int gates_at;     // float (strips of the gate, tokens, 32)
+  int input_at;     // half (tokens, padded_row), or what attention needs
+};
+
+EXL2_HD int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// Elements of one token's activations in shared memory: rows start in other banks, so that 8 tokens do not collide.
+__host__ __device__ __forceinline__ int64_t padded_row(int64_t in_features) {
+  return in_features % 64 == 32 ? in_features : in_features + 32;
+}
+
+// From block to block of the sums of activations: room for pairs of tokens.
+__host__ __device__ __forceinline__ int ones_step(int tokens) { return tokens == 1 ? 1 : (tokens + 1) / 2 * 2; }
+
+// How `tokens` tokens share a CUDA block's memory; no slots if they do not fit.
+inline Step arrange(const Model& model, int64_t gate_strips, int tokens, int64_t bytes) {
+  Step step = {};
+  step.model = model;
+  step.tokens = tokens;
+  step.batch = kBatch / tokens;
+  const int64_t row = 4 * tokens * kStripColumns;
+  const int64_t sums = row * kWarps * step.batch;
+  const int64_t gates = row * ((gate_strips + model.grid - 1) / model.grid);
+  const int64_t activations = 2 * tokens * padded_row(model.widest_input);
+  const int64_t attention = attention_bytes(model.head_dim, tokens);
+  const int64_t input = round_up(activations > attention ? activations : attention, 16);
+  const int64_t turns = round_up(4 * tokens * model.rope_dim, 16);
+  const int64_t ones = round_up(4 * ones_step(tokens) * (model.widest_input / kBlockRows), 16);
+  const int64_t left = bytes - sums - gates - turns - ones - input;
+  const int64_t slots = left / (kWarps * (model.slot_bytes + 16));
+  step.slots = static_cast<int>(slots < 0 ? 0 : slots > kMostSlots ? kMostSlots : slots);
+  const int64_t ring = kWarps * step.slots * model.slot_bytes;
+  step.barriers_at = static_cast<int>(ring);
+  step.sums_at = static_cast<int>(ring + 16 * kWarps * step.slots);
+  step.gates_at = static_cast<int>(step.sums_at + sums);
+  step.turns_at = static_cast<int>(step.gates_at + gates);
+  step.ones_at = static_cast<int>(step.turns_at + turns);
+  step.input_at = static_cast<int>(step.ones_at + ones);
+  return step;
+}
+
+}  // namespace exl2::cuda

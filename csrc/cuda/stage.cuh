@@ -1,0 +1,165 @@
+// Activations on their way into shared memory, in the packed order of the weight that they will be multiplied by, and
+// their sums over blocks of rows.
+#pragma once
+
+#include "arrange.cuh"
+#include "exchange.cuh"
+#include "unpack.cuh"
+
+namespace exl2::cuda {
+
+constexpr int kNormRounds = 2;  // of 4 * kWorkers elements that are kept in registers; wider residuals are read twice
+
+// The norm's weights and where the results go, for the 4 elements from i on.
+struct NormPlace {
+  uint2 weight;  // half (4)
+  int4 rows;     // if they are in another order
+
+  __device__ __forceinline__ void load(const uint16_t* norm, const int32_t* inverse, int i) {
+    weight = *reinterpret_cast<const uint2*>(norm + i);
+    if (inverse != nullptr) rows = *reinterpret_cast<const int4*>(inverse + i);
+  }
+
+  // The choice is made here: made in load(), it would wait for the rows to arrive.
+  __device__ __forceinline__ void store(const float4& value, float factor, bool ordered, int i, uint16_t* row) const {
+    const int4 place = ordered ? make_int4(i, i + 1, i + 2, i + 3) : rows;
+    const float2 low = __half22float2(as_half2(weight.x));
+    const float2 high = __half22float2(as_half2(weight.y));
+    row[place.x] = half_bits(value.x * factor * low.x);
+    row[place.y] = half_bits(value.y * factor * low.y);
+    row[place.z] = half_bits(value.z * factor * high.x);
+    row[place.w] = half_bits(value.w * factor * high.y);
+  }
+};
+
+__device__ __forceinline__ float square_sum(const float4& v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
+
+// The residual, as soon as it is there, normalized.
+template <bool kOne>
+__device__ __forceinline__ void stage_normalized(const Step& step, const Packet* residual, uint32_t stamp,
+                                                 const uint16_t* norm, const int32_t* inverse, int64_t in_features,
+                                                 uint16_t* x, float* scratch) {
+  const Model& model = step.model;
+  const int thread = thread_index();
+  const int hidden = static_cast<int>(model.hidden);
+  constexpr int kFar = 4 * kWorkers * kNormRounds;
+#pragma unroll 1
+  for (int m = 0; m < (kOne ? 1 : step.tokens); ++m) {
+    const Packet* from = residual + m * model.hidden;
+    uint16_t* row = x + m * padded_row(in_features);
+    FourPackets near[kNormRounds] = {};
+    NormPlace place[kNormRounds] = {};
+    float4 value[kNormRounds] = {};
+    float squares = 0.f;
+#pragma unroll
+    for (int r = 0; r < kNormRounds; ++r) {
+      const int i = 4 * (thread + kWorkers * r);
+      if (i < hidden) {
+        place[r].load(norm, inverse, i);
+        near[r].look(from + i);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kNormRounds; ++r) {
+      const int i = 4 * (thread + kWorkers * r);
+      if (i < hidden) value[r] = near[r].await(from + i, stamp);
+      squares += square_sum(value[r]);
+    }
+    auto far_value = [&](int i) {
+      FourPackets four;
+      four.look(from + i);
+      return four.await(from + i, stamp);
+    };
+#pragma unroll 2
+    for (int i = kFar + 4 * thread; i < hidden; i += 4 * kWorkers) squares += square_sum(far_value(i));
+    const float mean = __fdividef(workers_sum(squares, scratch), static_cast<float>(hidden));
+    const float factor = rsqrtf(mean + static_cast<float>(model.eps));
+#pragma unroll
+    for (int r = 0; r < kNormRounds; ++r) {
+      const int i = 4 * (thread + kWorkers * r);
+      if (i < hidden) place[r].store(value[r], factor, inverse == nullptr, i, row);
+    }
+#pragma unroll 2
+    for (int i = kFar + 4 * thread; i < hidden; i += 4 * kWorkers) {
+      NormPlace far = {};
+      far.load(norm, inverse, i);
+      far.store(far_value(i), factor, inverse == nullptr, i, row);
+    }
+    for (int64_t i = hidden + thread; i < in_features; i += kWorkers) row[i] = 0;
+    sync_workers();
+  }
+}
+
+// Activations that the phase before leaves in packed order, as soon as they are there, and their sums (see sum_blocks):
+// 8 threads share a block. size: of them; in_features of the weight may be more.
+template <bool kOne>
+__device__ __forceinline__ void stage_packed(const Step& step, const HalfPacket* input, uint32_t stamp, int64_t size,
+                                             int64_t in_features, uint16_t* x, float* ones) {
+  constexpr int kAtOnce = 6;
+  const int thread = thread_index();
+  const int tokens = kOne ? 1 : step.tokens;
+  const int end = static_cast<int>(in_features);
+#pragma unroll 1
+  for (int m = 0; m < tokens; ++m) {
+    const HalfPacket* from = input + m * in_features;
+    uint16_t* const row = x + m * padded_row(in_features);
+#pragma unroll 1
+    for (int start = 0; start < end; start += 4 * kWorkers * kAtOnce) {
+      const int first = start + 4 * thread;
+      uint4 found[kAtOnce] = {};
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r) {
+        const int i = first + 4 * kWorkers * r;
+        if (i < end) found[r] = look_at_four(from + i);
+      }
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r) {
+        const int i = first + 4 * kWorkers * r;
+        float sum = 0.f;
+        if (i < end) {
+          const uint2 four = await_four(found[r], from + i, stamp, static_cast<int>(size) - i);
+          *reinterpret_cast<uint2*>(row + i) = four;
+          const float2 low = __half22float2(as_half2(four.x));
+          const float2 high = __half22float2(as_half2(four.y));
+          sum = (low.x + low.y) + (high.x + high.y);
+        }
+#pragma unroll
+        for (int apart = 1; apart < 8; apart *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, apart);
+        if (i < end && thread % 8 == 0) ones[i / kBlockRows * ones_step(tokens) + m] = sum;
+      }
+    }
+  }
+  sync_workers();
+}
+
+// Sums of the staged activations over each block of rows, float (blocks, ones_step), which the zero points of codes are
+// multiplied by. Once per phase, for all strips. Four threads share a block.
+template <bool kOne>
+__device__ __forceinline__ void sum_blocks(const Step& step, int64_t in_features, const uint16_t* x, float* ones) {
+  const int tokens = kOne ? 1 : step.tokens;
+  const int thread = thread_index();
+  const int blocks = static_cast<int>(in_features) / kBlockRows;
+#pragma unroll 1
+  for (int m = 0; m < tokens; ++m) {
+    const uint16_t* row = x + m * padded_row(in_features);
+#pragma unroll 1
+    for (int first = 0; first < 4 * blocks; first += kWorkers) {
+      const int i = first + thread;
+      float sum = 0.f;
+      if (i < 4 * blocks) {
+        const uint4 words = *reinterpret_cast<const uint4*>(row + 8 * i);
+        const float2 a = __half22float2(as_half2(words.x));
+        const float2 b = __half22float2(as_half2(words.y));
+        const float2 c = __half22float2(as_half2(words.z));
+        const float2 d = __half22float2(as_half2(words.w));
+        sum = ((a.x + a.y) + (b.x + b.y)) + ((c.x + c.y) + (d.x + d.y));
+      }
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      if (i < 4 * blocks && i % 4 == 0) ones[i / 4 * ones_step(tokens) + m] = sum;
+    }
+  }
+  sync_workers();
+}
+
+}  // namespace exl2::cuda

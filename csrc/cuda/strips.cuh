@@ -1,0 +1,133 @@
+// What a CUDA block computes of the linears of a phase: its strips, each by all its warps, whose sums are put together.
+#pragma once
+
+#include "arrange.cuh"
+#include "feed.cuh"
+#include "product.cuh"
+
+namespace exl2::cuda {
+
+// The first strip that this CUDA block computes; the others are a grid apart.
+__device__ __forceinline__ int first_strip(const Linear& w) {
+  const int strip = static_cast<int>(blockIdx.x) - static_cast<int>(w.offset);
+  return strip < 0 ? strip + static_cast<int>(gridDim.x) : strip;
+}
+
+// A strip that this CUDA block computes, as those who add up its warps' sums find it.
+struct Item {
+  int part;
+  int strip;
+  int index;  // among the block's strips of the part
+};
+
+// All strips of parts [first, last) that belong to this CUDA block; they read the same activations. finish(has, item,
+// n, token, sum) is called by all workers together, `has` tells whether the thread has a sum: that of column n.
+template <bool kOne, typename Finish>
+__device__ __forceinline__ void multiply_strips(const Step& step, const Linear* parts, int first, int last, const Rings& rings,
+                                                int& position, uint8_t* shared, Item* items, Finish finish) {
+  const int thread = thread_index();
+  const int warp = thread / 32;
+  const int lane = thread % 32;
+  const int g = lane / 4;
+  const int t = lane % 4;
+  const int tokens = kOne ? 1 : step.tokens;
+  Feed feed(rings, warp, position);
+  float* const sums = reinterpret_cast<float*>(shared + step.sums_at);
+  // Lanes of tokens that are not there repeat the first one; nobody looks at their results.
+  const Activations x = {reinterpret_cast<const uint16_t*>(shared + step.input_at) + 8 * t +
+                             (g < tokens ? g : 0) * padded_row(parts[first].in_features),
+                         reinterpret_cast<const float*>(shared + step.ones_at) + (2 * t < tokens ? 2 * t : 0),
+                         ones_step(tokens)};
+  const int each = tokens * kStripColumns;
+
+  int count = 0;
+  auto put_together = [&]() {
+    sync_workers();
+    const int which = thread / each;
+    const bool mine = which < count;
+    const Item item = mine ? items[which] : Item{first, 0, 0};
+    const Linear& w = parts[item.part];
+    const int64_t n = static_cast<int64_t>(item.strip) * kStripColumns + thread % kStripColumns;
+    const bool has = mine && n < w.out_features;
+    float sum = 0.f;
+    if (has) {
+      const float* from = sums + which * kWarps * each + thread % each;
+#pragma unroll
+      for (int other = 0; other < kWarps; ++other) sum += from[other * each];
+      if (w.bias != nullptr) sum += half_float(w.bias[n]);
+    }
+    finish(has, item, n, thread % each / kStripColumns, sum);
+    count = 0;
+  };
+
+#pragma unroll 1
+  for (int part = first; part < last; ++part) {
+    const Linear& w = parts[part];
+    const int grid = static_cast<int>(gridDim.x);
+    const int strips = static_cast<int>(w.strips);
+    const int segments = w.shares[warp].end - w.shares[warp].begin;
+    int strip = first_strip(w);
+    int index = 0;
+    int left = segments;  // of the strip
+    Sums total = {};
+    auto end_strip = [&](float unit) {
+      if (thread == 0) items[count] = {part, strip, index};
+      float* const to = sums + (count * kWarps + warp) * each;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int i = 0; i < 4; i += kOne ? 2 : 1) {
+          const int token = 2 * t + i % 2;
+          if (token < tokens) to[token * kStripColumns + 16 * h + g + 8 * (i / 2)] = total[h][i] * unit;
+          total[h][i] = 0.f;
+        }
+      }
+      ++count;
+      ++index;
+      strip += grid;
+      left = segments;
+    };
+#pragma unroll 1
+    while (strip < strips) {
+      if (count == step.batch) {
+        put_together();
+        sync_workers();
+      }
+      if (segments == 0) {
+        end_strip(1.f);
+        continue;
+      }
+      // As long as the width stays the same there is nothing to decide.
+      const uint8_t* stream = feed.wait();
+      Header header = *reinterpret_cast<const Header*>(stream);
+      for_bits(header.bits, [&](auto bits) {
+        constexpr int kBits = decltype(bits)::value;
+        for (;;) {
+          const uint32_t before = feed.move_on();
+          const int kind = header.blocks == full_blocks(kBits) ? header.kind : kAnyKind;
+          if (kBits == 16 && kind == kDense) {
+            multiply_segment<kBits, kOne, kDense>(header, stream, x, lane, total);
+          } else if (kBits != 16 && kind == kExl2) {
+            multiply_segment<kBits, kOne, kExl2>(header, stream, x, lane, total);
+          } else if (kBits != 16 && kind == kGptq) {
+            multiply_segment<kBits, kOne, kGptq>(header, stream, x, lane, total);
+          } else {
+            multiply_segment<kBits, kOne, kAnyKind>(header, stream, x, lane, total);
+          }
+          feed.release(before);
+          if (--left == 0) {
+            end_strip(kBits == 16 ? 1.f : 1.f / kCodeUnit);
+            if (strip >= strips || count == step.batch) return;
+          }
+          stream = feed.wait();
+          header = *reinterpret_cast<const Header*>(stream);
+          if (header.bits != kBits) return;
+        }
+      });
+    }
+  }
+  put_together();
+  position = feed.position();
+}
+
+}  // namespace exl2::cuda
