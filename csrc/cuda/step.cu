@@ -179,7 +179,8 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
         sync_workers();
         if (!has || item.part == 0) return;
         const int64_t to = parts[2].inverse != nullptr ? parts[2].inverse[n] : n;
-        put(model.activated + token * parts[2].in_features + to, half_bits(__fdividef(*gate, 1.f + __expf(-*gate)) * sum), stamp);
+        const float silu = __fdividef(*gate, 1.f + __expf(-*gate));
+        put(model.activated + token * parts[2].in_features + to, half_bits(silu * sum), stamp);
       } else if (has && phase == kQkvPhase) {
         const int64_t column = item.part == 0 ? n : n + (model.heads + (item.part - 1) * model.kv_heads) * model.head_dim;
         put(model.qkv + token * (model.heads + 2 * model.kv_heads) * model.head_dim + column, sum, stamp);
