@@ -36,7 +36,7 @@ class Terminal:
             start_new_session=True,
         )
         os.close(slave)
-        self.seen = b""
+        self.seen = bytearray()  # bytes would be copied whole with every frame, on the cores that are measured
 
     def read(self, seconds: float) -> bytes:
         """What the app writes within that time, or less if it is quiet."""
