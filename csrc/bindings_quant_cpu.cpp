@@ -1,6 +1,7 @@
 // The quantizer's ops (exl2_tui/core/quant/kernels.py).
 #include <torch/csrc/stable/library.h>
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -87,6 +88,39 @@ void quant_search(const Tensor& group, const Tensor& weights, const Tensor& unit
   }
 }
 
+// codes (K, N), each below 2^bits; words (K bits / 32, N) int32, the streams of formats/packing.py, overwritten. Every
+// word is begun by the code that holds its first bit.
+void quant_pack(const Tensor& codes, int64_t bits, const Tensor& words, int64_t threads) {
+  const int width = checked_bits(bits);
+  const int64_t rows = codes.size(0);
+  const int64_t columns = codes.size(1);
+  STD_TORCH_CHECK(rows * width % 32 == 0, rows, " codes of ", width, " bits do not fill whole words");
+  const auto* from = data_of<const uint8_t>(codes, ScalarType::Byte, rows * columns, "codes");
+  auto* to = reinterpret_cast<uint32_t*>(data_of<int32_t>(words, ScalarType::Int, rows * width / 32 * columns, "words"));
+  std::atomic<bool> fits = true;
+  Crew crew(static_cast<int>(threads));
+  crew.share(columns, kPieceColumns, [&](int64_t begin, int64_t end) {
+    uint32_t all = 0;
+    for (int64_t k = 0; k < rows; ++k) {
+      const int64_t bit = k * width;
+      const int shift = static_cast<int>(bit % 32);
+      const uint8_t* const code = from + k * columns;
+      uint32_t* const word = to + bit / 32 * columns;
+      if (shift == 0) {
+        for (int64_t n = begin; n < end; ++n) word[n] = code[n];
+      } else {
+        for (int64_t n = begin; n < end; ++n) word[n] |= static_cast<uint32_t>(code[n]) << shift;
+      }
+      if (shift + width > 32) {
+        for (int64_t n = begin; n < end; ++n) word[columns + n] = static_cast<uint32_t>(code[n]) >> (32 - shift);
+      }
+      for (int64_t n = begin; n < end; ++n) all |= code[n];
+    }
+    if (all >> width != 0) fits = false;
+  });
+  STD_TORCH_CHECK(fits, "a code does not fit into ", width, " bits");
+}
+
 }  // namespace
 
 }  // namespace exl2
@@ -98,9 +132,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(exl2_cpu, m) {
   m.def(
       "quant_search(Tensor group, Tensor weights, Tensor units, Tensor middles, int bits, int first_offset, "
       "int last_offset, Tensor(a!) codes, Tensor(b!) totals, int isa, int threads) -> ()");
+  m.def("quant_pack(Tensor codes, int bits, Tensor(a!) words, int threads) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(exl2_cpu, CPU, m) {
   m.impl("quant_round", TORCH_BOX(&exl2::quant_round));
   m.impl("quant_search", TORCH_BOX(&exl2::quant_search));
+  m.impl("quant_pack", TORCH_BOX(&exl2::quant_pack));
 }

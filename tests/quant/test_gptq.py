@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from exl2_tui.core.errors import QuantizationError
+from exl2_tui.core.formats import packing
+from exl2_tui.core.quant import kernels
 from exl2_tui.core.quant.gptq import factorize, round_to_nearest, solve
 from exl2_tui.core.quant.grid import classic_search, needed_steps
 from exl2_tui.core.quant.recipe import mix
@@ -125,3 +127,15 @@ def test_hard_inputs() -> None:
         solve(weight.index_fill(0, torch.tensor([3]), float("nan")), factorize(hessian), params)
     with pytest.raises(QuantizationError, match="not finite"):
         factorize(torch.full((64, 64), float("inf")))
+
+
+@pytest.mark.parametrize("bits", packing.CODE_BITS)
+@pytest.mark.parametrize(("rows", "columns"), [(32, 1), (96, 33), (256, 200)])
+def test_packing_natively_gives_the_same_words(bits: int, rows: int, columns: int) -> None:
+    assert kernels.is_native(torch.device("cpu"))
+    codes = torch.randint(0, 1 << bits, (columns, rows), dtype=torch.uint8).t()  # not contiguous
+    assert torch.equal(kernels.pack_rows(codes, bits), packing.pack_rows(codes, bits))
+    if bits < 8:
+        codes[rows - 1, columns - 1] = 1 << bits
+        with pytest.raises(RuntimeError, match="does not fit"):
+            kernels.pack_rows(codes, bits)

@@ -1,4 +1,4 @@
-"""The two loops in which quantizing spends its time, natively where a compiled library has them, else in torch.
+"""The loops over the codes of a linear, natively where a compiled library has them, else in torch.
 
 The torch versions are the specification and run on any device; results agree up to the order of float32 sums.
 """
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from exl2_tui.core.formats import packing
 from exl2_tui.core.model.cuda import library as cuda
 from exl2_tui.core.ops.native import capabilities, isa_code, ops
 
@@ -88,3 +89,12 @@ def search_codes(
             lowest = torch.minimum(lowest, cost)
         totals[index] = lowest.sum(dtype=torch.float64)
     return codes, totals
+
+
+def pack_rows(codes: Tensor, bits: int) -> Tensor:
+    """As packing.pack_rows: codes (K, N) uint8 -> words (K*bits/32, N) int32, on the CPU."""
+    if not is_native(codes.device):
+        return packing.pack_rows(codes, bits)
+    words = torch.empty(packing.word_rows(len(codes), bits), codes.shape[1], dtype=torch.int32)
+    ops().quant_pack(codes.contiguous(), bits, words, torch.get_num_threads())
+    return words

@@ -20,6 +20,7 @@ from exl2_tui.core.errors import JobError
 from exl2_tui.core.formats import Exl2Weight
 from exl2_tui.core.model.layout import EMBEDDING, FINAL_NORM, layer_norms
 from exl2_tui.core.model.weights import read_matrix, read_norm
+from exl2_tui.core.quant import kernels
 from exl2_tui.core.quant.recipes import QuantizedLayer
 from exl2_tui.core.quant.source import SourceModel
 from exl2_tui.core.quant.workdir import disk_error, write_durably
@@ -48,6 +49,7 @@ def packed(model: SourceModel, prefix: str, done: QuantizedLayer) -> dict[str, T
         solution.groups,
         solution.perm.cpu(),
         None if bias is None else checked_half(bias.cpu(), f"{prefix}.bias"),
+        kernels.pack_rows,
     )
     return weight.stored_tensors(prefix)
 
