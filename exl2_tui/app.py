@@ -5,6 +5,7 @@ The first frame is drawn before anything heavy is imported: the service is made 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
 from textual import events, on
 from textual.app import App
@@ -293,14 +294,14 @@ class Exl2App(KeysInOrder):
             self.convert.repaint()
 
     def close(self, timeout: float) -> None:
-        """At the end: what waits is written, what runs is stopped."""
+        """At the end: what waits is written, what runs is stopped, all of it within `timeout` seconds."""
+        end = time.monotonic() + timeout
         self.session.keep_unfinished()
         self._store.close(timeout)
         self.preferences.finish()
-        self.convert.close(timeout)
-        self.models.close(timeout)
-        if self.service is not None:
-            self.service.close(timeout)
+        for part in (self.convert, self.models, self.service):
+            if part is not None:
+                part.close(max(0.0, end - time.monotonic()))
 
     def push_event(self, event: Event) -> None:
         """An event from any thread."""
@@ -433,8 +434,8 @@ def run(
     mode: str | None = None,
     system: str | None = None,
     service_factory: ServiceFactory | None = None,
-) -> None:
-    """Opens the app and returns when the person quits. model: path or name; None takes the last one or the built-in."""
+) -> NoReturn:
+    """Opens the app; the process ends when the person quits. model: path or name; None: the last one or built-in."""
     gc.disable()  # nothing to collect before the first frame; see _start_service
     sys.setswitchinterval(SWITCH_SECONDS)
     settings, problem = load_settings()
@@ -451,8 +452,15 @@ def run(
     )
     app.run()
     app.close(QUIT_SECONDS)
-    if app.return_code:
-        raise SystemExit(app.return_code)
+    _end(app.return_code or 0)
+
+
+def _end(status: int) -> NoReturn:
+    """Ends the process: everything is closed by now, and taking torch and a long chat apart takes half a second."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # whoever read it has gone
+            stream.flush()
+    os._exit(status)
 
 
 def _real_service(post: Callable[[Event], None]) -> ModelService:

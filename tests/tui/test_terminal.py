@@ -141,6 +141,28 @@ run(service_factory=lambda post: TypingService(post, ["word " * 100_000], speed=
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+def test_quitting_waits_for_nothing_but_what_must_be_saved(home: Path) -> None:
+    """Whatever takes its time when an interpreter is taken apart, as torch does."""
+    terminal = Terminal(home, "import atexit, time; atexit.register(time.sleep, 600)\n" + KILLED)
+    try:
+        terminal.wait_for(b"ctx")
+        os.write(terminal.master, b"tell me\r")
+        terminal.wait_for(b"word")
+        os.write(terminal.master, b"\x11")
+        end = time.monotonic() + 30
+        while terminal.process.poll() is None and time.monotonic() < end:
+            terminal.read(0.05)
+        assert terminal.process.poll() == 0
+    finally:
+        terminal.process.kill()
+        terminal.close()
+    store = ChatDatabase(home / "chats.db", lambda token: None, lambda problem: pytest.fail(problem))
+    chat = store.load_chat(store.list_chats().result(5)[0].id).result(5)
+    store.close(5)
+    assert chat is not None and chat.path()[-1].text.startswith("word")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
 def test_a_terminal_that_goes_without_a_signal_ends_the_app(home: Path) -> None:
     """It is not the controlling terminal of the app, so the system sends none; what was asked is kept."""
     terminal = Terminal(home, KILLED)
