@@ -181,6 +181,7 @@ KEYS = (
         "take the earlier measurement that was found: measuring is skipped",
         "wizard",
     ),
+    Key("turn.done", "escape", "unmark", "Done", "back to writing", "turn", shown=True),
     Key("turn.open", "o", "turn_open", "Open", "open or fold its reasoning", "turn"),
     Key("find.next", "down,enter", "next_match", "Next", "the next match", "find"),
     Key("find.previous", "up,shift+enter", "previous_match", "Previous", "the match before", "find"),
@@ -241,18 +242,18 @@ def problem_of(name: str, keys: str, overrides: dict[str, str]) -> str:
     chosen = effective(overrides)
     for pressed in _parts(keys):
         if reason := UNSENDABLE.get(pressed):
-            return f"{pressed} does not work, {reason}"
+            return f"{spell(pressed)} does not work, {reason}"
         if mine.place in ("app", "chat", "composer", "settings") and len(pressed) == 1:
-            return f"{pressed} is a letter of messages"
+            return f"{spell(pressed)} is a letter of messages"
         needed = pressed in EDITING and pressed not in _parts(mine.keys)
         if needed and mine.place in ("app", "chat", "settings") and not mine.priority:
-            return f"{pressed} is taken: text fields need it"
+            return f"{spell(pressed)} is taken: text fields need it"
         for key in KEYS:
             if key.id == name or pressed not in _parts(chosen[key.id]):
                 continue
             layered = pressed in LAYERED and key.place != mine.place
             if not layered and any(key.place in places and mine.place in places for places in TOGETHER):
-                return f"{pressed} is taken: {key.help}"
+                return f"{spell(pressed)} is taken: {key.help}"
     return "" if _parts(keys) else "there is no key"
 
 

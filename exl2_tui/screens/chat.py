@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
+from textual import work
 from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
@@ -44,7 +45,10 @@ TICK_SECONDS = 0.25
 class ChatScreen(TurnActions):
     """The place where people talk to a model."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings("chat")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *bindings("chat"),
+        *(binding for binding in bindings("turn") if binding.id == "turn.done"),  # the others go through the composer
+    ]
     HELP = (
         "Talk to a model. Every question and answer is kept: retry and edit make new versions, which alt+up and then "
         "the arrow keys walk through. The row below shows the context in use, the speed and the sampler."
@@ -78,7 +82,7 @@ class ChatScreen(TurnActions):
         self._fed = 0.0  # when text was last drawn, by the clock
         self._waiting_lines = 0
         self._shown_turn: Turn | None = None
-        self._can_stop = False
+        self._can_stop = self._can_unmark = False
         self._found: list[Match] = []
         self._found_at = 0
         self._pattern: re.Pattern[str] | None = None
@@ -119,7 +123,7 @@ class ChatScreen(TurnActions):
             transcript.set_welcome(welcome(session))
             transcript.show(session.chat)
         if changes.turns or changes.chats:
-            self.run_worker(self._fill_sidebar(), group="sidebar", exclusive=True, exit_on_error=False)
+            self._fill_sidebar()
         writing = session.writing
         if writing is not None and writing.chat is session.chat:
             self._shown_turn = writing.turn
@@ -149,14 +153,15 @@ class ChatScreen(TurnActions):
         self._refresh_stop()
 
     def _refresh_stop(self) -> None:
-        """Escape is in the footer while there is something to leave."""
+        """Escape is in the footer while there is something to stop, or else to leave."""
         session = self._session
         busy = session.writing is not None or session.model.status == "loading" or bool(session.queue)
-        can_stop = busy or self.query_one(Transcript).marked is not None
-        if can_stop != self._can_stop:
-            self._can_stop = can_stop
+        can_unmark = not busy and self.query_one(Transcript).marked is not None
+        if (busy, can_unmark) != (self._can_stop, self._can_unmark):
+            self._can_stop, self._can_unmark = busy, can_unmark
             self.refresh_bindings()
 
+    @work(group="sidebar", exclusive=True, exit_on_error=False)
     async def _fill_sidebar(self) -> None:
         """Reads the list off the loop; exclusive, so that only the last of several changes is drawn."""
         rows = await asyncio.wrap_future(self._store.list_chats())
@@ -254,23 +259,19 @@ class ChatScreen(TurnActions):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "stop":
             return self._can_stop
+        if action == "unmark":
+            return self._can_unmark
         return super().check_action(action, parameters)
 
     def action_stop(self) -> None:
-        """Stops the answer, else takes waiting messages back, else cancels the load, else drops the turn cursor."""
+        """Stops the answer and takes waiting messages back; with neither it cancels the load."""
         session = self._session
         changes = session.stop() if session.writing is not None else Changes()
         if session.queue:
             self._give_back(session.take_queue())
             changes = changes | Changes(queue=True)
         elif changes == Changes():
-            transcript = self.query_one(Transcript)
-            if transcript.marked is not None:
-                self._mark(None)
-            elif session.model.status == "loading":
-                changes = session.cancel_load()
-            else:
-                self.query_one(Composer).focus()
+            changes = session.cancel_load()
         self.repaint(changes)
 
     def _give_back(self, text: str) -> None:

@@ -66,6 +66,9 @@ class TurnActions(FrugalScreen):
         more = "e edit" if turn.role == "user" else "c code · r retry" + (" · g continue" if can_go_on(turn) else "")
         status.say(f"y copy · {more} · ← → versions · esc done", seconds=0)
 
+    def action_unmark(self) -> None:
+        self._mark(None)
+
     def action_turn_copy(self) -> None:
         turn = self.query_one(Transcript).marked
         if turn is not None:

@@ -381,6 +381,26 @@ async def test_copy_a_turn_and_its_code_blocks(make_app: MakeApp) -> None:
         assert chat.composer.text == "x" and chat.transcript.marked is None
 
 
+async def test_escape_is_called_what_it_does(make_app: MakeApp) -> None:
+    """In the footer: nothing to begin with, "Done" on a marked turn, "Stop" while an answer is written."""
+    async with make_app().run_test(size=SIZE) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+
+        def escape() -> str:
+            bound = chat.chat_screen.active_bindings.get("escape")
+            return bound.binding.description if bound is not None else ""
+
+        await chat.ask("one")
+        assert escape() == "Stop"
+        await chat.answer("1")
+        assert escape() == ""
+        await pilot.press("alt+up")
+        assert escape() == "Done" and chat.transcript.marked is not None
+        await pilot.press("escape")
+        assert escape() == "" and chat.transcript.marked is None
+
+
 async def test_help_lists_keys_and_closes(make_app: MakeApp) -> None:
     async with make_app().run_test(size=SIZE) as pilot:
         chat = ChatDriver(pilot)
@@ -495,7 +515,7 @@ async def test_remapped_keys(make_app: MakeApp) -> None:
         await pilot.press("f9")
         assert not chat.app.session.chat.turns
         said = " ".join(note.message for note in app._notifications)
-        assert "nonsense is no key binding" in said and "ctrl+m does not work" in said
+        assert "nonsense is no key binding" in said and "^m does not work" in said
 
 
 async def test_reading_above_is_not_disturbed(make_app: MakeApp) -> None:

@@ -122,13 +122,13 @@ async def test_a_key_is_taken_by_pressing_it_unless_it_is_in_use(make_app: MakeA
             await chat.settle()
             return str(chat.app.screen.query_one("#pressed", Static).render())
 
-        assert "ctrl+g is taken: all chats" in await pressed("ctrl+g")
-        assert "ctrl+q is taken: quit" in await pressed("ctrl+q")
+        assert "^g is taken: all chats" in await pressed("ctrl+g")
+        assert "^q is taken: quit" in await pressed("ctrl+q")
         assert "is a letter of messages" in await pressed("n")
         await pilot.press("enter")
         await chat.settle()
         assert isinstance(chat.app.screen, KeyCapture)  # a key that is taken is not used
-        assert "ctrl+y is taken: text fields need it" in await pressed("ctrl+y")
+        assert "^y is taken: text fields need it" in await pressed("ctrl+y")
         assert "✗" not in await pressed("alt+n")
         await pilot.press("enter")
         await until(lambda: chat.app.screen is screen)

@@ -95,7 +95,7 @@ def test_default_keys_have_no_problem() -> None:
     assert [key.id for key in KEYS if problem_of(key.id, key.keys, {})] == []
     assert len({key.id for key in KEYS}) == len(KEYS)
     assert problems({"chat.new": "ctrl+g"}) == [
-        "chat.new: ctrl+g is taken: all chats: open, search, rename, export, delete"
+        "chat.new: ^g is taken: all chats: open, search, rename, export, delete"
     ]
     assert spell("ctrl+n") == "^n" and spell("alt+up,k") == "alt+↑" and spell("pageup") == "PgUp"
 
@@ -103,5 +103,5 @@ def test_default_keys_have_no_problem() -> None:
 def test_the_keys_that_text_fields_need_are_known() -> None:
     bound = {key for field in (TextArea, Input) for binding in field.BINDINGS for key in binding.key.split(",")}
     assert bound <= EDITING
-    assert problems({"chat.new": "ctrl+y"}) == ["chat.new: ctrl+y is taken: text fields need it"]
+    assert problems({"chat.new": "ctrl+y"}) == ["chat.new: ^y is taken: text fields need it"]
     assert problems({"chat.find": "ctrl+w"}) == []  # has priority over them
