@@ -187,7 +187,13 @@ class ModelsPlace:
         self.scan()
 
     def load(self, path: str, *, stay: bool = False) -> None:
-        self.app.load_model(path, stay=stay)
+        """Loads a model, unless it is the one that is loaded, and in the same way: that one keeps its cache."""
+        if path != self.loaded_path or self.session.model.options != self.options:
+            self.app.load_model(path, stay=stay)
+            return
+        if not stay:
+            self.app.action_place_chat()
+        self.say("It is loaded already")
 
     def unload(self) -> None:
         self.app.repaint(self.session.unload())

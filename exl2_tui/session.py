@@ -65,7 +65,7 @@ class ChatSession:
         """Starts loading; "" asks for the model used last or the built-in one."""
         if self._service is None:
             return Changes()
-        self.model = ModelState("loading", model)
+        self.model = ModelState("loading", model, options=options)
         self.model.load_id = self._service.load(model, options)
         return Changes(model=True, status=True)
 
@@ -283,7 +283,7 @@ class ChatSession:
     def _loaded(self, event: LoadFinished) -> Changes:
         if self.model.status != "loading":
             return Changes()
-        self.model = ModelState("ready", event.model, info=event)
+        self.model = ModelState("ready", event.model, info=event, options=self.model.options)
         self.meters = Meters(0, event.context)
         return Changes(model=True, status=True, turns=not self.chat.turns) | self._next_queued()
 

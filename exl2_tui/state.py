@@ -48,7 +48,7 @@ class Draws(Protocol):
 
 @dataclass(slots=True)
 class ModelState:
-    """Which model there is. name: as the person asked for it. done, total: bytes while loading."""
+    """Which model there is. name, options: as the person asked for it. done, total: bytes while loading."""
 
     status: ModelStatus = "none"
     name: str = ""
@@ -58,6 +58,7 @@ class ModelState:
     error: str = ""
     hint: str = ""
     info: LoadFinished | None = None
+    options: LoadOptions | None = None
 
 
 @dataclass(slots=True)

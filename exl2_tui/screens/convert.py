@@ -68,7 +68,7 @@ class ConvertScreen(Screen[None]):
         if not self._drawn:
             return
         if changes.model:
-            self.query_one("#header", Row).put(*header(self._place.app.session, "Convert"))
+            self.query_one("#header", Row).put(*header(self._place.app.session, "Convert", self.app.size.width))
         if changes.flash:
             self.query_one(StatusRow).say(changes.flash)
 

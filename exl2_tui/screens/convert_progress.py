@@ -80,6 +80,7 @@ class ProgressScreen(Screen[None]):
     def on_resize(self) -> None:
         if self._drawn:
             self.query_one(LayerChart).styles.height = CHART_ROWS[self.size.height >= SPACIOUS]
+            self.repaint(Changes(model=True))
         self.call_after_refresh(self.jobs_changed)
 
     @property
@@ -90,7 +91,7 @@ class ProgressScreen(Screen[None]):
         if not self._drawn:
             return
         if changes.model:
-            self.query_one("#header", Row).put(*header(self._place.app.session, "Convert"))
+            self.query_one("#header", Row).put(*header(self._place.app.session, "Convert", self.app.size.width))
         if changes.flash:
             self._say(changes.flash)
 
@@ -124,7 +125,8 @@ class ProgressScreen(Screen[None]):
         limit = 0.0 if measuring or len(points) < KINDS_NEEDED else OUTLIER * median_error(points)
         chart = self.query_one(LayerChart)
         chart.show(placed(points, job.layers), limit)
-        self.query_one("#chart-title", Row).put(*chart_title(job, chart.selected, measuring=measuring))
+        name = self.query_one("#chart-title", Row)
+        name.put(*chart_title(job, chart.selected, measuring=measuring, width=name.content_size.width))
 
     def _shows_measuring(self, job: JobState) -> bool:
         if self._measuring is not None:

@@ -128,7 +128,7 @@ class WizardScreen(Screen[None]):
         if not self._drawn:
             return
         if changes.model:
-            self.query_one("#header", Row).put(*header(self._place.app.session, "Convert"))
+            self.query_one("#header", Row).put(*header(self._place.app.session, "Convert", self.app.size.width))
         if changes.flash:
             self._say(changes.flash)
 

@@ -136,23 +136,30 @@ def _comparison(results: Sequence[Result], width: int) -> Content:
     return Content("\n").join(lines)
 
 
-def chart_title(job: JobState, chosen: Point | None, *, measuring: bool) -> tuple[Content, Content]:
-    """What the chart shows; right the layer under the cursor, else the worst."""
+def chart_title(job: JobState, chosen: Point | None, *, measuring: bool, width: int) -> tuple[Content, Content]:
+    """What the chart shows, with its scale where `width` cells have room for it; right what `_chart_note` says."""
     if measuring:
         bits = f"{job.info.bits[0]:g}" if job.info.bits else "4"
-        left = Content.assemble(("  Predicted loss ", "bold"), (f"near {bits} bpw, log scale", "$secondary"))
+        name, scale = "  Predicted loss", f" near {bits} bpw, log scale"
     else:
-        left = Content.assemble(("  Error per layer ", "bold"), ("log scale, dots: 5 × median", "$secondary"))
+        name, scale = "  Error per layer", " log scale, dots: 5 × median"
+    note = _chart_note(job, chosen, measuring=measuring)
+    fits = len(name) + len(scale) + note.cell_length + 2 <= width
+    return Content.assemble((name, "bold"), (scale if fits else "", "$secondary")), note
+
+
+def _chart_note(job: JobState, chosen: Point | None, *, measuring: bool) -> Content:
+    """The layer under the cursor, else how far the original has run, else the worst layer."""
     if chosen is not None:
         text = f"{chosen.label}  {number(chosen.error)}  {chosen.mean_bpw:.2f} bpw  {exact(chosen.seconds)}  "
-        return left, Content.styled(one_line(text) + "  ", "$primary")
+        return Content.styled(one_line(text) + "  ", "$primary")
     if measuring and job.step_kind == "forward":
         done, count = len(job.eta.done["forward"]), job.eta.planned("forward")
-        return left, Content.styled(f"first the original runs: {done} of {count}  ", "$secondary")
+        return Content.styled(f"first the original runs: {done} of {count}  ", "$secondary")
     first = worst(job.points, 1)
     if measuring or not first:
-        return left, Content("")
-    return left, Content.styled(f"worst {number(first[0].error)} in {first[0].label}  ", "$secondary")
+        return Content("")
+    return Content.styled(f"worst {number(first[0].error)} in {first[0].label}  ", "$secondary")
 
 
 def side(job: JobState, now: float, jobs: Sequence[JobState]) -> Content:

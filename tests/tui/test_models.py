@@ -188,6 +188,21 @@ async def test_enter_loads_and_chats(make_app: MakeApp, home: Path) -> None:
         assert "Qwen2.5-32B-Instruct" in seen.chat.header
 
 
+async def test_the_loaded_model_is_not_loaded_again(make_app: MakeApp) -> None:
+    """Its cache stays; with another context it is."""
+    async with models(make_app, key="ctrl+o") as seen:
+        await seen.at("nano-chat")
+        await seen.press("l")
+        assert "loaded already" in seen.status
+        await seen.press("enter")
+        await until(lambda: seen.app.screen is seen.chat.chat_screen)
+        assert len(seen.chat.service.loads) == 1 and seen.app.session.ready
+        await seen.press("ctrl+o")
+        await seen.screen(ModelsScreen)
+        await seen.press("plus", "enter")
+        await until(lambda: len(seen.chat.service.loads) == 2)
+
+
 async def test_loading_shows_in_its_row_and_escape_stops_it(make_app: MakeApp) -> None:
     async with models(make_app) as seen:
         await seen.at("CodeLlama")
