@@ -101,7 +101,7 @@ class ProgressScreen(Screen[None]):
         if job is None or not self._drawn or not self.is_current:
             return
         self._draw_times(job)
-        self.query_one("#stages", Row).put(Content.assemble("  ", stages(job)))
+        self.query_one("#stages", Row).put(Content.assemble("  ", stages(job, self.size.width - 2)))
         rows = 4 if self.size.height >= ROOMY else 1 if job.results else 2
         self._put("#notices", notices(job, rows))
         self._put("#report", report(job, self.size.width))

@@ -22,7 +22,8 @@ from exl2_tui.eta import Eta, Promise, exact, rough
 from exl2_tui.job_points import describe_key, median_error, placed, worst
 from exl2_tui.job_state import JobState
 from exl2_tui.job_words import number, verdict
-from exl2_tui.widgets.job_facts import report
+from exl2_tui.widgets.job_facts import chart_title, report
+from exl2_tui.widgets.stage_list import stages
 from tests.tui import convert_fakes as fake
 
 JOB = "/jobs/one"
@@ -125,6 +126,20 @@ def test_a_layer_far_worse_than_its_like_is_named_with_a_remedy() -> None:
     (doubt,) = job.doubts.values()
     assert "layer 6 mlp" in doubt.text and "more bits" in doubt.remedy
     assert worst(job.points, 1)[0].label == "layer 6 mlp"
+
+
+def test_rows_say_as_much_as_they_have_room_for() -> None:
+    """What is being done, and what the scale is; the name of a thing is never cut."""
+    job = played(fake.calibrated(JOB))
+    job.stage, job.detail = "calibrate", "reading the text of 12 files"
+    assert "● calibrate, reading the text of 12 files  · measure" in stages(job, 118).plain
+    narrow = stages(job, 78).plain
+    assert "● calibrate, reading" in narrow and "12 files" not in narrow and narrow.endswith("· evaluate  ")
+    job = played(fake.calibrated(JOB), fake.measured(JOB), fake.quantized(JOB, 5))
+    wide, note = chart_title(job, None, measuring=False, width=118)
+    assert "log scale" in wide.plain and note.plain.startswith("worst ")
+    name, again = chart_title(job, None, measuring=False, width=50)
+    assert (name.plain, again.plain) == ("  Error per layer", note.plain)
 
 
 def test_no_number_is_the_worst_error() -> None:
