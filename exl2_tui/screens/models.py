@@ -36,6 +36,7 @@ class ModelsScreen(ModelsTab):
         "enter loads a model and goes to the chat."
     )
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("models")]
+    AUTO_FOCUS = "ModelList"  # from the very first: on a busy machine letters meant as keys went to the filter
 
     def __init__(self, place: ModelsPlace) -> None:
         super().__init__(place, id="models")
@@ -60,7 +61,6 @@ class ModelsScreen(ModelsTab):
     def on_mount(self) -> None:
         self._spinner = self.set_interval(SPIN_SECONDS, self._draw_status, pause=True)
         self.query_one(Input).cursor_blink = False
-        self.query_one(ModelList).focus()
         self.repaint(Changes(model=True, status=True))
         self.fill()
         self._place.scan()

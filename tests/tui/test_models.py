@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import pytest
 from textual.pilot import Pilot
+from textual.widget import Widget
 from textual.widgets import Input, OptionList, Static
 
 from exl2_tui.core.events import Failed
@@ -186,6 +188,20 @@ async def test_enter_loads_and_chats(make_app: MakeApp, home: Path) -> None:
         seen.chat.service.loaded("Qwen2.5-32B-Instruct")
         await until(lambda: load_settings(home)[0].models.last == "/models/qwen")
         assert "Qwen2.5-32B-Instruct" in seen.chat.header
+
+
+async def test_the_filter_never_has_the_focus_by_itself(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even while the screen is being made: letters that were meant as keys would go there."""
+    focused: list[object] = []
+
+    def noted(screen: ModelsScreen, widget: Widget | None, *options: bool, **more: bool) -> None:
+        focused.append(widget)
+        super(ModelsScreen, screen).set_focus(widget, *options, **more)
+
+    monkeypatch.setattr(ModelsScreen, "set_focus", noted)
+    async with models(make_app) as seen:
+        assert focused and {type(widget) for widget in focused} == {ModelList}
+        assert seen.app.focused is focused[0]
 
 
 async def test_the_loaded_model_is_not_loaded_again(make_app: MakeApp) -> None:
