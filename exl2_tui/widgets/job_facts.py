@@ -140,9 +140,9 @@ def chart_title(job: JobState, chosen: Point | None, *, measuring: bool, width: 
     """What the chart shows, with its scale where `width` cells have room for it; right what `_chart_note` says."""
     if measuring:
         bits = f"{job.info.bits[0]:g}" if job.info.bits else "4"
-        name, scale = "  Predicted loss", f" near {bits} bpw, log scale"
+        name, scale = "  Predicted loss ", f"near {bits} bpw, log scale"
     else:
-        name, scale = "  Error per layer", " log scale, dots: 5 × median"
+        name, scale = "  Error per layer ", "log scale, dots: 5 × median"
     note = _chart_note(job, chosen, measuring=measuring)
     fits = len(name) + len(scale) + note.cell_length + 2 <= width
     return Content.assemble((name, "bold"), (scale if fits else "", "$secondary")), note

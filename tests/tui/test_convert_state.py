@@ -139,7 +139,7 @@ def test_rows_say_as_much_as_they_have_room_for() -> None:
     wide, note = chart_title(job, None, measuring=False, width=118)
     assert "log scale" in wide.plain and note.plain.startswith("worst ")
     name, again = chart_title(job, None, measuring=False, width=50)
-    assert (name.plain, again.plain) == ("  Error per layer", note.plain)
+    assert (name.plain, again.plain) == ("  Error per layer ", note.plain)
 
 
 def test_no_number_is_the_worst_error() -> None:
