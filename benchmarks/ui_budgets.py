@@ -137,7 +137,7 @@ async def flush_cost(chat: ChatDriver) -> float:
     """Milliseconds of CPU per flush of twelve characters, drawn as they come: waiting for the pace is not counted."""
     from tests.tui.demo import ANSWERS
 
-    chat.app._pace.wait = lambda speed: 0.0  # type: ignore[method-assign]
+    chat.app._pace.wait = lambda speed: 0.0  # type: ignore[method-assign] # this app is measured, then gone
     costs = []
     text = ANSWERS[0] * 3
     for start in range(0, len(text), 12):

@@ -248,5 +248,5 @@ def _unlink(trail: tuple[int, object] | None) -> tuple[int, ...]:
     while trail is not None:
         choice, rest = trail
         chosen.append(choice)
-        trail = rest  # type: ignore[assignment]
+        trail = rest  # type: ignore[assignment] # a pair as this one: a linked list
     return tuple(reversed(chosen))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ def measure(half: Half, states: Tensor, cancel: CancelToken | None) -> tuple[lis
     for short, linear in half.linears.items():
         weight = transposed(half, short)
         for params in dict.fromkeys(option[short] for option in options):
-            solution = named(half, short, lambda w=weight, s=short, p=params: solve(w, shared[s], p, cancel))  # type: ignore[misc]
+            solution = named(half, short, partial(solve, weight, shared[short], params, cancel))
             candidates[short, params] = solution.weight.T.to(
                 linear.weight.dtype if linear.weight.is_cuda else torch.float16
             )
@@ -112,7 +113,7 @@ def quantize(
     for short in half.linears:
         started = time.perf_counter()
         weight = transposed(half, short)
-        solutions[short] = named(half, short, lambda w=weight, s=short: solve(w, shared[s], recipes[s], cancel))  # type: ignore[misc]
+        solutions[short] = named(half, short, partial(solve, weight, shared[short], recipes[short], cancel))
         seconds[short] = time.perf_counter() - started
     for short, solution in solutions.items():
         linear = half.linears[short]

@@ -98,7 +98,7 @@ class _Taps:
 
     def __enter__(self) -> None:
         for name, linear in self.block.linears.items():
-            linear.forward = self._tap(name, linear.forward)  # type: ignore[method-assign, assignment]
+            linear.forward = self._tap(name, linear.forward)  # type: ignore[method-assign, assignment] # until __exit__
 
     def __exit__(self, *_: object) -> None:
         for linear in self.block.linears.values():

@@ -361,7 +361,7 @@ class ConvertJob:
             try:
                 step = next(steps)
             except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
+                return stop.value  # type: ignore[no-any-return] # what steps returned; the class has no type for it
             yield self._progress(stage, f"{unit} {step}")
 
     def _finish(self) -> JobFinished:

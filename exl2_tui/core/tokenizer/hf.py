@@ -8,6 +8,7 @@ import secrets
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -141,7 +142,7 @@ class HfBackend:
             if token_id in self._sentinel_ids:
                 current = next(following)
                 part = parts[current]
-                ids[current] = [part] if isinstance(part, int) else list(part)  # type: ignore[arg-type]
+                ids[current] = [part] if isinstance(part, int) else list(part)  # type: ignore[arg-type] # no str is placed
                 continue
             # Offsets may stand still or point before a stripped space, but never go back over a part.
             current = max(current, bisect_right(starts, start) - 1)
@@ -188,7 +189,7 @@ class HfBackend:
                 )
                 for p in new
             ]
-            _guard(lambda tokens=tokens, special=special: self._insert(tokens, special), path)  # type: ignore[misc]
+            _guard(partial(self._insert, tokens, special), path)
 
     def _insert(self, tokens: list[AddedToken], special: bool) -> None:
         (self._library.add_special_tokens if special else self._library.add_tokens)(tokens)
