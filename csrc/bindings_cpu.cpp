@@ -175,9 +175,12 @@ STABLE_TORCH_LIBRARY(exl2_cpu, m) {
       "int threads) -> int");
   m.def("model_scratch_bytes(int handle) -> int");
   m.def(
-      "model_step(int handle, Tensor ids, int position, Tensor(a!) k, Tensor(b!) v, Tensor(c!) k_scale, "
+      "model_step(int handle, int[] ids, int position, Tensor(a!) k, Tensor(b!) v, Tensor(c!) k_scale, "
       "Tensor(d!) v_scale, Tensor cos, Tensor sin, Tensor(e!) logits, bool all_logits, int cancel) -> bool");
   m.def("model_free(int handle) -> ()");
+  m.def(
+      "sample(Tensor logits, Tensor ids, bool complete, int vocab, Tensor seen, Tensor counts, int distinct, "
+      "Tensor settings, float uniform, int isa) -> int");
   m.def("large_pages(Tensor(a!) memory) -> ()");
   m.def("read_memory(Tensor buffer, int threads, int isa) -> float");
 }
@@ -202,6 +205,7 @@ STABLE_TORCH_LIBRARY_IMPL(exl2_cpu, CPU, m) {
   m.impl("linear_pack", TORCH_BOX(&exl2::linear_pack));
   m.impl("linear_multiply", TORCH_BOX(&exl2::linear_multiply));
   m.impl("model_step", TORCH_BOX(&exl2::model_step));
+  m.impl("sample", TORCH_BOX(&exl2::sample));
   m.impl("large_pages", TORCH_BOX(&exl2::large_pages));
   m.impl("read_memory", TORCH_BOX(&exl2::read_memory));
 }

@@ -99,20 +99,19 @@ int64_t model_create(std::vector<int64_t> sizes, double eps, std::vector<Tensor>
 
 int64_t model_scratch_bytes(int64_t handle) { return entry_of(handle)->model->scratch_bytes(); }
 
-// ids (T) int64; cos, sin (positions, rope_half) float32; logits (V) or, with all_logits, (T, V) float32; cancel: the
+// ids (T); cos, sin (positions, rope_half) float32; logits (V) or, with all_logits, (T, V) float32; cancel: the
 // address of a byte that turns non-zero, or 0. False: cancelled.
-bool model_step(int64_t handle, const Tensor& ids, int64_t position, const Tensor& k, const Tensor& v,
+bool model_step(int64_t handle, std::vector<int64_t> ids, int64_t position, const Tensor& k, const Tensor& v,
                 const Tensor& k_scale, const Tensor& v_scale, const Tensor& cos, const Tensor& sin,
                 const Tensor& logits, bool all_logits, int64_t cancel) {
   const std::shared_ptr<Entry> entry = entry_of(handle);
   std::lock_guard<std::mutex> lock(entry->mutex);
   const ModelWeights& w = entry->model->weights();
   StepRequest request;
-  request.T = ids.numel();
-  request.ids = data_of<const int64_t>(ids, ScalarType::Long, 1, "ids");
-  for (int64_t t = 0; t < request.T; ++t) {
-    STD_TORCH_CHECK(request.ids[t] >= 0 && request.ids[t] < w.V, "ids: outside the vocabulary");
-  }
+  request.T = static_cast<int64_t>(ids.size());
+  request.ids = ids.data();
+  STD_TORCH_CHECK(request.T >= 1, "ids: there are none");
+  for (const int64_t id : ids) STD_TORCH_CHECK(id >= 0 && id < w.V, "ids: outside the vocabulary");
   request.position = position;
   request.cache = cache_memory(k, v, k_scale, v_scale, static_cast<int64_t>(w.layers.size()), w.G, w.D);
   const int64_t end = position + request.T;

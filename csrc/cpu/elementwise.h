@@ -98,6 +98,21 @@ static float sum_row(const float* x, int64_t n) {
   return sum(add(add(total[0], total[1]), add(total[2], total[3])));
 }
 
+static void block_max(const float* x, int64_t n, int64_t block, float* out) {
+  for (int64_t begin = 0; begin < n; begin += block, ++out) {
+    const int64_t end = begin + block < n ? begin + block : n;
+    float largest = x[begin];
+    int64_t i = begin;
+    if (begin + kWidth <= end) {
+      F most = load(x + begin);
+      for (i += kWidth; i + kWidth <= end; i += kWidth) most = max(most, load(x + i));
+      largest = maximum(most);
+    }
+    for (; i < end; ++i) largest = x[i] > largest ? x[i] : largest;
+    *out = largest;
+  }
+}
+
 EXL2_INLINE F saturate_half(F v) { return min(max(v, splat(-65504.0f)), splat(65504.0f)); }
 
 static void to_half(const float* x, int64_t n, uint16_t* out) {

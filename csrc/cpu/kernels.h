@@ -27,6 +27,8 @@ struct Kernels {
   void (*to_half)(const float* x, int64_t n, uint16_t* out);
   // Of a row: reads it at the speed of memory, which is what the read bandwidth is measured with.
   float (*sum)(const float* x, int64_t n);
+  // out[i] = the largest of block i of a row: x[i * block], ..., x[min((i + 1) * block, n) - 1]; no NaN among them.
+  void (*block_max)(const float* x, int64_t n, int64_t block, float* out);
   // Writes one token's key and value (D each) into the cache.
   void (*store_token)(const CacheHead& cache, int64_t position, const float* key, const float* value);
   // Causal softmax attention in one pass over the cache.

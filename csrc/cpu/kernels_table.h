@@ -9,7 +9,7 @@
 EXL2_ISA_BEGIN
 
 static constexpr Kernels kTable = {
-    rms_norm, rope, silu_mul, scale, add_rows, to_float, exp_row, to_half, sum_row, store_token, attention,
+    rms_norm, rope, silu_mul, scale, add_rows, to_float, exp_row, to_half, sum_row, block_max, store_token, attention,
 };
 
 EXL2_ISA_END

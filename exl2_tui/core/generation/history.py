@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections import Counter, deque
 from collections.abc import Iterable
 
@@ -15,15 +16,21 @@ class TokenHistory:
     Appending costs the same whether the context has a hundred tokens or a hundred thousand, and `seen` copies nothing.
     window: tokens to look back on; -1 means all of them, 0 none. limit: ids from here on are not counted, because the
     sampler never sees their logits.
+
+    ids (limit,) int64 and counts (limit,) float32 hold the distinct tokens and how often each occurs, in no particular
+    order; the first len() entries are in use.
     """
 
     def __init__(self, window: int, limit: int) -> None:
         self._window = window
-        self._limit = limit
+        self._limit = limit if window else 0
         self._recent: deque[int] = deque()  # only kept for a finite window, to know which token leaves it
         self._slots: dict[int, int] = {}  # token -> its place in the two tensors
-        self._ids = torch.empty(64, dtype=torch.int64)
-        self._counts = torch.empty(64, dtype=torch.float32)
+        self.ids = torch.empty(self._limit, dtype=torch.int64)
+        self.counts = torch.empty(self._limit, dtype=torch.float32)
+        # The same memory for Python: to torch, a single number is a call that gives the interpreter lock away.
+        self._ids = (ctypes.c_int64 * self._limit).from_address(self.ids.data_ptr())
+        self._counts = (ctypes.c_float * self._limit).from_address(self.counts.data_ptr())
 
     def append(self, token: int) -> None:
         """Adds the newest token; the one that falls out of the window is forgotten."""
@@ -47,28 +54,26 @@ class TokenHistory:
             self._add(token, count)
 
     def seen(self) -> tuple[Tensor, Tensor]:
-        """The distinct tokens (U,) int64 and how often each occurs (U,) float32, in no particular order."""
-        used = len(self._slots)
-        return self._ids[:used], self._counts[:used]
+        """The entries in use: the distinct tokens (U,) and how often each occurs (U,)."""
+        return self.ids[: len(self)], self.counts[: len(self)]
+
+    def __len__(self) -> int:
+        """How many distinct tokens there are."""
+        return len(self._slots)
 
     def _add(self, token: int, change: int) -> None:
         if not 0 <= token < self._limit:
             return
         slot = self._slots.get(token)
         if slot is None:
-            slot = len(self._slots)
-            if slot == len(self._ids):
-                self._ids = torch.cat((self._ids, torch.empty_like(self._ids)))
-                self._counts = torch.cat((self._counts, torch.empty_like(self._counts)))
-            self._slots[token] = slot
+            slot = self._slots[token] = len(self._slots)
             self._ids[slot] = token
             self._counts[slot] = change
             return
-        count = float(self._counts[slot]) + change
-        self._counts[slot] = count
+        count = self._counts[slot] = self._counts[slot] + change
         if count == 0:  # keep the tensors dense: the last entry moves into the gap
             last = len(self._slots) - 1
-            moved = int(self._ids[last])
-            self._ids[slot], self._counts[slot] = self._ids[last], self._counts[last]
+            moved = self._ids[last]
+            self._ids[slot], self._counts[slot] = moved, self._counts[last]
             self._slots[moved] = slot
             del self._slots[token]

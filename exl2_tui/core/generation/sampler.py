@@ -20,6 +20,7 @@ from exl2_tui.core.errors import GenerationError
 from exl2_tui.core.generation import filters
 from exl2_tui.core.generation.filters import Candidates
 from exl2_tui.core.generation.history import TokenHistory
+from exl2_tui.core.generation.quick import QuickChoice
 from exl2_tui.core.model.top import TopLogits
 from exl2_tui.core.requests import SamplerSettings
 
@@ -27,6 +28,8 @@ Filter = Callable[[Candidates], Candidates]
 # Logits asked for beyond the k that survive: for ties, and for those that penalties push back.
 SLACK = 16
 PENALTY_SLACK = 64
+MIN_P_KEEPS = 128  # at most, as a rule
+UNIFORMS = 64  # random numbers drawn at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ class Sampler:
         # 31 bits: short enough to be typed again
         self.seed = secrets.randbits(31) if settings.seed is None else settings.seed
         self._random = torch.Generator().manual_seed(self.seed % (1 << 64))
+        self._uniforms: list[float] = []  # drawn, the next one last
+        self._quick = QuickChoice(settings, vocab_size, uses_history=self.uses_history)
         self._ids = torch.arange(vocab_size)
         self._filters = _filters(settings)
 
@@ -67,7 +72,7 @@ class Sampler:
     def preselection(self) -> int:
         """How many of the largest logits nearly always tell the next token; 0 if all are needed."""
         s = self.settings
-        if not self._kept:
+        if not self._kept or not self._quick.possible:
             return 0
         if not self.uses_history:
             return self._kept + SLACK
@@ -77,8 +82,11 @@ class Sampler:
 
     @property
     def _kept(self) -> int:
-        """Tokens left over once top-k, or greedy choice, has narrowed them down; 0: neither is on."""
-        return 1 if self.settings.temperature == 0 else self.settings.top_k
+        """Tokens left over by greedy choice, by top-k or as a rule by min-p, if that comes first; 0: none is on."""
+        s = self.settings
+        if s.temperature == 0:
+            return 1
+        return s.top_k or (MIN_P_KEEPS if s.min_p > 0 and s.top_p >= 1 else 0)
 
     def history(self, tokens: Sequence[int] = ()) -> TokenHistory:
         """A history for these settings, filled with the prompt."""
@@ -91,8 +99,16 @@ class Sampler:
 
         TopLogits give the same token: where the `preselection` largest leave a doubt, all are fetched.
         """
+        uniform = self._uniform() if self.settings.temperature else 0.0
+        token = self._quick.sample(logits, history, uniform)
+        if token is None and isinstance(logits, TopLogits):
+            logits = logits.everything()
+            token = self._quick.sample(logits, history, uniform)
+        if token is not None:
+            return token
+        assert isinstance(logits, Tensor)
         with _one_thread():
-            return self._sample(logits, history)
+            return self._sample(logits, history, uniform)
 
     def explain(self, logits: Tensor, history: TokenHistory, show: int = 20) -> tuple[SamplingStep, ...]:
         """What each step of `sample` would leave over, the model's own choice first; draws and changes nothing."""
@@ -110,34 +126,21 @@ class Sampler:
                 steps.append(_describe(name, candidates, show))
             return tuple(steps)
 
-    def _sample(self, logits: Tensor | TopLogits, history: TokenHistory) -> int:
-        candidates = self._preselected(logits, history) if isinstance(logits, TopLogits) else None
-        if candidates is None:
-            everything = logits.everything() if isinstance(logits, TopLogits) else logits
-            candidates = self._candidates(everything, history)
+    def _sample(self, logits: Tensor, history: TokenHistory, uniform: float) -> int:
+        """The specification: every step over all logits."""
+        candidates = self._candidates(logits, history)
         if self.settings.temperature == 0:
             return int(candidates.ids[filters.largest(candidates.logits, 1)])
         for _, narrow in self._filters:
             candidates = narrow(candidates)
-        return filters.draw(candidates, float(torch.rand((), dtype=torch.float64, generator=self._random)))
+        return filters.draw(candidates, uniform)
 
-    def _preselected(self, top: TopLogits, history: TokenHistory) -> Candidates | None:
-        """Candidates that are sure to lead to the same token as all logits would; None if these few leave a doubt."""
-        s, values = self.settings, top.values
-        if not len(values) or not bool(torch.isfinite(values[0])):
-            return None
-        if self.uses_history:
-            ids, counts = history.seen()
-            often = torch.zeros(self.vocab_size).index_copy_(0, ids, counts).index_select(0, top.ids)
-            places = often.nonzero().flatten()
-            seen = places, often.index_select(0, places)
-            values = filters.penalize(values, seen, s.repetition_penalty, s.frequency_penalty, s.presence_penalty)
-        best = torch.topk(values, min(self._kept + 1, len(values))).values
-        if bool((best[1:] == best[:-1]).any()):  # equal ones may change places
-            return None
-        if not top.complete and (len(best) <= self._kept or not float(best[self._kept - 1]) > float(top.values[-1])):
-            return None  # one that was left out could be among them
-        return Candidates(top.ids, values)
+    def _uniform(self) -> float:
+        """The next random number in [0, 1)."""
+        if not self._uniforms:
+            numbers = torch.rand(UNIFORMS, dtype=torch.float64, generator=self._random)
+            self._uniforms = numbers.flip(0).tolist()
+        return self._uniforms.pop()
 
     def _candidates(self, logits: Tensor, history: TokenHistory) -> Candidates:
         logits = logits.detach().to("cpu", torch.float32)[: self.vocab_size]

@@ -122,14 +122,16 @@ class NativeModel:
             raise ShapeError("the cache was made by another model: new_cache() makes one that fits")
         if not self._free.alive:
             raise ExtensionError("the model was closed")
-        tokens = check_ids(ids, self.config.vocab_size).contiguous()
-        count = len(tokens)
+        vocab = self.config.vocab_size
+        # Without torch where it is not needed: every call into it gives the interpreter lock away.
+        if isinstance(ids, Tensor) or not ids or min(ids) < 0 or max(ids) >= vocab:
+            ids = check_ids(ids, vocab).tolist()
+        count = len(ids)
         check_room(count, cache.length, cache.capacity)
         cos, sin = cache.rope_rows(cache.length + count)
-        vocab = self.config.vocab_size
         logits = torch.empty((count, vocab) if all_logits else (vocab,))
         flag = 0 if cancel is None else cancel.address
-        done = self._step(self._handle, tokens, cache.length, *cache.tensors, cos, sin, logits, all_logits, flag)
+        done = self._step(self._handle, ids, cache.length, *cache.tensors, cos, sin, logits, all_logits, flag)
         if not done:
             raise CancelledError
         cache.length += count
