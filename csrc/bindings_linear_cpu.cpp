@@ -88,7 +88,6 @@ void linear_pack(int64_t kind, std::vector<int64_t> sizes, std::vector<Tensor> t
   const LinearSource source = source_of(kind, sizes, tensors, sizes.at(3) != 0);
   STD_TORCH_CHECK(blob.numel() >= kernels.packed_bytes(source), "blob: too small");
   uint8_t* packed = blob_of(blob);
-  large_pages(blob);
   const int64_t tiles = (source.out_features + kLinearTileColumns - 1) / kLinearTileColumns;
   Crew crew(static_cast<int>(threads));
   crew.share(tiles, crew.even_piece(tiles),

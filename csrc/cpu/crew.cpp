@@ -28,8 +28,18 @@ constexpr int kLeaderSpins = 1000;
 // About 150 microseconds: between two tokens the sampler runs.
 constexpr int kWorkerSpins = 6000;
 
-constexpr int kLeftBits = 24;
-constexpr uint64_t kLeftMask = (uint64_t{1} << kLeftBits) - 1;
+// Lines of 64 bytes that are asked for before the next look at whether there is work: some 20 nanoseconds.
+constexpr int64_t kLine = 64;
+constexpr int64_t kLinesAtOnce = 16;
+
+// What is left of a thread's share, in pieces, and the number of the loop that they belong to.
+struct Left {
+  static constexpr int64_t kMostPieces = UINT16_MAX;
+  uint32_t loop;
+  uint16_t begin;
+  uint16_t end;
+};
+static_assert(std::atomic<Left>::is_always_lock_free, "threads must not wait for each other here");
 
 }  // namespace
 
@@ -48,7 +58,7 @@ class Crew::Pool {
     try {
       for (; workers_ < wanted; ++workers_) {
         // Detached and never joined: the pool outlives everything, and a sleeping thread ends with the process.
-        std::thread([this, index = workers_] { work(index); }).detach();
+        std::thread([this, thread = workers_ + 1] { work(thread); }).detach();
       }
     } catch (const std::system_error&) {
     }
@@ -56,17 +66,22 @@ class Crew::Pool {
     return workers_;
   }
 
-  void lead(int workers, int64_t total, int64_t piece, void (*call)(const void*, int64_t, int64_t),
+  void lead(int threads, int64_t total, int64_t piece, void (*call)(const void*, int64_t, int64_t),
             const void* context) {
     call_ = call;
     context_ = context;
     total_ = total;
-    piece_ = std::max(piece, (total + static_cast<int64_t>(kLeftMask) - 1) / static_cast<int64_t>(kLeftMask));
-    pieces_ = (total + piece_ - 1) / piece_;
+    piece_ = std::max(piece, (total + Left::kMostPieces - 1) / Left::kMostPieces);
+    const int64_t pieces = (total + piece_ - 1) / piece_;
     done_.store(0, std::memory_order_relaxed);
-    limit_.store(workers, std::memory_order_relaxed);
-    const uint64_t loop = (state_.load(std::memory_order_relaxed) >> kLeftBits) + 1;
-    state_.store(loop << kLeftBits | static_cast<uint64_t>(pieces_), std::memory_order_seq_cst);
+    threads_.store(threads, std::memory_order_relaxed);
+    const uint32_t loop = loop_.load(std::memory_order_relaxed) + 1;
+    for (int thread = 0; thread < threads; ++thread) {
+      shares_[thread].left.store({loop, static_cast<uint16_t>(pieces * thread / threads),
+                                  static_cast<uint16_t>(pieces * (thread + 1) / threads)},
+                                 std::memory_order_release);
+    }
+    loop_.store(loop, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) {
       // Empty critical section: a worker is either not yet past its check, or waiting already.
       {
@@ -74,54 +89,102 @@ class Crew::Pool {
       }
       wake_.notify_all();
     }
-    while (take(state_.load(std::memory_order_relaxed))) {
+    while (take(0)) {
     }
-    for (int i = 0; done_.load(std::memory_order_acquire) < pieces_; ++i) {
+    for (int i = 0; done_.load(std::memory_order_acquire) < pieces; ++i) {
+      if (fetch(0)) continue;
       i < kLeaderSpins ? relax() : static_cast<void>(sched_yield());
     }
   }
 
+  void expect(int thread, const uint8_t* data, int64_t bytes) {
+    shares_[thread].lines.store(bytes / kLine, std::memory_order_relaxed);
+    shares_[thread].next.store(data, std::memory_order_release);
+  }
+
  private:
-  // Does one piece; false if none is left. A stale `state` fails to be exchanged: it holds the loop's number. Once the
-  // exchange has succeeded the description of the loop stands still, since the leader waits for this piece.
-  bool take(uint64_t state) {
+  // What lies on a line of its own is written by one thread most of the time.
+  struct alignas(64) Share {
+    std::atomic<Left> left{Left{}};
+    std::atomic<const uint8_t*> next{nullptr};  // what the thread will read soon, null once it has begun to fetch it
+    std::atomic<int64_t> lines{0};
+    const uint8_t* at = nullptr;  // the rest of it, the thread's own
+    int64_t lines_left = 0;
+  };
+
+  // Does one piece of the thread's share, or of another's if there is none left; false if there is none anywhere.
+  bool take(int thread) {
+    const int threads = threads_.load(std::memory_order_relaxed);
+    for (int i = 0; i < threads; ++i) {
+      const int owner = (thread + i) % threads;
+      if (take_from(owner, owner == thread)) return true;
+    }
+    return false;
+  }
+
+  // A stale `left` fails to be exchanged: it holds the loop's number. Once the exchange has succeeded the description of
+  // the loop stands still, since the leader waits for this piece.
+  bool take_from(int owner, bool front) {
+    std::atomic<Left>& place = shares_[owner].left;
+    Left left = place.load(std::memory_order_acquire), rest;
+    int64_t index;
     do {
-      if ((state & kLeftMask) == 0) return false;
-    } while (!state_.compare_exchange_weak(state, state - 1, std::memory_order_acq_rel, std::memory_order_acquire));
-    const int64_t begin = (pieces_ - static_cast<int64_t>(state & kLeftMask)) * piece_;
+      if (left.begin >= left.end) return false;
+      rest = left;
+      index = front ? rest.begin++ : --rest.end;
+    } while (!place.compare_exchange_weak(left, rest, std::memory_order_acq_rel, std::memory_order_acquire));
+    const int64_t begin = index * piece_;
     call_(context_, begin, std::min(begin + piece_, total_));
     done_.fetch_add(1, std::memory_order_release);
     return true;
   }
 
-  bool takes_part(int index) const { return index < limit_.load(std::memory_order_relaxed); }
+  // Asks for some of what the thread will read soon; false if nothing is left of it.
+  bool fetch(int thread) {
+    Share& mine = shares_[thread];
+    if (mine.next.load(std::memory_order_relaxed) != nullptr) {
+      mine.at = mine.next.exchange(nullptr, std::memory_order_acquire);
+      mine.lines_left = mine.lines.load(std::memory_order_relaxed);
+    }
+    if (mine.lines_left <= 0) return false;
+    for (int64_t i = 0; i < kLinesAtOnce; ++i) __builtin_prefetch(mine.at + i * kLine, 0, 2);
+    mine.at += kLinesAtOnce * kLine;
+    mine.lines_left -= kLinesAtOnce;
+    return true;
+  }
 
-  void work(int index) {
+  bool takes_part(int thread) const { return thread < threads_.load(std::memory_order_relaxed); }
+
+  void work(int thread) {
+    uint32_t finished = 0;  // the loop in which nothing is left to take
     for (;;) {
-      uint64_t state = 0;
+      uint32_t loop = 0;
       for (int idle = 0; idle < kWorkerSpins; ++idle) {
-        state = state_.load(std::memory_order_acquire);
-        if (takes_part(index) && take(state)) idle = 0;
-        relax();
+        loop = loop_.load(std::memory_order_acquire);
+        if (loop != finished && takes_part(thread)) {
+          idle = 0;
+          if (!take(thread)) finished = loop;
+        } else if (!fetch(thread)) {
+          relax();
+        }
       }
       // Any later loop wakes it, even one that is over by then: the next one follows soon, and it should be there.
       std::unique_lock<std::mutex> lock(sleep_mutex_);
       sleepers_.fetch_add(1, std::memory_order_seq_cst);
-      wake_.wait(lock, [&] { return state_.load(std::memory_order_seq_cst) != state && takes_part(index); });
+      wake_.wait(lock, [&] { return loop_.load(std::memory_order_seq_cst) != loop && takes_part(thread); });
       sleepers_.fetch_sub(1, std::memory_order_relaxed);
     }
   }
 
-  // Number of the loop, and below it how many of its pieces nobody has taken yet. What threads spin on lies on cache
-  // lines of its own.
-  alignas(64) std::atomic<uint64_t> state_{0};
+  // What threads spin on lies on cache lines of its own.
+  alignas(64) std::atomic<uint32_t> loop_{0};
   alignas(64) std::atomic<int64_t> done_{0};
-  alignas(64) std::atomic<int> limit_{0};  // workers below this number take part
+  alignas(64) std::atomic<int> threads_{0};  // that take part: workers are numbered from 1
+  Share shares_[kMaxThreads];
   void (*call_)(const void*, int64_t, int64_t) = nullptr;
   const void* context_ = nullptr;
   int64_t total_ = 0;
   int64_t piece_ = 1;
-  int64_t pieces_ = 0;
   std::atomic<int> sleepers_{0};
   std::mutex sleep_mutex_;
   std::condition_variable wake_;
@@ -155,7 +218,11 @@ Crew::~Crew() {
 void Crew::run(int64_t total, int64_t piece, void (*call)(const void*, int64_t, int64_t), const void* context) {
   if (total <= 0) return;
   if (threads_ == 1 || total <= piece) return call(context, 0, total);
-  pool_.lead(threads_ - 1, total, piece, call, context);
+  pool_.lead(threads_, total, piece, call, context);
+}
+
+void Crew::expect(int thread, const uint8_t* data, int64_t bytes) {
+  if (threads_ > 1) pool_.expect(thread, data, bytes);
 }
 
 }  // namespace exl2

@@ -1,10 +1,11 @@
 // The threads that work on one step together.
 //
-// The caller leads: it walks through the step alone and hands out the loops that are worth it in pieces, working on
-// them itself. A loop ends when its pieces are done, not when every thread has come by: a worker whose core is taken
-// (by the user interface, by another program) takes no pieces, and nobody waits for it.
+// The caller leads: it walks through the step alone and hands out the loops that are worth it, working on them itself.
+// Each thread takes pieces from the front of a share of its own, so that it reads memory in one stream, and when that is
+// empty from the back of the others': a loop ends when its pieces are done, not when every thread has come by. A worker
+// whose core is taken (by the user interface, by another program) takes no pieces, and nobody waits for it.
 // Loops follow each other within microseconds, so workers spin between them; after a moment without work they sleep, so
-// that an idle program uses no processor time.
+// that an idle program uses no processor time. While they wait, they fetch what was said to come next.
 #pragma once
 
 #include <cstdint>
@@ -34,9 +35,19 @@ class Crew {
         &work);
   }
 
-  // A piece that leaves each thread a few of [0, total), at least 1.
+  // Where thread `thread` (0 is the caller) begins in the next loop with these numbers.
+  int64_t share_begin(int64_t total, int64_t piece, int thread) const {
+    const int64_t pieces = (total + piece - 1) / piece;
+    return pieces * thread / threads_ * piece;
+  }
+
+  // What `thread` will read soon: it asks for these bytes while it has nothing else to do. Only a hint: the memory need
+  // not even be there any more.
+  void expect(int thread, const uint8_t* data, int64_t bytes);
+
+  // A piece that leaves each thread some of [0, total), at least 1.
   int64_t even_piece(int64_t total) const {
-    constexpr int64_t kPiecesPerThread = 4;
+    constexpr int64_t kPiecesPerThread = 8;
     const int64_t pieces = threads_ * kPiecesPerThread;
     return total > pieces ? (total + pieces - 1) / pieces : 1;
   }

@@ -67,6 +67,8 @@ struct LinearKernels {
   void (*pack)(const LinearSource& source, uint8_t* blob, int64_t tile_begin, int64_t tile_end);
   // Tiles of 16 columns.
   int64_t (*tiles)(const uint8_t* blob);
+  // Where a tile lies, for whoever asks for it ahead; behind the last one, where that ends.
+  const uint8_t* (*tile_data)(const uint8_t* blob, int64_t tile);
   // Bytes of scratch that prepare() writes for M rows.
   int64_t (*scratch_bytes)(const uint8_t* blob, int64_t M);
   // Part `part` of `parts` equal shares of the work; all parts must be done before multiply() starts.

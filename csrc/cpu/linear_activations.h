@@ -130,6 +130,14 @@ static inline void quantize_block(const Header& h, const Section& s, const int32
   }
 }
 
+// The lines with which the product of one token begins come in while its input is made: those that belong to this part
+// of the work, when the product asks for what lies kDecodeAhead further on.
+static inline void ask_for_first(const Header& h, const uint8_t* blob, int64_t block) {
+  constexpr int64_t kLines = kDecodeAhead / kLine;
+  const int64_t begin = kLines * block / h.n_blocks, end = kLines * (block + 1) / h.n_blocks;
+  ask_for(tile_of(blob, 0) + begin * kLine, int(end - begin));
+}
+
 // Work is numbered (token block, block of rows), so that one token is shared by all parts as well as many are.
 static void prepare(const uint8_t* blob, const float* x, int64_t M, int64_t ldx, uint8_t* scratch, int part,
                     int parts) {
@@ -162,6 +170,7 @@ static void prepare(const uint8_t* blob, const float* x, int64_t M, int64_t ldx,
       const Section* s = sections_of(blob);
       for (int64_t block = first; block < last; block++) {
         while (block >= s->first_block + int64_t(s->blocks_per_group) * s->groups) s++;
+        if (M == 1) ask_for_first(h, blob, block);
         const int64_t index = block - s->first_block, rows = int64_t(s->slabs) * kSlabRows;
         int32_t* quads = const_cast<int32_t*>(a.quads(s->x_offset + index * rows * terms_of(Form(s->form))));
         BlockMeta* meta = const_cast<BlockMeta*>(a.meta(h, block));

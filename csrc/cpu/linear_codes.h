@@ -45,25 +45,6 @@ static EXL2_INLINE void for_each_quad(Body&& f) {
   if constexpr (COUNT == 8) f(Index<4>{}), f(Index<5>{}), f(Index<6>{}), f(Index<7>{});
 }
 
-// How far ahead of the reading the next lines are asked for. (Past the end of the blob this is harmless.)
-// One token: each line is read once, at the speed of memory, and what is under way must cover its latency: 41 GB/s (one
-// core of Zen 5) times some 150 ns are 6 KiB. Measured there, 4 bits, one core: 29 GB/s with 2 KiB, 33 with 4, 38 with 8
-// or 12, 35 with 32, of the 41 that plain reading reaches.
-// Many tokens: a tile's share of a chunk is 2 to 8 KiB, and L1 holds the chunk.
-constexpr int kDecodeAhead = 8192;
-constexpr int kChunkAhead = 2048;
-
-// Asks for the lines of some codes, of every width with this one instruction: never inlined, never unrolled. The
-// hardware's prefetchers learn a stream by the address of the instruction that reads it, and what software asks for is
-// not enough alone: with prefetches in the loop of each width, every section of a tile began as a new stream. Measured
-// (Zen 5, one core, 4 bits, tiles of two sections): 32 GB/s so, 37 with this, 30 with this unrolled four times; tiles of
-// one section reach 40, plain reading 44. It costs a sixth of the speed where weights are in L2.
-static __attribute__((noinline)) void ask_for(const uint8_t* codes, int lines) {
-  asm volatile("");  // or the calls of a function without effects would be left out
-#pragma GCC unroll 1
-  for (int i = 0; i < lines; i++) __builtin_prefetch(codes + i * kLine, 0, 3);
-}
-
 template <int BITS>
 static EXL2_INLINE void load_slab(I* lines, const uint8_t* codes) {
   for (int i = 0; i < BITS; i++) lines[i] = Lanes::load_line(codes + i * kLine);

@@ -56,7 +56,7 @@ static void multiply(const uint8_t* blob, const uint8_t* scratch, int64_t M, flo
 static int64_t tiles(const uint8_t* blob) { return header_of(blob).tiles; }
 static uint64_t input_key(const uint8_t* blob) { return header_of(blob).input_key; }
 
-constexpr LinearKernels kKernels = {packed_bytes, pack, tiles, scratch_bytes, prepare, multiply, input_key};
+constexpr LinearKernels kKernels = {packed_bytes, pack, tiles, tile_of, scratch_bytes, prepare, multiply, input_key};
 
 }  // namespace EXL2_ISA
 }  // namespace exl2

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <initializer_list>
 #include <new>
 #include <utility>
 
@@ -19,6 +20,7 @@ constexpr int64_t kLeastRows = 4;           // of norm or rope: fewer are done b
 constexpr int64_t kLeastWork = 65536;       // multiply-adds: about a microsecond
 constexpr int64_t kTilesTogether = 2;       // of a block of rows (linear_chunks.h)
 constexpr int64_t kLeastSharedRow = 16384;  // inputs of a linear: from here on one row is worth sharing
+constexpr int64_t kExpectedBytes = 262144;  // of weights, fetched by a thread that waits: a quarter of its L2
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -118,6 +120,7 @@ class Model::Runner {
     Product qkv[3] = {{layer.q, s_.q, query_size}, {layer.k, s_.k, kv_size}, {layer.v, s_.v, kv_size}};
     normalize(layer.attn_norm);
     prepare(s_.h, w_.C, qkv, 3);
+    expect({layer.o}, query_size);
     multiply(w_.C, qkv, 3);
     rotate_and_store(index);
     // Behind the last layer's cache only rows whose logits are wanted go on: none of this chunk, or its last.
@@ -129,14 +132,17 @@ class Model::Runner {
     attend(index);
     Product o = {layer.o, s_.out, w_.C};
     prepare(s_.mixed, query_size, &o, 1);
+    expect({layer.gate}, 2 * w_.C);
     multiply_and_add(query_size, o);
 
     Product gate_up[2] = {{layer.gate, s_.gate, w_.F}, {layer.up, s_.up, w_.F}};
     normalize(layer.mlp_norm);
     prepare(s_.h, w_.C, gate_up, 2);
+    expect({layer.down}, w_.F);
     multiply_gate_up(gate_up[0], gate_up[1]);
     Product down = {layer.down, s_.out, w_.C};
     prepare(s_.gate, w_.F, &down, 1);
+    last_layer ? expect({w_.head}, w_.C) : expect_layer(index + 1);
     multiply_and_add(w_.F, down);
   }
 
@@ -144,6 +150,7 @@ class Model::Runner {
     Product head = {w_.head, request_.logits + (request_.all_logits ? first_ * w_.V : 0), w_.V};
     normalize(w_.final_norm);
     prepare(s_.h, w_.C, &head, 1);
+    expect_layer(0);  // of the next token, while this one is chosen
     multiply(w_.C, &head, 1);
   }
 
@@ -186,12 +193,44 @@ class Model::Runner {
     }
   }
 
-  // Hands out `tiles` of linears with K inputs: work(begin, end). No piece is too small to be worth it, and with
-  // several rows none ends amid the tiles that the kernels take at once.
+  // A piece of `tiles` of linears with K inputs. None is too small to be worth it, and with several rows none ends amid
+  // the tiles that the kernels take at once.
+  int64_t tile_piece(int64_t tiles, int64_t K) const {
+    const int64_t even = crew_.even_piece(tiles), least = kLeastWork / (K * kLinearTileColumns * rows());
+    return round_up(std::max(even, least), rows() == 1 ? 1 : kTilesTogether);
+  }
+
+  // Hands out tiles: work(begin, end).
   template <typename Work>
   void share_tiles(int64_t tiles, int64_t K, const Work& work) {
-    const int64_t even = crew_.even_piece(tiles), least = kLeastWork / (K * kLinearTileColumns * rows());
-    crew_.share(tiles, round_up(std::max(even, least), rows() == 1 ? 1 : kTilesTogether), work);
+    crew_.share(tiles, tile_piece(tiles, K), work);
+  }
+
+  // Tells each thread where it will begin in the loop after the next over tiles, that of these linears with K inputs.
+  // Whoever is done with the next one, or waits for the leader to prepare an input, has memory to himself meanwhile.
+  // For one row only: with several, products are bound by arithmetic.
+  void expect(std::initializer_list<const uint8_t*> blobs, int64_t K) {
+    if (rows() != 1 || crew_.threads() == 1) return;
+    int64_t total = 0;
+    for (const uint8_t* blob : blobs) total += linears_.tiles(blob);
+    const int64_t piece = tile_piece(total, K);
+    for (int thread = 0; thread < crew_.threads(); ++thread) {
+      int64_t tile = crew_.share_begin(total, piece, thread);
+      for (const uint8_t* blob : blobs) {
+        const int64_t tiles = linears_.tiles(blob);
+        if (tile < tiles) {
+          const uint8_t* data = linears_.tile_data(blob, tile);
+          crew_.expect(thread, data, std::min(kExpectedBytes, linears_.tile_data(blob, tiles) - data));
+          break;
+        }
+        tile -= tiles;
+      }
+    }
+  }
+
+  void expect_layer(int64_t index) {
+    const LayerWeights& layer = w_.layers[static_cast<size_t>(index)];
+    expect({layer.q, layer.k, layer.v}, w_.C);
   }
 
   // One loop over the tiles of all products, so that a small one does not leave threads idle.

@@ -26,10 +26,12 @@ from exl2_tui.core.ops import native
 from exl2_tui.core.ops.cache import NativeCache
 from exl2_tui.core.ops.linear import pack_linear
 from exl2_tui.core.ops.native import Isa
+from exl2_tui.core.ops.room import WeightRoom
 from exl2_tui.core.requests import LoadOptions
 
 CHUNK = 128  # tokens in work at once: enough to unpack each weight for many tokens, few enough for the caches
 FIRST_ROPE_ROWS = 1024
+WEIGHT_PIECE = 256 << 20  # bytes of weights that lie together
 
 
 class NativeModelCache(NativeCache):
@@ -146,7 +148,12 @@ class _Packer:
 
     def __init__(self, source: TensorSource, exact: bool, threads: int, isa: Isa) -> None:
         self.source = source
-        self.settings: dict[str, Any] = {"exact": exact, "threads": threads, "isa": isa}
+        self.settings: dict[str, Any] = {
+            "exact": exact,
+            "threads": threads,
+            "isa": isa,
+            "room": WeightRoom(WEIGHT_PIECE),
+        }
         self.held = 0
 
     def layer(self, config: ModelConfig, layer: int) -> list[Tensor]:

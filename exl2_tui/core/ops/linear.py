@@ -11,8 +11,8 @@ from exl2_tui.core.errors import DtypeError, ShapeError
 from exl2_tui.core.formats import DenseWeight, Exl2Weight, GptqWeight, LinearWeight
 from exl2_tui.core.ops import native, reference
 from exl2_tui.core.ops.native import Isa
+from exl2_tui.core.ops.room import WeightRoom
 
-ALIGNMENT = 64
 _KINDS = {"exl2": 0, "gptq": 1, "float": 2}
 
 
@@ -39,17 +39,18 @@ class PackedLinear:
         return self.blob.nbytes if self.source is None else self.source.nbytes
 
 
-def aligned_bytes(count: int) -> Tensor:
-    """`count` uninitialized bytes that start on a cache line."""
-    raw = torch.empty(count + ALIGNMENT, dtype=torch.uint8)
-    return raw[-raw.data_ptr() % ALIGNMENT :][:count]
-
-
-def pack_linear(weight: LinearWeight, exact: bool = False, *, threads: int = 1, isa: Isa | None = None) -> PackedLinear:
+def pack_linear(
+    weight: LinearWeight,
+    exact: bool = False,
+    *,
+    threads: int = 1,
+    isa: Isa | None = None,
+    room: WeightRoom | None = None,
+) -> PackedLinear:
     """Repacks a validated weight; its tensors are not needed afterwards.
 
     exact keeps activations in float32 (else int8, finer where that shows). isa: another than the one in use, for
-    tests. Raises ExtensionError if `isa` cannot run here.
+    tests. room: where it goes, beside a model's other weights. Raises ExtensionError if `isa` cannot run here.
     """
     common = (weight.in_features, weight.out_features, weight.bits_per_weight, weight.kind, exact)
     if isa is None and not native.capabilities().native:
@@ -57,7 +58,7 @@ def pack_linear(weight: LinearWeight, exact: bool = False, *, threads: int = 1, 
     code = native.isa_code(isa)
     sizes, tensors = _source(weight, exact)
     ops, kind = native.ops(), _KINDS[weight.kind]
-    blob = aligned_bytes(int(ops.linear_bytes(kind, sizes, tensors, code)))
+    blob = (room or WeightRoom()).take(int(ops.linear_bytes(kind, sizes, tensors, code)))
     ops.linear_pack(kind, sizes, tensors, blob, code, threads)
     return PackedLinear(blob, *common, native.ISAS[code])
 
