@@ -1,7 +1,9 @@
-"""A hub of one's own: an HTTP server on the loopback interface that speaks the routes huggingface_hub uses.
+"""A hub of one's own: HTTP servers on the loopback interface that speak the routes huggingface_hub uses.
 
-Repositories are built from bytes; faults are switched on by a test: cut connections, servers without ranges, wrong
-bytes, refusals, an answer that never comes.
+Files come as from the Hub: a small one through a redirect to another address of the same server, a large one through a
+redirect to a server of another origin, which must not be shown the access token. Repositories are built from bytes;
+faults are switched on by a test: cut connections, servers without ranges, wrong bytes, refusals, an answer that never
+comes.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 LFS_FROM = 1000  # bytes from which a file is a large one, with a SHA-256
 
@@ -58,7 +60,7 @@ class FakeRepo:
 
 
 class FakeHub:
-    """Counts requests in `asked` and keeps the Range of every download in `ranges`."""
+    """Counts requests in `asked`, keeps the Range of every download in `ranges`, and the tokens it was shown."""
 
     def __init__(self) -> None:
         self.repos: dict[str, FakeRepo] = {}
@@ -70,21 +72,23 @@ class FakeHub:
         self.no_ranges = False
         self.stall = threading.Event()  # set: file bodies stop in the middle until it is cleared
         self.stalled = threading.Event()
-        self.authorization: list[str | None] = []
-        hub = self
+        self.authorization: list[str | None] = []  # with every question to the Hub itself
+        self.shown_to_storage: list[str | None] = []  # with every question to the server of the large files
+        self._server, self._storage = self._start(_Handler), self._start(_Storage)
 
-        class Handler(_Handler):
-            pass
-
-        Handler.hub = hub
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self._thread.start()
+    def _start(self, kind: type[_Handler]) -> ThreadingHTTPServer:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (kind,), {"hub": self}))
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return server
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @property
+    def storage_url(self) -> str:
+        return f"http://127.0.0.1:{self._storage.server_address[1]}"
 
     def add(self, repo: FakeRepo) -> FakeRepo:
         self.repos[repo.id] = repo
@@ -92,8 +96,9 @@ class FakeHub:
 
     def close(self) -> None:
         self.stall.clear()
-        self._server.shutdown()
-        self._server.server_close()
+        for server in (self._server, self._storage):
+            server.shutdown()
+            server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -115,7 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif pieces[:2] == ["api", "models"] and len(pieces) >= 4:
             self._api("/".join(pieces[2:4]), pieces[4:])
         elif len(pieces) >= 5 and pieces[2] == "resolve":
-            self._file("/".join(pieces[:2]), pieces[3], "/".join(pieces[4:]))
+            self._resolve("/".join(pieces[:2]), pieces[3], "/".join(pieces[4:]))
+        elif pieces[:3] == ["api", "resolve-cache", "models"] and len(pieces) >= 7:
+            self._send("/".join(pieces[3:5]), pieces[5], "/".join(pieces[6:]))
         elif path == "/api/agent-harnesses":  # the library asks for this list to name itself
             self._json({})
         else:
@@ -161,15 +168,36 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.asked["info"] += 1
         return self._json({"id": repo.id, "sha": repo.commit(found), "siblings": repo.described(found), "tags": []})
 
-    def _file(self, name: str, revision: str, file: str) -> None:
-        hub = self.hub
-        repo = hub.repos.get(name)
+    def _found(self, name: str, revision: str, file: str) -> bytes | None:
+        """The bytes of a file; None: it was refused."""
+        repo = self.hub.repos.get(name)
         found = repo.find(revision) if repo is not None else None
         if repo is None or found is None or file not in repo.revisions[found]:
-            return self._refuse(404, "EntryNotFound")
-        if repo.status is not None:
-            return self._refuse(*repo.status)
-        data = hub.wrong.get(file, repo.revisions[found][file])
+            self._refuse(404, "EntryNotFound")
+        elif repo.status is not None:
+            self._refuse(*repo.status)
+        else:
+            return repo.revisions[found][file]
+        return None
+
+    def _resolve(self, name: str, revision: str, file: str) -> None:
+        """Where a file really is."""
+        data = self._found(name, revision, file)
+        if data is None:
+            return
+        path = quote(f"{name}/{revision}/{file}")
+        large = len(data) >= LFS_FROM
+        self.send_response(302 if large else 307)
+        self.send_header("Location", f"{self.hub.storage_url}/{path}" if large else f"/api/resolve-cache/models/{path}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _send(self, name: str, revision: str, file: str) -> None:
+        hub = self.hub
+        data = self._found(name, revision, file)
+        if data is None:
+            return
+        data = hub.wrong.get(file, data)
         asked = self.headers.get("Range")
         hub.ranges.append((file, asked))
         start = 0
@@ -189,7 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.close_connection = True
             self.connection.close()
-            return None
+            return
         half = len(body) // 2 if hub.stall.is_set() and len(body) >= LFS_FROM else len(body)
         self.wfile.write(body[:half])
         self.wfile.flush()
@@ -199,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if threading.Event().wait(0.01):
                     break
             self.wfile.write(body[half:])
-        return None
+        return
 
     def _json(self, value: object) -> None:
         body = json.dumps(value).encode()
@@ -217,3 +245,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+class _Storage(_Handler):
+    """The server of the large files."""
+
+    def do_GET(self) -> None:
+        self.hub.shown_to_storage.append(self.headers.get("Authorization"))
+        owner, name, revision, *file = unquote(urlsplit(self.path).path).strip("/").split("/")
+        self._send(f"{owner}/{name}", revision, "/".join(file))

@@ -102,6 +102,14 @@ def test_a_model_lands_whole_checked_and_at_once(place: Place) -> None:
     assert "here already" in place.plan().problem
 
 
+def test_the_access_token_stays_with_the_hub(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large files come from another server, to which the Hub redirects."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    place.run()
+    assert "Bearer hf_secret" in place.server.authorization
+    assert place.server.shown_to_storage and set(place.server.shown_to_storage) == {None}
+
+
 def test_connections_that_break_are_gone_on_with(place: Place) -> None:
     place.server.cut_after[WEIGHTS] = [5000, 1, 70_000]
     place.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from textual.widgets import Input, TextArea
 
 from exl2_tui.app import Exl2App
 from exl2_tui.settings import Settings
+from tests.tui.convert_fakes import FakeConvert
 from tests.tui.fakes import FakeClock, FakeService
 from tests.tui.model_fakes import FakeModels
 
@@ -40,3 +42,9 @@ def make_app() -> MakeApp:
         return Exl2App(FakeService, settings or Settings(), model="nano-chat", **options)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def convert_app(make_app: MakeApp) -> MakeApp:
+    """Builds an app whose conversions only pretend, too."""
+    return partial(make_app, convert_factory=FakeConvert)

@@ -14,10 +14,10 @@ from exl2_tui.core.events import ModelsListed
 from exl2_tui.core.job_events import Checkpointed, FieldNote
 from tests.tui import convert_fakes as fake
 from tests.tui.conftest import MakeApp
+from tests.tui.convert_driver import MODELS, ConvertDriver
 from tests.tui.convert_fakes import FakeConvert
 from tests.tui.driver import until
 from tests.tui.looks import compare, every_size, one_python
-from tests.tui.test_convert import MODELS, ConvertDriver
 
 pytestmark = one_python
 
@@ -101,6 +101,27 @@ async def finished(place: ConvertDriver) -> None:
     place.service.play(fake.judged(job))
 
 
+async def log(place: ConvertDriver) -> None:
+    await quantizing(place)
+    await place.pilot.press("l")
+
+
+async def worst(place: ConvertDriver) -> None:
+    await quantizing(place)
+    await place.pilot.press("e")
+
+
+async def paused(place: ConvertDriver) -> None:
+    await quantizing(place)
+    await place.pilot.press("p")
+    place.service.post(fake.ended(place.service.started[-1].work))
+
+
+async def cancel(place: ConvertDriver) -> None:
+    await quantizing(place)
+    await place.pilot.press("x")
+
+
 async def failed(place: ConvertDriver) -> None:
     await quantizing(place)
     job = place.service.started[-1].work
@@ -119,7 +140,10 @@ def footer_is_drawn(place: ConvertDriver) -> bool:
     return not screen.query(Footer) or wanted <= {key.action for key in screen.query(FooterKey)}
 
 
-SCENES = [empty, listed, source, target, check, measuring, quantizing, finished, failed, quitting]
+SCENES = [
+    *(empty, listed, source, target, check, measuring, quantizing, log, worst, paused, cancel),
+    *(finished, failed, quitting),
+]
 
 
 @every_size

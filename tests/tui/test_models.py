@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pytest
-from textual.pilot import Pilot
 from textual.widget import Widget
-from textual.widgets import Input, OptionList, Static
+from textual.widgets import Input
 
 from exl2_tui.core.events import Failed
 from exl2_tui.core.model_events import (
     FileCheck,
-    HubPlanned,
-    HubRevisions,
-    HubSearched,
     LibraryFailed,
-    PartialDownload,
-    RemovalPlan,
     ScanProgress,
     TensorFault,
     VerifyEnded,
@@ -29,72 +21,18 @@ from exl2_tui.core.model_events import (
 )
 from exl2_tui.core.requests import LoadOptions
 from exl2_tui.screens.convert_wizard import WizardScreen
-from exl2_tui.screens.dialogs import ChoiceDialog
 from exl2_tui.screens.downloads import DownloadsScreen
 from exl2_tui.screens.hub import HubScreen
-from exl2_tui.screens.model_dialogs import PlanDialog, RemoveDialog, VerifyDialog
+from exl2_tui.screens.model_dialogs import RemoveDialog, VerifyDialog
 from exl2_tui.screens.models import ModelsScreen
 from exl2_tui.settings import Settings, load_settings
 from exl2_tui.widgets.bars import Row, StatusRow
 from exl2_tui.widgets.model_list import ModelList
 from tests.tui.conftest import MakeApp
 from tests.tui.convert_fakes import FakeConvert
-from tests.tui.driver import ChatDriver, until
-from tests.tui.model_fakes import MODELS, NAME, NOW, PLAN, FakeModels, verified
-
-
-class ModelsDriver:
-    """What a person sees and does on the screens of this place."""
-
-    def __init__(self, chat: ChatDriver) -> None:
-        self.chat = chat
-        self.app = chat.app
-        self.pilot = chat.pilot
-
-    @property
-    def fake(self) -> FakeModels:
-        return cast(FakeModels, self.app.models.service)
-
-    @property
-    def rows(self) -> list[str]:
-        return [str(option.prompt) for option in self.app.screen.query_one("#list", OptionList).options]
-
-    def text(self, query: str) -> str:
-        return str(self.app.screen.query_one(query, Static).render())
-
-    @property
-    def status(self) -> str:
-        return self.app.screen.query_one(StatusRow).plain
-
-    async def press(self, *keys: str) -> None:
-        await self.pilot.press(*keys)
-        await self.chat.settle()
-
-    async def screen(self, kind: type) -> None:
-        await until(lambda: isinstance(self.app.screen, kind))
-        await self.chat.settle()
-
-    async def at(self, name: str) -> None:
-        """Moves the cursor to a model."""
-        await self.press("home")
-        await self.press(*["down"] * next(index for index, row in enumerate(self.rows) if name in row))
-
-    def calls(self, what: str) -> list[tuple[object, ...]]:
-        return [call[1:] for call in self.fake.calls if call[0] == what]
-
-
-@asynccontextmanager
-async def models(
-    make_app: MakeApp, size: tuple[int, int] = (80, 24), key: str = "f3", **options: object
-) -> AsyncIterator[ModelsDriver]:
-    async with make_app(**options).run_test(size=size) as pilot:
-        chat = ChatDriver(cast(Pilot[None], pilot))
-        await chat.start()
-        driver = ModelsDriver(chat)
-        await driver.press(key)
-        await until(lambda: driver.app.models.state.listed is not None)
-        await chat.settle()
-        yield driver
+from tests.tui.driver import until
+from tests.tui.model_fakes import MODELS, NOW, FakeModels, verified
+from tests.tui.models_driver import models, removal
 
 
 async def test_the_list_says_what_each_takes_and_whether_it_fits(make_app: MakeApp) -> None:
@@ -323,11 +261,6 @@ async def test_verify_is_stopped_by_escape_or_ends_without_a_result(make_app: Ma
         assert "cannot be read Look at it" in seen.text("#findings")
 
 
-def removal(path: str, name: str, **changes: object) -> RemovalPlan:
-    base = RemovalPlan(path, name, "own", path, ("config.json", "model.safetensors"), 19_800_000_000)
-    return replace(base, **changes)  # type: ignore[arg-type]
-
-
 async def test_removing_asks_first(make_app: MakeApp) -> None:
     async with models(make_app) as seen:
         await seen.at("CodeLlama")
@@ -380,88 +313,6 @@ async def test_a_float_model_leads_to_the_converter(make_app: MakeApp) -> None:
         await seen.screen(WizardScreen)
 
 
-async def test_from_words_to_a_finished_model(make_app: MakeApp) -> None:
-    async with models(make_app) as seen:
-        await seen.press("h")
-        await seen.screen(HubScreen)
-        await seen.press(*"llama exl2", "enter")
-        assert seen.calls("search") == [("llama exl2",)]
-        assert len(seen.rows) == 3 and "51,234" in seen.rows[0] and seen.rows[1].startswith("⚿")
-        assert "evil/[red]name[/red][2J" in seen.rows[2]
-        assert "3 of other kinds left out" in seen.text("#details")
-        await seen.press("enter")
-        assert seen.calls("revisions") == [("turboderp/Llama-3.1-8B-Instruct-exl2",)]
-        assert [row.split()[-1] for row in seen.rows] == ["kB", "fits", "tight", "large"]
-        assert "no config.json" in seen.text("#details")
-        await seen.press("down", "enter")
-        assert seen.calls("plan") == [("turboderp/Llama-3.1-8B-Instruct-exl2", "4.0bpw")]
-        await seen.screen(PlanDialog)
-        said = seen.text(".text")
-        assert "13.7 GB" not in said and "4.7 GB" in said and "in 4 files" in said and "61.0 GB free" in said
-        assert "Needs about 6.1 GB of memory at 8k context, 24.0 GB free: fits" in said
-        await seen.press("enter")
-        await seen.screen(DownloadsScreen)
-        assert seen.calls("download") == [(NAME,)]
-        seen.fake.progress(0.5)
-        await seen.chat.settle()
-        assert "50%" in seen.rows[0] and "42.0 MB/s" in seen.rows[0]
-        assert "output-00001-of-00002.safetensors" in seen.text("#details") and "3 of 4 files" in seen.text("#details")
-        assert "Models 50%" in seen.app.screen.query_one("#header", Row).plain
-        await seen.press("f2")
-        assert "Models 50%" in seen.chat.header
-        seen.fake.finish()
-        await until(lambda: any("is here" in str(toast.message) for toast in seen.app._notifications))
-        assert "Models 50%" not in seen.chat.header
-        await seen.press("f3", "d")
-        await seen.press("c")
-        await until(lambda: seen.chat.service.loads[-1][0] == PLAN.folder)
-
-
-async def test_a_download_is_paused_gone_on_with_and_discarded(make_app: MakeApp) -> None:
-    def begun(post: Callable[..., None]) -> FakeModels:
-        fake = FakeModels(post)
-        fake.partial = (PartialDownload("old-one", "o/old", "main", 10**9, 4 * 10**9),)
-        return fake
-
-    async with models(make_app, models_factory=begun) as seen:
-        await seen.press("d")
-        await seen.screen(DownloadsScreen)
-        assert "old-one" in seen.rows[0] and "25%" in seen.rows[0] and "stopped" in seen.rows[0]
-        await seen.press("r")
-        assert seen.calls("resume") == [("old-one",)] and "waiting" in seen.rows[0]
-        seen.fake.progress(0.3, "old-one")
-        await seen.chat.settle()
-        await seen.press("x")
-        assert "Pause it first" in seen.status
-        await seen.press("p")
-        assert seen.calls("stop_download") == [("old-one",)] and "stopped" in seen.rows[0]
-        seen.fake.fail("the disk is full", "Free some space", "old-one")
-        await seen.chat.settle()
-        assert "✗" in seen.rows[0] and "the disk is full" in seen.text("#details")
-        await seen.press("x")
-        await seen.screen(ChoiceDialog)
-        await seen.press("down", "enter")
-        assert seen.calls("discard") == [("old-one",)]
-        await until(lambda: seen.rows == [])
-        assert "Nothing is being downloaded" in seen.text("#details")
-
-
-async def test_quitting_during_a_download_asks(make_app: MakeApp) -> None:
-    async with models(make_app) as seen:
-        seen.chat.app.models.download(PLAN)
-        await seen.screen(DownloadsScreen)
-        seen.fake.progress(0.4)
-        await seen.chat.settle()
-        await seen.press("ctrl+q")
-        await seen.screen(ChoiceDialog)
-        assert "is at 40%. What is here is kept" in str(seen.chat.app.screen.query(Static).first().render())
-        await seen.press("enter")  # stay
-        await seen.screen(DownloadsScreen)
-        assert seen.chat.app.is_running
-        await seen.press("ctrl+q", "down", "enter")
-        await until(lambda: seen.chat.app._exit)
-
-
 async def test_a_model_for_which_the_gpu_is_too_small_is_shown_where_the_loader_puts_it(make_app: MakeApp) -> None:
     def small(post: Callable[..., None]) -> FakeModels:
         fake = FakeModels(post)
@@ -473,52 +324,6 @@ async def test_a_model_for_which_the_gpu_is_too_small_is_shown_where_the_loader_
         await seen.press("j")
         await seen.chat.settle()
         assert "it would run on the processor" in seen.text("#details")
-
-
-async def test_what_the_hub_refuses_is_told_and_escape_goes_back(make_app: MakeApp) -> None:
-    async with models(make_app) as seen:
-        await seen.press("h")
-        await seen.screen(HubScreen)
-        seen.fake.answering = False
-        await seen.press(*"x", "enter")
-        assert "searching for x" in seen.status and "esc gives up" in seen.status
-        await seen.press("escape")
-        assert "searching" not in seen.status
-        seen.app.push_event(HubSearched(1, "x", (), 0, "too late", ""))
-        await seen.chat.settle()
-        assert "too late" not in seen.text("#details")
-        await seen.press("slash", "enter")
-        seen.app.push_event(
-            HubSearched(seen.app.models._token, "x", (), 0, "the Hub cannot be reached", "Check the network")
-        )
-        await seen.chat.settle()
-        assert "the Hub cannot be reached" in seen.text("#details") and "Check the network" in seen.text("#details")
-        seen.fake.answering = True
-        await seen.press("enter")
-        await seen.press("enter")
-        seen.app.push_event(HubRevisions(seen.app.models._token, "o/m", (), True, "o/m is gated", "Accept the terms"))
-        await seen.chat.settle()
-        assert "Accept the terms" in seen.text("#details")
-        await seen.press("escape")
-        assert len(seen.rows) == 3
-        await seen.press("escape")
-        await seen.screen(ModelsScreen)
-
-
-async def test_a_plan_with_a_problem_offers_no_download(make_app: MakeApp) -> None:
-    async with models(make_app) as seen:
-        await seen.press("h")
-        await seen.screen(HubScreen)
-        await seen.press(*"x", "enter", "enter")
-        seen.fake.answering = False
-        await seen.press("enter")
-        plan = replace(PLAN, problem="the disk has 1.0 GB free", hint="Free 4 GB")
-        seen.app.push_event(HubPlanned(seen.app.models._token, PLAN.repo, "main", plan))
-        await seen.screen(PlanDialog)
-        assert "the disk has 1.0 GB free" in seen.text(".text") and "Free 4 GB" in seen.text(".text")
-        await seen.press("enter")
-        await seen.screen(HubScreen)
-        assert seen.calls("download") == []
 
 
 async def test_tabs_and_rows_answer_to_the_mouse(make_app: MakeApp) -> None:

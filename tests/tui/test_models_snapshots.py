@@ -13,7 +13,7 @@ from tests.tui.conftest import MakeApp
 from tests.tui.driver import ChatDriver, until
 from tests.tui.looks import compare, every_size, one_python
 from tests.tui.model_fakes import FakeModels, verified
-from tests.tui.test_models import ModelsDriver, removal
+from tests.tui.models_driver import ModelsDriver, removal
 
 pytestmark = one_python
 
@@ -72,6 +72,29 @@ async def remove_by_name(seen: ModelsDriver) -> None:
     seen.app.push_event(removal("/models/qwen", "Qwen2.5-32B-Instruct", kind="directory", note=note))
 
 
+async def filtered(seen: ModelsDriver) -> None:
+    """Nothing has these words."""
+    await seen.press("slash", *"zzz")
+
+
+async def add_folder(seen: ModelsDriver) -> None:
+    await seen.press("a")
+
+
+async def hub_first(seen: ModelsDriver) -> None:
+    await seen.press("h")
+
+
+async def downloads_none(seen: ModelsDriver) -> None:
+    seen.fake.partial = ()
+    await seen.press("d")
+
+
+async def discard(seen: ModelsDriver) -> None:
+    await downloads(seen)
+    await seen.press("home", "p", "x")
+
+
 async def hub_results(seen: ModelsDriver) -> None:
     await seen.press("h")
     await seen.press(*"llama", "enter")
@@ -114,7 +137,8 @@ async def downloads(seen: ModelsDriver) -> None:
 
 SCENES = [
     *(info, too_large, loading, verifying, damaged, sound, remove, remove_by_name),
-    *(hub_results, hub_revisions, hub_plan, hub_offline, downloads),
+    *(filtered, add_folder, hub_first, hub_results, hub_revisions, hub_plan, hub_offline),
+    *(downloads, downloads_none, discard),
 ]
 
 

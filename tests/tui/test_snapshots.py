@@ -10,6 +10,9 @@ from syrupy.assertion import SnapshotAssertion
 from textual.command import CommandPalette
 from textual.widgets import OptionList
 
+from exl2_tui.screens.dialogs import LineDialog
+from exl2_tui.screens.key_capture import KeyCapture
+from exl2_tui.screens.too_small import TooSmall
 from exl2_tui.settings import ChatSettings, Settings
 from tests.tui.conftest import MakeApp
 from tests.tui.demo import ANSWERS
@@ -146,6 +149,42 @@ async def chats(chat: ChatDriver) -> None:
     await until(lambda: "3 chats" in str(chat.app.screen.query_one(".dialog").border_subtitle))
 
 
+async def rename(chat: ChatDriver) -> None:
+    await chats(chat)
+    await chat.pilot.press("f2")
+    await until(lambda: isinstance(chat.app.screen, LineDialog))
+
+
+async def key_capture(chat: ChatDriver) -> None:
+    """A key is pressed that is taken."""
+    await keys(chat)
+    await chat.pilot.press("down", "enter")
+    await until(lambda: isinstance(chat.app.screen, KeyCapture))
+    await chat.pilot.press("ctrl+n")
+
+
+async def settings_search(chat: ChatDriver) -> None:
+    await settings_form(chat)
+    await chat.pilot.press("ctrl+f", *"tok")
+
+
+async def settings_wrong(chat: ChatDriver) -> None:
+    """A value that cannot be used."""
+    await settings_search(chat)
+    await chat.pilot.press("enter", "home", *"many")
+
+
+async def reasoning(chat: ChatDriver) -> None:
+    """One answer with its thoughts folded, one with them open, and a marked turn with two versions."""
+    await chat.start()
+    await chat.ask("which is larger, 9.9 or 9.11?")
+    await chat.answer("<think>Compare the tenths: 9 and 1.</think>\n\n**9.9** is larger.")
+    await chat.pilot.press("ctrl+r")
+    await until(lambda: len(chat.service.requests) > 1)
+    await chat.answer("<think>9.90 and 9.11.\nSo the first.</think>\n\n**9.9**, because 0.90 > 0.11.")
+    await chat.pilot.press("alt+up", "o")
+
+
 async def palette(chat: ChatDriver) -> None:
     await chat.start()
     await chat.pilot.press("ctrl+p")
@@ -171,7 +210,8 @@ async def problem(chat: ChatDriver) -> None:
 SCENES = [
     *(welcome, chats, loading, failed, writing, answer, error, stopped, find),
     *(palette, palette_search, problem),
-    *(mode_picker, sampler, system_prompt, help_page, models, settings_form, keys, first_run),
+    *(reasoning, rename, mode_picker, sampler, system_prompt, help_page, models),
+    *(settings_form, settings_search, settings_wrong, keys, key_capture, first_run),
 ]
 
 
@@ -192,4 +232,12 @@ async def test_look(
         await chat.settle()
         await pilot.pause(0.15)  # previews are asked for after a short rest
         await chat.settle()
+        await compare(pilot, snapshot)
+
+
+async def test_too_small_for_anything_else(make_app: MakeApp, snapshot: SnapshotAssertion) -> None:
+    async with make_app().run_test(size=(52, 14)) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        await until(lambda: isinstance(chat.app.screen, TooSmall))
         await compare(pilot, snapshot)
