@@ -21,6 +21,10 @@ from exl2_tui.core.requests import ConvertRequest
 from exl2_tui.job_journal import ended
 from exl2_tui.work_queue import WorkQueue
 
+# A conversion takes every core for hours; keys and answers come first. Not the lowest priority: while the conversion
+# has the interpreter, the screen waits for it, and on a machine busy with other things that would be long.
+CONVERT_NICE = 10
+
 
 class JobSource(Protocol):
     """What the service needs of the core; tests give a fake."""
@@ -64,7 +68,7 @@ class JobService:
         self._places: dict[str, int] = {}  # in the journals of jobs that are followed; the side thread's
         self._followed: set[str] = set()  # asked for and not yet answered
         self._newest_check = -1
-        self._jobs = WorkQueue("exl2-convert")
+        self._jobs = WorkQueue("exl2-convert", nice=CONVERT_NICE)
         self._side = WorkQueue("exl2-convert-side")
 
     def start(self, request: ConvertRequest, *, fresh: bool = False) -> str:

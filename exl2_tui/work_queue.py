@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
 
 
 class WorkQueue:
-    """A daemon thread. It starts with the first call and ends with `stop`."""
+    """A daemon thread. It starts with the first call and ends with `stop`.
 
-    def __init__(self, name: str) -> None:
+    nice: by how much the system prefers other threads to this one and to those it starts.
+    """
+
+    def __init__(self, name: str, *, nice: int = 0) -> None:
+        self._nice = nice
         self._changed = threading.Condition()
         self._calls: deque[Callable[[], None]] = deque()
         self._stopped = False
@@ -37,6 +44,9 @@ class WorkQueue:
             self._thread.join(timeout)
 
     def _loop(self) -> None:
+        if self._nice and sys.platform == "linux":  # elsewhere it would be the whole process
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._calls or self._stopped)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from textual import events
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
@@ -19,7 +19,7 @@ from exl2_tui.keymap import KEYS, PLACE_TITLES, bindings, effective, problem_of,
 from exl2_tui.screens.form import FieldRow, Form
 from exl2_tui.session import ChatSession
 from exl2_tui.settings import Settings, config_dir
-from exl2_tui.settings_form import GROUPS, is_default
+from exl2_tui.settings_form import GROUPS, Field, Group, is_default
 from exl2_tui.state import Changes
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import Row
@@ -37,6 +37,26 @@ class KeyList(OptionList):
 
     def on_resize(self) -> None:
         self.post_message(self.Resized())
+
+
+class FieldGroup(Vertical):
+    """The fields of a section. Its rows, five widgets each, are made when some of them are shown for the first time."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__()
+        self.group = group
+        self.display = False
+
+    async def put(self, fields: Sequence[Field], settings: Settings, *, titled: bool) -> None:
+        """Shows these fields only, with the name of the section or without it."""
+        if fields and not self.children:
+            heading = Static(Content(self.group.title), classes="group", markup=False)
+            await self.mount_all([heading, *(FieldRow(field, settings) for field in self.group.fields)])
+        self.display = bool(fields)
+        for title in self.query(".group"):
+            title.display = titled
+        for row in self.query(FieldRow):
+            row.display = row.field in fields
 
 
 class SettingsScreen(Form):
@@ -59,10 +79,7 @@ class SettingsScreen(Form):
             yield OptionList(*(Option(name, id=name) for name in SECTIONS), markup=False, compact=True, id="sections")
             with Vertical(classes="form", id="right"):
                 with VerticalScroll(can_focus=False, id="fields"):
-                    for group in GROUPS:
-                        yield Static(Content(group.title), classes="group", markup=False, name=group.title)
-                        for field in group.fields:
-                            yield FieldRow(field, self._settings)
+                    yield from (FieldGroup(group) for group in GROUPS)
                 yield KeyList(markup=False, compact=True, classes="-rows", id="keys")
         with Vertical(id="bottom"):
             yield Static("", id="about", markup=False)
@@ -70,11 +87,9 @@ class SettingsScreen(Form):
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
-        for control in self.query(Input):
-            control.cursor_blink = False
+        self.query_one("#search", Input).cursor_blink = False
         self.query_one("#sections", OptionList).highlighted = 0
         self.query_one("#sections").focus()
-        self._filter()
         self._count()
         self.repaint(Changes(model=True))
 
@@ -93,10 +108,10 @@ class SettingsScreen(Form):
 
     # What is shown
 
-    def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
+    async def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         if event.option_list.id == "sections":
             self._section = SECTIONS[event.option_index]
-            self._filter()
+            await self._filter()
         elif event.option_id is not None and event.option_list.has_focus:
             self._tell_key(event.option_id)
 
@@ -121,44 +136,51 @@ class SettingsScreen(Form):
         elif self._section == KEY_SECTION:
             self.query_one("#keys").focus()
         else:
-            next(row for row in self.query(FieldRow) if row.display).query("Input, Select").first().focus()
+            self._focus_first()
 
-    def on_input_changed(self, event: Input.Changed) -> None:
-        if event.input.id == "search":
-            self._filter()
+    @on(Input.Changed, "#search")
+    async def _search(self) -> None:
+        await self._filter()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """From the search to what was found."""
         if event.input.id != "search":
             return
-        rows = [row for row in self.query(FieldRow) if row.display]
-        if rows:
-            rows[0].query("Input, Select").first().focus()
-        elif self.query_one("#keys").display:
+        if not self._focus_first() and self.query_one("#keys").display:
             self.query_one("#keys").focus()
+
+    def _focus_first(self) -> bool:
+        """To the first value that is shown; False if none is."""
+        shown = [group for group in self.query(FieldGroup) if group.display]
+        row = next((row for group in shown for row in group.query(FieldRow) if row.display), None)
+        if row is not None:
+            row.query("Input, Select").first().focus()
+        return row is not None
 
     def _words(self) -> list[str]:
         return self.query_one("#search", Input).value.lower().split()
 
-    def _filter(self) -> None:
+    async def _filter(self) -> None:
         """Shows one section, or everything that has the words that are searched for."""
         words = self._words()
-        titles: set[str] = set()
-        for group in GROUPS:
-            for field in group.fields:
-                text = f"{group.title} {field.title} {field.help} {field.key}".lower()
-                found = all(word in text for word in words) if words else group.title == self._section
-                row = next(row for row in self.query(FieldRow) if row.field is field)
-                row.display = found
-                if found:
-                    titles.add(group.title)
-        for title in self.query(".group"):
-            title.display = bool(words) and title.name in titles
-        self.query_one("#fields").display = bool(titles)
+        found_any = False
+        for shown in self.query(FieldGroup):
+            group = shown.group
+            if words:
+                found = [
+                    field
+                    for field in group.fields
+                    if _has(words, f"{group.title} {field.title} {field.help} {field.key}")
+                ]
+            else:
+                found = list(group.fields) if group.title == self._section else []
+            found_any = found_any or bool(found)
+            await shown.put(found, self._settings, titled=bool(words))
+        self.query_one("#fields").display = found_any
         self._fill_keys()
         keys = self.query_one("#keys", OptionList)
         keys.display = bool(keys.option_count) if words else self._section == KEY_SECTION
-        if words and not titles and not keys.option_count:
+        if words and not found_any and not keys.option_count:
             self.tell("No setting has these words.")
 
     def _fill_keys(self) -> None:
@@ -171,8 +193,7 @@ class SettingsScreen(Form):
         place = ""
         for key in sorted(KEYS, key=lambda key: list(PLACE_TITLES).index(key.place)):
             title = PLACE_TITLES[key.place]
-            text = f"{title} {key.label} {key.help} {chosen[key.id]} {spell_all(chosen[key.id])}".lower()
-            if words and not all(word in text for word in words):
+            if not _has(words, f"{title} {key.label} {key.help} {chosen[key.id]} {spell_all(chosen[key.id])}"):
                 continue
             if title != place:
                 place = title
@@ -265,6 +286,11 @@ class SettingsScreen(Form):
         kept = {name: value for name, value in keys.items() if defaults.get(name) != value}
         self.use(dataclasses.replace(self._settings, keys=kept))
         self._fill_keys()
+
+
+def _has(words: list[str], text: str) -> bool:
+    """Whether every word occurs in the text; they are in lower case."""
+    return all(word in text.lower() for word in words)
 
 
 def _home(path: object) -> str:

@@ -49,9 +49,10 @@ def test_search_look_download_pull_the_plug_go_on_and_chat(app: Open, hub: FakeH
     terminal.press("down", "enter")
     terminal.wait(lambda screen: "Download" in screen and WEIGHTS in screen and "config.json" in screen)
     assert not any(name == WEIGHTS for name, _ in hub.ranges)  # nothing before the person agrees
+    hub.stalls = WEIGHTS
     hub.stall.set()
     terminal.press("enter")
-    terminal.wait(lambda screen: f"file {WEIGHTS}" in screen and hub.stalled.is_set() and "50%" in screen)
+    terminal.wait(lambda screen: f"file {WEIGHTS}" in screen and "6 of 6 files" in screen and hub.stalled.is_set())
     terminal.kill()
     hub.stall.clear()
 

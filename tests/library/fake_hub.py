@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -72,13 +73,13 @@ class FakeHub:
         self.no_ranges = False
         self.stall = threading.Event()  # set: file bodies stop in the middle until it is cleared
         self.stalled = threading.Event()
+        self.stalls = ""  # the only file that stops, "" for any large one
         self.authorization: list[str | None] = []  # with every question to the Hub itself
         self.shown_to_storage: list[str | None] = []  # with every question to the server of the large files
         self._server, self._storage = self._start(_Handler), self._start(_Storage)
 
     def _start(self, kind: type[_Handler]) -> ThreadingHTTPServer:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (kind,), {"hub": self}))
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", 0), type("Handler", (kind,), {"hub": self}))
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return server
 
@@ -99,6 +100,15 @@ class FakeHub:
         for server in (self._server, self._storage):
             server.shutdown()
             server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client may be killed in the middle of a file; anything else is told as usual."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -218,7 +228,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
-        half = len(body) // 2 if hub.stall.is_set() and len(body) >= LFS_FROM else len(body)
+        stalls = hub.stall.is_set() and len(body) >= LFS_FROM and hub.stalls in ("", file)
+        half = len(body) // 2 if stalls else len(body)
         self.wfile.write(body[:half])
         self.wfile.flush()
         if half < len(body):
