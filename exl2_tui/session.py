@@ -1,7 +1,8 @@
 """ChatSession: every rule of chatting with a model, without a screen.
 
 One answer at a time; a second message waits in `queue`. A question is saved before the engine hears of it, an answer
-from its first token. Only GenerationFinished or Failed ends an answer, and whatever was written stays.
+from its first token. Only GenerationFinished or Failed ends an answer, and whatever was written stays; what waits, or
+was not sent yet, is saved as the draft of its chat.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ class ChatSession:
         self._last_autosave = 0.0
         self.settings = settings
         self.model = ModelState()
-        self.meters = Meters()
         self.writing: Writing | None = None
         self.queue: list[Queued] = []
         self.prompts_read = 0  # since the start
         self.converting = ""  # how far a conversion is, for the header
         self.downloading = ""  # how far a download is
-        self.chat = self._fresh_chat(settings.chat.mode, settings.chat.system)
+        self.chat = self._new = self._fresh_chat(settings.chat.mode, settings.chat.system)
+        self._drafts: dict[str, str] = {}  # as saved last
 
     def attach(self, service: ModelService) -> None:
         """Gives the session its engine; nothing can be asked before."""
@@ -87,14 +88,28 @@ class ChatSession:
     def ready(self) -> bool:
         return self.model.status == "ready"
 
+    @property
+    def meters(self) -> Meters:
+        """Of the chat in view: of its last answer, or of the one that is being written in it."""
+        size = self.model.info.context if self.model.info is not None else 0
+        stats = next((turn.stats for turn in reversed(self.chat.path()) if turn.stats is not None), None)
+        meters = Meters(0, size) if stats is None else Meters(stats.context_used, size, stats.decode_speed)
+        writing = self.writing
+        if writing is not None and writing.chat is self.chat and writing.prompt_tokens:
+            meters.context_used = writing.prompt_tokens + writing.tokens
+            meters.speed = writing.speed(self._clock()) or meters.speed
+        return meters
+
     # Talking
 
     def send(self, text: str) -> Changes:
         """Asks `text`, or queues it while an answer is being written or the model is still loading."""
         if not text.strip():
             return Changes()
+        self.chat.draft = ""
         if self.writing is not None or not self.ready:
             self.queue.append(Queued(self.chat, text))
+            self.save_draft(self.chat)
             return Changes(queue=True)
         return self._ask(self.chat, text, self.chat.head)
 
@@ -146,6 +161,25 @@ class ChatSession:
         """The app ends: what was written so far is saved; reading it back counts as stopped."""
         if self.writing is not None:
             self._store.save_turn(self.writing.chat, self.writing.turn)
+        self.save_draft(self.chat)
+
+    def save_draft(self, chat: Chat) -> None:
+        """Saves what waits in a chat and what is being typed in it, as one text."""
+        if chat.turns:
+            self._keep_draft(chat.id, [*(item.text for item in self.queue if item.chat is chat), chat.draft])
+        else:
+            self._save_new_draft()
+
+    def _save_new_draft(self) -> None:
+        """That of all chats without turns: they have no name by which somebody could choose one."""
+        typed = "" if self._new.turns else self._new.draft
+        self._keep_draft("", [*(item.text for item in self.queue if not item.chat.turns), typed])
+
+    def _keep_draft(self, name: str, texts: list[str]) -> None:
+        text = "\n".join(filter(None, texts))
+        if self._drafts.get(name) != text:
+            self._drafts[name] = text
+            self._store.save_draft(name, text)
 
     def take_last_queued(self) -> str:
         """The message that was queued last, which then no longer waits; "" if none does."""
@@ -154,12 +188,23 @@ class ChatSession:
     def take_queue(self) -> str:
         """The waiting messages as one text, which are then no longer waiting."""
         text = "\n".join(item.text for item in self.queue)
+        elsewhere = {item.chat for item in self.queue if item.chat is not self.chat}
         self.queue.clear()
+        for chat in elsewhere:
+            self.save_draft(chat)
         return text
 
     def new_chat(self) -> Changes:
-        """An empty chat with the same mode and system prompt. An answer being written goes on in its own chat."""
-        self.chat = self._fresh_chat(self.chat.mode, self.chat.system)
+        """An empty chat with the same mode and system prompt; what is being typed comes along. An answer being written
+        goes on in its own chat."""
+        before, typed = self.chat, self._new.draft
+        self.chat = self._fresh_chat(before.mode, before.system)
+        if before is not self._new and not self._new.turns:  # something was left there, too
+            before.draft = "\n".join(filter(None, (typed, before.draft)))
+        self.chat.draft, before.draft = before.draft, ""
+        self._new = self.chat
+        self.save_draft(self.chat)
+        self.save_draft(before)
         return Changes(turns=True, status=True, model=True)
 
     def renamed(self, chat_id: str, title: str) -> Changes:
@@ -188,10 +233,10 @@ class ChatSession:
         return Changes(turns=True, flash="System prompt set" if text.strip() else "System prompt removed")
 
     def open(self, chat: Chat) -> Changes:
-        """Looks at another chat. If its answer is being written, that very object is shown."""
-        if self.writing is not None and self.writing.chat.id == chat.id:
-            chat = self.writing.chat
-        self.chat = chat
+        """Looks at another chat. If an answer is written or a message waits in it, that very object is shown."""
+        self.save_draft(self.chat)
+        at_work = [item.chat for item in self.queue] + ([self.writing.chat] if self.writing is not None else [])
+        self.chat = next((known for known in at_work if known.id == chat.id), chat)
         return Changes(turns=True, status=True, model=True)
 
     def show_version(self, turn: Turn, step: int) -> Changes:
@@ -259,7 +304,6 @@ class ChatSession:
             return self._loaded(event)
         if isinstance(event, Unloaded):
             self.model = ModelState()
-            self.meters = Meters()
             return Changes(model=True, status=True)
         if isinstance(event, Failed):
             return self._failed(event)
@@ -274,7 +318,6 @@ class ChatSession:
         if isinstance(event, TokenDelta):
             return self._token(writing, event)
         if isinstance(event, GenerationFinished):
-            self.meters = Meters(event.context_used, event.context_size, event.decode_speed)
             before = writing.turn.stats if writing.continued else None
             writing.turn.stats = event.after(before) if before is not None else event
             return self._end("stopped" if event.reason == "cancelled" else "done")
@@ -284,7 +327,6 @@ class ChatSession:
         if self.model.status != "loading":
             return Changes()
         self.model = ModelState("ready", event.model, info=event, options=self.model.options)
-        self.meters = Meters(0, event.context)
         return Changes(model=True, status=True, turns=not self.chat.turns) | self._next_queued()
 
     def _failed(self, event: Failed) -> Changes:
@@ -302,7 +344,6 @@ class ChatSession:
         writing.turn.dropped = event.dropped
         writing.prompt_tokens = event.prompt_tokens
         writing.prefilled = event.cached_tokens
-        self.meters.context_used = event.prompt_tokens
         return Changes(live=True, status=True, model=True, flash=event.note)
 
     def _token(self, writing: Writing, event: TokenDelta) -> Changes:
@@ -315,8 +356,6 @@ class ChatSession:
         writing.tokens += len(event.token_ids)
         writing.token_ids.extend(event.token_ids)
         writing.turn.text += event.text
-        self.meters.context_used = writing.prompt_tokens + writing.tokens
-        self.meters.speed = writing.speed(now)
         if now - self._last_autosave >= AUTOSAVE_SECONDS:
             self._last_autosave = now
             self._store.save_turn(writing.chat, writing.turn)
@@ -333,7 +372,12 @@ class ChatSession:
             self._store.save_chat(self.chat)
 
     def _ask(self, chat: Chat, text: str, parent: str | None) -> Changes:
-        return self._answer(chat, chat.add(Turn("user", text, parent, created=self._wall_clock())))
+        had_no_name = not chat.turns
+        changes = self._answer(chat, chat.add(Turn("user", text, parent, created=self._wall_clock())))
+        self.save_draft(chat)
+        if had_no_name:
+            self._save_new_draft()
+        return changes
 
     def _answer(self, chat: Chat, question: Turn) -> Changes:
         now = self._wall_clock()

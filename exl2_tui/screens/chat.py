@@ -16,7 +16,7 @@ from textual.content import Content
 from textual.css.query import DOMQuery
 from textual.timer import Timer
 from textual.widget import Widget
-from textual.widgets import Footer
+from textual.widgets import Footer, TextArea
 
 from exl2_tui.core.errors import Exl2Error
 from exl2_tui.core.events import Event, ModeChoice, ModesListed
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from exl2_tui.widgets.turn_view import TurnView
 
 TICK_SECONDS = 0.25
+DRAFT_SECONDS = 1.0  # until what was typed is saved
 
 
 class ChatScreen(TurnActions):
@@ -82,6 +83,9 @@ class ChatScreen(TurnActions):
         self._fed = 0.0  # when text was last drawn, by the clock
         self._waiting_lines = 0
         self._shown_turn: Turn | None = None
+        self._shown_chat = session.chat
+        self._drafts_told = False
+        self._draft_timer: Timer | None = None
         self._can_stop = self._can_unmark = False
         self._found: list[Match] = []
         self._found_at = 0
@@ -106,6 +110,7 @@ class ChatScreen(TurnActions):
         composer = self.query_one(Composer)
         composer.focus()
         self.repaint(Changes(model=True, turns=True, status=True, queue=True))
+        self._restore_draft()
 
     def on_resize(self) -> None:
         self._draw_header()
@@ -124,6 +129,9 @@ class ChatScreen(TurnActions):
             transcript.show(session.chat)
         if changes.turns or changes.chats:
             self._fill_sidebar()
+        if session.chat is not self._shown_chat:
+            self._shown_chat = session.chat
+            self._show_draft()
         writing = session.writing
         if writing is not None and writing.chat is session.chat:
             self._shown_turn = writing.turn
@@ -161,6 +169,33 @@ class ChatScreen(TurnActions):
             self._can_stop, self._can_unmark = busy, can_unmark
             self.refresh_bindings()
 
+    # Drafts
+
+    @work(group="draft", exit_on_error=False)
+    async def _restore_draft(self) -> None:
+        """What was typed into a new chat and not sent before the program ended."""
+        chat = self._session.chat
+        draft = await asyncio.wrap_future(self._store.load_draft(""))
+        if draft and self._session.chat is chat and not chat.turns and not self.query_one(Composer).text:
+            chat.draft = draft
+            self._show_draft()
+
+    def _show_draft(self) -> None:
+        composer = self.query_one(Composer)
+        if composer.message != self._session.chat.draft:
+            composer.set_message(self._session.chat.draft)
+
+    def on_text_area_changed(self, event: TextArea.Changed) -> None:
+        if event.text_area.id != "composer":
+            return
+        self._session.chat.draft = self.query_one(Composer).message
+        if self._draft_timer is None:
+            self._draft_timer = self.set_timer(DRAFT_SECONDS, self._save_draft)
+
+    def _save_draft(self) -> None:
+        self._draft_timer = None
+        self._session.save_draft(self._session.chat)
+
     @work(group="sidebar", exclusive=True, exit_on_error=False)
     async def _fill_sidebar(self) -> None:
         """Reads the list off the loop; exclusive, so that only the last of several changes is drawn."""
@@ -168,6 +203,10 @@ class ChatScreen(TurnActions):
         sidebar = self.query_one(ChatSidebar)
         sidebar.set_class(bool(rows), "-some")
         sidebar.show(rows, self._session.chat.id, self._wall_clock())
+        unsent = next((row for row in rows if row.draft), None)
+        if unsent is not None and not self._drafts_told:
+            self.query_one(StatusRow).say(f"Not sent yet, in “{one_line(unsent.title, 40)}”: ^g opens it", seconds=10)
+        self._drafts_told = True
 
     def on_chat_sidebar_chosen(self, event: ChatSidebar.Chosen) -> None:
         self._open_chat(event.chat_id)

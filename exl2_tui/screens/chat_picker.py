@@ -21,6 +21,7 @@ from exl2_tui.store.base import ChatRow, ChatStore
 from exl2_tui.text import one_line
 
 SEARCH_DELAY = 0.12
+DRAFT = "  not sent"  # something that was written in the chat
 
 
 class ChatPicker(ModalScreen[str | None]):
@@ -98,8 +99,8 @@ class ChatPicker(ModalScreen[str | None]):
         when = age(self._wall_clock() - row.updated)
         mark = "● " if row.id == self._current else "  "
         room = width - len(when) - 4
-        title = one_line(row.title, room) or "untitled"
-        text = Content.assemble((mark, "$primary"), title)
+        title = one_line(row.title, room - len(DRAFT) * row.draft) or "untitled"
+        text = Content.assemble((mark, "$primary"), title, (DRAFT if row.draft else "", "$warning"))
         rest = room - text.cell_length
         if row.snippet and rest > 12:
             text = Content.assemble(text, (f"  {one_line(row.snippet, rest - 2)}", "$secondary"))

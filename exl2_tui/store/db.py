@@ -36,6 +36,7 @@ SAVE_CHAT = """
     ON CONFLICT (id) DO UPDATE SET title = excluded.title, head = excluded.head, mode = excluded.mode,
         system = excluded.system, updated = excluded.updated
 """
+SAVE_DRAFT = "INSERT INTO draft (chat, text) VALUES (?, ?) ON CONFLICT (chat) DO UPDATE SET text = excluded.text"
 
 
 class ChatDatabase:
@@ -59,6 +60,15 @@ class ChatDatabase:
     def save_turn(self, chat: Chat, turn: Turn, token: int | None = None) -> None:
         row = _turn_row(chat, turn)  # copied now: the turn goes on growing
         self._write(lambda connection: connection.execute(SAVE_TURN, row), token)
+
+    def save_draft(self, chat_id: str, text: str) -> None:
+        if text:
+            self._write(lambda connection: connection.execute(SAVE_DRAFT, (chat_id, _text(text))))
+        else:
+            self._write(lambda connection: connection.execute("DELETE FROM draft WHERE chat = ?", (chat_id,)))
+
+    def load_draft(self, chat_id: str) -> Future[str]:
+        return self._ask(lambda connection: _draft(connection, chat_id), "")
 
     def list_chats(self, words: str = "") -> Future[list[ChatRow]]:
         return self._ask(lambda connection: _list(connection, words), [])
@@ -164,17 +174,20 @@ def _list(connection: sqlite3.Connection, words: str) -> list[ChatRow]:
     terms = [word.replace('"', "") for word in _text(words).split()]
     match = " ".join(f'"{term}"*' for term in terms if term)
     count = "(SELECT count(*) FROM turn WHERE turn.chat = chat.id)"
+    draft = "EXISTS (SELECT 1 FROM draft WHERE draft.chat = chat.id)"
     if not match:
         rows = connection.execute(
-            f"SELECT id, title, updated, {count}, '' FROM chat ORDER BY updated DESC, rowid DESC LIMIT ?", (LIST_LIMIT,)
+            f"SELECT id, title, updated, {count}, {draft} FROM chat ORDER BY updated DESC, rowid DESC LIMIT ?",
+            (LIST_LIMIT,),
         )
-        return [ChatRow(*row) for row in rows]
+        return [ChatRow(row[0], row[1], row[2], row[3], "", bool(row[4])) for row in rows]
     found = connection.execute(
         f"""
         SELECT chat.id, chat.title, chat.updated, {count},
                (SELECT snippet(turn_words, 0, '', '', '…', 12) FROM turn_words
                 JOIN turn ON turn.number = turn_words.rowid
-                WHERE turn_words MATCH ? AND turn.chat = chat.id LIMIT 1)
+                WHERE turn_words MATCH ? AND turn.chat = chat.id LIMIT 1),
+               {draft}
         FROM chat
         WHERE chat.title LIKE ? ESCAPE '\\' OR chat.id IN (
             SELECT turn.chat FROM turn_words JOIN turn ON turn.number = turn_words.rowid WHERE turn_words MATCH ?)
@@ -182,7 +195,12 @@ def _list(connection: sqlite3.Connection, words: str) -> list[ChatRow]:
         """,
         (match, f"%{_like(' '.join(terms))}%", match, LIST_LIMIT),
     )
-    return [ChatRow(row[0], row[1], row[2], row[3], row[4] or "") for row in found]
+    return [ChatRow(row[0], row[1], row[2], row[3], row[4] or "", bool(row[5])) for row in found]
+
+
+def _draft(connection: sqlite3.Connection, chat_id: str) -> str:
+    row = connection.execute("SELECT text FROM draft WHERE chat = ?", (chat_id,)).fetchone()
+    return str(row[0]) if row is not None else ""
 
 
 def _like(text: str) -> str:
@@ -200,7 +218,7 @@ def _load(connection: sqlite3.Connection, chat_id: str) -> Chat | None:
         turn = _turn(values)
         if turn.parent is None or turn.parent in chat.turns:
             chat.add(turn)
-    chat.title, chat.updated = row[0], row[5]
+    chat.title, chat.updated, chat.draft = row[0], row[5], _draft(connection, chat_id)
     if row[1] in chat.turns:
         chat.head = row[1]
     return chat

@@ -25,6 +25,7 @@ class MemoryStore:
     def __init__(self, saved: Callable[[int], object]) -> None:
         self._saved = saved
         self._chats: dict[str, Chat] = {}
+        self._drafts: dict[str, str] = {}
 
     def save_chat(self, chat: Chat) -> None:
         self._chats[chat.id] = chat
@@ -33,10 +34,16 @@ class MemoryStore:
         if token is not None:
             self._saved(token)
 
+    def save_draft(self, chat_id: str, text: str) -> None:
+        self._drafts[chat_id] = text
+
+    def load_draft(self, chat_id: str) -> Future[str]:
+        return done(self._drafts.get(chat_id, ""))
+
     def list_chats(self, words: str = "") -> Future[list[ChatRow]]:
         wanted = words.lower().split()
         rows = [
-            ChatRow(chat.id, chat.title, chat.updated, len(chat.turns))
+            ChatRow(chat.id, chat.title, chat.updated, len(chat.turns), draft=bool(self._drafts.get(chat.id)))
             for chat in reversed(self._chats.values())
             if all(
                 word in f"{chat.title} {' '.join(turn.text for turn in chat.turns.values())}".lower() for word in wanted
@@ -54,6 +61,7 @@ class MemoryStore:
 
     def delete(self, chat_id: str) -> Future[None]:
         self._chats.pop(chat_id, None)
+        self._drafts.pop(chat_id, None)
         return done(None)
 
     def close(self, timeout: float) -> None:

@@ -51,6 +51,15 @@ VERSIONS = (
         INSERT INTO turn_words (rowid, text) VALUES (new.number, new.text);
     END;
     """,
+    """
+    CREATE TABLE draft (
+        chat TEXT PRIMARY KEY,          -- '' for a chat that has no turns yet, and so no row
+        text TEXT NOT NULL
+    );
+    CREATE TRIGGER chat_removed AFTER DELETE ON chat BEGIN
+        DELETE FROM draft WHERE chat = old.id;
+    END;
+    """,
 )
 
 

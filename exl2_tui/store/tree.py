@@ -50,6 +50,7 @@ class Chat:
         self.system = system
         self.created = created
         self.updated = created
+        self.draft = ""  # what was written and not sent
         self.head: str | None = None
         self.turns: dict[str, Turn] = {}
         self._children: dict[str | None, list[str]] = {}

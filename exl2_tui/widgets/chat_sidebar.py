@@ -18,6 +18,7 @@ from exl2_tui.widgets.bars import Row
 
 WIDTH = 28
 LIMIT = 100  # chats; the others are found with ^g
+DRAFT = " not sent"  # something that was written in the chat
 DAYS = ((1, "Today"), (2, "Yesterday"), (7, "This week"))
 
 
@@ -68,7 +69,8 @@ class ChatSidebar(Vertical):
             if row.id == current:
                 at = len(options)
             mark = "▌ " if row.id == current else "  "
-            options.append(Option(Content(mark + (one_line(row.title, WIDTH - 5) or "untitled")), id=row.id))
+            title = one_line(row.title, WIDTH - 5 - len(DRAFT) * row.draft) or "untitled"
+            options.append(Option(Content.assemble(mark, title, (DRAFT if row.draft else "", "$warning")), id=row.id))
         box = self.query_one(OptionList)
         box.set_options(options)
         box.highlighted = at

@@ -167,6 +167,39 @@ def test_a_newer_format_is_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_an_older_format_is_brought_up_to_date_and_kept_beside(tmp_path: Path) -> None:
+    path = tmp_path / "chats.db"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(f"{VERSIONS[0]} PRAGMA user_version = 1")
+        connection.execute("INSERT INTO chat VALUES ('old', 'Of old', NULL, 'auto', '', 1.0, 1.0)")
+    connection.close()
+    store = Store(path)
+    store.save_draft("old", "not sent")
+    assert [(row.title, row.draft) for row in store.list_chats().result(5)] == [("Of old", True)]
+    assert store.problems == []
+    with sqlite3.connect(tmp_path / "chats.db.v1") as copy:
+        assert copy.execute("PRAGMA user_version").fetchone() == (1,)
+    copy.close()
+
+
+def test_drafts_are_kept_by_chat_and_go_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "chats.db"
+    store, chat = Store(path), branching_chat()
+    save(store, chat)
+    store.save_draft(chat.id, "half a \ud800thought")
+    store.save_draft("", "of a new chat")
+    store.close(5)
+    store = Store(path)
+    loaded = store.load_chat(chat.id).result(5)
+    assert loaded is not None and loaded.draft == "half a ?thought"
+    assert store.load_draft("").result(5) == "of a new chat"
+    assert store.list_chats("sky").result(5)[0].draft
+    store.save_draft("", "")
+    store.delete(chat.id).result(5)
+    assert store.load_draft(chat.id).result(5) == store.load_draft("").result(5) == ""
+    assert store.problems == []
+
+
 def test_without_a_place_to_write_chats_go_on(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = Store(tmp_path / "file" / "chats.db")
