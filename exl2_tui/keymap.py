@@ -6,6 +6,7 @@ those a terminal multiplexer takes (ctrl+b) are refused.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -240,24 +241,24 @@ def problem_of(name: str, keys: str, overrides: dict[str, str]) -> str:
     """Why `keys` cannot be those of action `name`, "" if they can."""
     mine = next(key for key in KEYS if key.id == name)
     chosen = effective(overrides)
-    for pressed in _parts(keys):
+    for pressed in parts(keys):
         if reason := UNSENDABLE.get(pressed):
             return f"{spell(pressed)} does not work, {reason}"
         if mine.place in ("app", "chat", "composer", "settings") and len(pressed) == 1:
             return f"{spell(pressed)} is a letter of messages"
-        needed = pressed in EDITING and pressed not in _parts(mine.keys)
+        needed = pressed in EDITING and pressed not in parts(mine.keys)
         if needed and mine.place in ("app", "chat", "settings") and not mine.priority:
             return f"{spell(pressed)} is taken: text fields need it"
         for key in KEYS:
-            if key.id == name or pressed not in _parts(chosen[key.id]):
+            if key.id == name or pressed not in parts(chosen[key.id]):
                 continue
             layered = pressed in LAYERED and key.place != mine.place
             if not layered and any(key.place in places and mine.place in places for places in TOGETHER):
                 return f"{spell(pressed)} is taken: {key.help}"
-    return "" if _parts(keys) else "there is no key"
+    return "" if parts(keys) else "there is no key"
 
 
-def _parts(keys: str) -> list[str]:
+def parts(keys: str) -> list[str]:
     return [part.strip() for part in keys.split(",") if part.strip()]
 
 
@@ -284,6 +285,12 @@ def spell(keys: str) -> str:
     return f"^{name}" if modifier == "ctrl" else f"{modifier}+{name}" if modifier else name
 
 
+def with_keys(text: str, overrides: dict[str, str]) -> str:
+    """A text in which "{chat.new}" stands for the key that has that name now."""
+    chosen = effective(overrides)
+    return re.sub(r"\{([a-z_]+\.[a-z_]+)\}", lambda match: spell(chosen[match[1]]), text)
+
+
 def spell_all(keys: str) -> str:
     """All of several keys, such as "f3 or ^o"."""
-    return " or ".join(spell(part) for part in _parts(keys)) or "none"
+    return " or ".join(spell(part) for part in parts(keys)) or "none"

@@ -22,7 +22,7 @@ from exl2_tui.core.errors import Exl2Error
 from exl2_tui.core.events import Event, ModeChoice, ModesListed
 from exl2_tui.editor import edit_text
 from exl2_tui.find import Match, matches, pattern_of
-from exl2_tui.keymap import bindings
+from exl2_tui.keymap import bindings, with_keys
 from exl2_tui.pace import LONGEST_SECONDS
 from exl2_tui.screens.chat_turns import TurnActions
 from exl2_tui.session import ChatSession
@@ -51,8 +51,9 @@ class ChatScreen(TurnActions):
         *(binding for binding in bindings("turn") if binding.id == "turn.done"),  # the others go through the composer
     ]
     HELP = (
-        "Talk to a model. Every question and answer is kept: retry and edit make new versions, which alt+up and then "
-        "the arrow keys walk through. The row below shows the context in use, the speed and the sampler."
+        "Talk to a model. Every question and answer is kept: retry and edit make new versions. {turn.previous} marks "
+        "a turn, then {turn.older} and {turn.newer} walk through its versions. The row below shows the context in "
+        "use, the speed and the sampler."
     )
 
     def __init__(
@@ -95,7 +96,7 @@ class ChatScreen(TurnActions):
         appearance = self._session.settings.appearance
         yield Row(id="header")
         with Horizontal(id="middle"):
-            yield ChatSidebar()
+            yield ChatSidebar(with_keys("{chat.open}", self._session.settings.keys))
             with Vertical():
                 yield Transcript(appearance.turns)
                 with Vertical(id="bottom"):
@@ -205,7 +206,8 @@ class ChatScreen(TurnActions):
         sidebar.show(rows, self._session.chat.id, self._wall_clock())
         unsent = next((row for row in rows if row.draft), None)
         if unsent is not None and not self._drafts_told:
-            self.query_one(StatusRow).say(f"Not sent yet, in “{one_line(unsent.title, 40)}”: ^g opens it", seconds=10)
+            opens = with_keys("{chat.open} opens it", self._session.settings.keys)
+            self.query_one(StatusRow).say(f"Not sent yet, in “{one_line(unsent.title, 40)}”: {opens}", seconds=10)
         self._drafts_told = True
 
     def on_chat_sidebar_chosen(self, event: ChatSidebar.Chosen) -> None:
@@ -449,7 +451,8 @@ class ChatScreen(TurnActions):
         elif self._session.writing is not None:
             self.action_stop()
         else:
-            self.query_one(StatusRow).say("Nothing is selected. ^q quits.")
+            said = with_keys("Nothing is selected. {app.quit} quits.", self._session.settings.keys)
+            self.query_one(StatusRow).say(said)
 
     def action_page(self, pages: int) -> None:
         self.query_one(Transcript).page(pages)

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from exl2_tui.keymap import KEYS, effective, parts, with_keys
 from exl2_tui.screens.frugal import FrugalScreen
 from exl2_tui.session import ChatSession, can_go_on
 from exl2_tui.state import Changes
 from exl2_tui.store.tree import Turn
 from exl2_tui.widgets.bars import StatusRow
 from exl2_tui.widgets.transcript import Transcript
-
-TURN_KEYS = {
-    "y": "turn_copy",
-    "c": "turn_code",
-    "e": "turn_edit",
-    "r": "turn_retry",
-    "g": "turn_go_on",
-    "o": "turn_open",
-    "left": "turn_version(-1)",
-    "right": "turn_version(1)",
-}
 
 
 class TurnActions(FrugalScreen):
@@ -43,13 +33,20 @@ class TurnActions(FrugalScreen):
         """Keys pressed in the composer while a turn is marked; True if the key was meant for the turn."""
         if self.query_one(Transcript).marked is None:
             return False
-        action = TURN_KEYS.get(key)
+        action = self._turn_actions.get(key)
         if action is None:
             if len(key) == 1 or key in ("enter", "space", "backspace"):
                 self._mark(None)
             return False
         self.call_later(self.run_action, action)
         return True
+
+    @property
+    def _turn_actions(self) -> dict[str, str]:
+        """Actions by the keys they have now; escape is bound on the screen, where it has other meanings, too."""
+        chosen = effective(self._session.settings.keys)
+        turn = [key for key in KEYS if key.place == "turn" and key.id != "turn.done"]
+        return {pressed: key.action for key in turn for pressed in parts(chosen[key.id])}
 
     def action_turn(self, step: int) -> None:
         transcript = self.query_one(Transcript)
@@ -63,8 +60,10 @@ class TurnActions(FrugalScreen):
         if turn is None:
             status.hush()
             return
-        more = "e edit" if turn.role == "user" else "c code · r retry" + (" · g continue" if can_go_on(turn) else "")
-        status.say(f"y copy · {more} · ← → versions · esc done", seconds=0)
+        more = ["{turn.edit} edit"] if turn.role == "user" else ["{turn.code} code", "{turn.retry} retry"]
+        more += ["{turn.continue} continue"] if can_go_on(turn) else []
+        hint = " · ".join(["{turn.copy} copy", *more, "{turn.older} {turn.newer} versions", "{turn.done} done"])
+        status.say(with_keys(hint, self._session.settings.keys), seconds=0)
 
     def action_unmark(self) -> None:
         self._mark(None)

@@ -183,8 +183,6 @@ class ProgressScreen(Screen[None]):
 
     def action_log(self) -> None:
         self.toggle_class("-logged")
-        if self.job is not None:
-            self.query_one(LogPane).feed(self.job)
 
     def action_order(self) -> None:
         self._worst_first = not self._worst_first

@@ -12,7 +12,7 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import Input, OptionList, Static, TextArea
 from textual.widgets.option_list import Option
 
-from exl2_tui.keymap import KEYS, PLACE_TITLES, effective, spell
+from exl2_tui.keymap import KEYS, PLACE_TITLES, effective, spell, with_keys
 from exl2_tui.text import one_line, plain
 
 
@@ -123,7 +123,7 @@ def place_of(screen: Screen[Any]) -> str:
 class HelpScreen(ModalScreen[None]):
     """Help for what has the focus: what it is for, its keys as they are bound now, then all others.
 
-    place: whose keys come first; text: a few sentences, plain.
+    place: whose keys come first; text: a few sentences, plain, with keys by name as `keymap.with_keys` takes them.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,enter", "cancel", "Close", show=False)]
@@ -131,7 +131,7 @@ class HelpScreen(ModalScreen[None]):
     def __init__(self, place: str, text: str, overrides: dict[str, str]) -> None:
         super().__init__()
         self._place = place
-        self._text = text
+        self._text = with_keys(text, overrides)
         self._keys = effective(overrides)
 
     def compose(self) -> ComposeResult:

@@ -70,6 +70,19 @@ class DownloadsScreen(ModelsTab):
         self.query_one(PlaceTabs).show(counts, Content(""))
         self._show_details()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Only what makes sense for the download under the cursor is in the footer."""
+        one = self._at_cursor
+        if action == "pause":
+            return one is not None and one.active
+        if action == "resume":
+            return one is not None and one.status in ("stopped", "failed")
+        if action == "discard":
+            return one is not None
+        if action == "chat":
+            return one is not None and one.status == "finished"
+        return True
+
     def on_option_list_option_highlighted(self) -> None:
         self._show_details()
 
@@ -89,13 +102,13 @@ class DownloadsScreen(ModelsTab):
 
     def action_pause(self) -> None:
         one = self._at_cursor
-        if one is not None and one.active:
+        if one is not None:
             self._place.stop(one)
             self.models_changed()
 
     def action_resume(self) -> None:
         one = self._at_cursor
-        if one is not None and one.status in ("stopped", "failed"):
+        if one is not None:
             self._place.resume(one)
             self.models_changed()
 
@@ -121,16 +134,16 @@ class DownloadsScreen(ModelsTab):
 
     def action_chat(self) -> None:
         one = self._at_cursor
-        if one is not None and one.status == "finished":
+        if one is not None:
             self._place.load(one.path)
-        else:
-            self.query_one(StatusRow).say("It is not finished yet")
 
     @property
     def _at_cursor(self) -> Download | None:
-        return self._place.state.downloads.get(self.query_one(KeyedList).at_cursor or "")
+        listed = self.query_one_optional(KeyedList)  # none before it is on the screen
+        return self._place.state.downloads.get(listed.at_cursor or "") if listed is not None else None
 
     def _show_details(self) -> None:
         one = self._at_cursor
         nothing = Content.styled("Nothing is being downloaded. h searches the Hugging Face Hub.", "$secondary")
         self.query_one("#details", Static).update(download_details(one) if one is not None else nothing)
+        self.refresh_bindings()

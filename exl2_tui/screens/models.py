@@ -32,8 +32,8 @@ class ModelsScreen(ModelsTab):
 
     HELP = (
         "The models of this machine: those in your folders, in the Hugging Face cache, and downloaded here. MEMORY "
-        "and FITS are for the context and the cache that - + and t choose, in what is free now; a load uses the same. "
-        "enter loads a model and goes to the chat."
+        "and FITS are for the context and the cache that {models.less} {models.more} and {models.cache} choose, in "
+        "what is free now; a load uses the same. enter loads a model and goes to the chat."
     )
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("models")]
     AUTO_FOCUS = "ModelList"  # from the very first: on a busy machine letters meant as keys went to the filter

@@ -122,6 +122,8 @@ class SettingsScreen(Form):
                 self._tell_key(options.get_option_at_index(options.highlighted).id or "")
         elif event.widget.id == "sections":
             self.tell("enter goes to the values of a section")
+        elif event.widget.id == "search":
+            self.tell("enter goes to the first that is found")
 
     def _tell_key(self, name: str) -> None:
         """The key under the cursor: its default, its name in the file, and what is wrong with it."""

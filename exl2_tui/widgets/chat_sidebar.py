@@ -45,6 +45,11 @@ class ChatSidebar(Vertical):
             super().__init__()
             self.chat_id = chat_id
 
+    def __init__(self, key: str) -> None:
+        """key: that finds any chat, as a person reads it."""
+        super().__init__()
+        self._key = key
+
     def compose(self) -> ComposeResult:
         yield Row(id="sidebar-title")
         options = OptionList(markup=False, compact=True)
@@ -53,7 +58,7 @@ class ChatSidebar(Vertical):
 
     def on_mount(self) -> None:
         self.query_one("#sidebar-title", Row).put(
-            Content.styled("  Chats", "bold"), Content.styled("^g ", "$secondary")
+            Content.styled("  Chats", "bold"), Content.styled(f"{self._key} ", "$secondary")
         )
 
     def show(self, rows: Sequence[ChatRow], current: str, now: float) -> None:

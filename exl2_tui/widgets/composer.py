@@ -22,9 +22,10 @@ class Composer(TextArea):
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("composer")]
     HELP = (
-        "Write here; enter sends and ^j adds a line (Settings can swap them). While an answer is written, a message "
-        "waits until it has ended: up in the empty field takes it back to change it. A long paste stands as one "
-        "marker. Up on the first row walks through what you wrote earlier."
+        "Write here; {composer.send} sends and {composer.newline} adds a line (Settings can swap them). While an "
+        "answer is written, a message waits until it has ended: {composer.older} in the empty field takes it back to "
+        "change it. What was not sent is kept with its chat. A long paste stands as one marker. {composer.older} on "
+        "the first row walks through what you wrote earlier; {turn.previous} marks a turn."
     )
 
     class Submitted(Message):

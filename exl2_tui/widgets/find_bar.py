@@ -33,7 +33,7 @@ class FindBar(Horizontal):
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("find")]
     HELP = (
         "Finds words in every turn of this branch of the chat, also in turns that are not on screen. An upper case "
-        "letter makes it look at the case. ^g searches all chats."
+        "letter makes it look at the case. {chat.open} searches all chats."
     )
 
     def compose(self) -> ComposeResult:

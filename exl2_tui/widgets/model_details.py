@@ -139,14 +139,15 @@ def used_text(used: float, now: float) -> str:
 
 def _facts(model: ModelInfo, detail: ModelDetailed, now: float) -> list[tuple[str, str]]:
     head = next((linear.bits for linear in detail.linears if linear.name == "lm_head"), 0.0)
-    tied = ", tied head" if detail.tied_head else ""
+    tied = "tied head" if detail.tied_head else "head"
+    words = f"{detail.vocab_size:,}" + (f" · {tied}" if head or detail.tied_head else "")
     return [
         ("Architecture", f"{one_line(model.family)}, {detail.layers} layers"),
         ("Heads", f"{detail.heads}, {detail.kv_heads} key/value, of {detail.head_dim}"),
         ("Hidden", f"{detail.hidden_size:,} · feed-forward {detail.ffn_size:,}"),
-        ("Vocabulary", f"{detail.vocab_size:,}{tied}"),
+        ("Vocabulary", words + (f" {head:.1f} bpw" if head else "")),
         ("Context", f"{detail.context:,} · rope {one_line(detail.rope)}"),
-        ("Weights", f"{one_line(model.format)}, {size_of(model.size_bytes)}" + (f" · head {head:.1f}" if head else "")),
+        ("Weights", f"{one_line(model.format)}, {size_of(model.size_bytes)}"),
         ("Prompt mode", _mode(detail).removeprefix("mode ")),
         ("From", SOURCES[model.source]),
         ("Last used", used_text(model.used, now).removeprefix("used ").removesuffix(" used")),

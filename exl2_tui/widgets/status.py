@@ -6,6 +6,7 @@ from pathlib import Path
 
 from textual.content import Content
 
+from exl2_tui.keymap import with_keys
 from exl2_tui.session import ChatSession
 from exl2_tui.state import Writing
 from exl2_tui.text import one_line, speed_text, tokens_text
@@ -171,10 +172,11 @@ def welcome(session: ChatSession) -> Content:
         lines += [Content(""), Content.assemble(("system  ", "$primary"), one_line(session.chat.system, 200))]
     lines.append(Content(""))
     for key, text in (
-        ("enter", "sends, ^j adds a line"),
-        ("^t", "prompt mode, with the exact prompt the model will see"),
-        ("f8", "system prompt"),
-        ("f1", "all keys"),
+        ("{composer.send}", "sends, {composer.newline} adds a line"),
+        ("{chat.mode}", "prompt mode, with the exact prompt the model will see"),
+        ("{chat.system}", "system prompt"),
+        ("{app.help}", "all keys"),
     ):
+        key, text = (with_keys(part, session.settings.keys) for part in (key, text))
         lines.append(Content.assemble((f"{key:<7}", "$primary"), (text, "$secondary")))
     return Content("\n").join(lines)

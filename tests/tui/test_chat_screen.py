@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from textual.widgets import OptionList
+from textual.widgets import OptionList, Static
 
 from exl2_tui.screens.dialogs import HelpScreen
 from exl2_tui.settings import Settings, load_settings
@@ -163,6 +163,24 @@ async def test_remapped_keys(make_app: MakeApp) -> None:
         assert not chat.app.session.chat.turns
         said = " ".join(note.message for note in app._notifications)
         assert "nonsense is no key binding" in said and "^m does not work" in said
+
+
+async def test_remapped_keys_of_a_marked_turn_and_in_what_is_said(make_app: MakeApp) -> None:
+    keys = {"turn.copy": "w", "chat.mode": "f11", "turn.previous": "alt+p"}
+    async with make_app(Settings(keys=keys)).run_test(size=SIZE) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        assert "f11    prompt mode" in chat.everything
+        await chat.ask("x")
+        await chat.answer("an answer")
+        await pilot.press("alt+p")
+        await chat.settle()
+        assert "w copy · c code · r retry" in chat.status
+        await pilot.press("w")
+        await until(lambda: chat.app.clipboard == "an answer")
+        await pilot.press("f1")
+        await until(lambda: isinstance(chat.app.screen, HelpScreen))
+        assert "alt+p marks a turn" in str(chat.app.screen.query_one("VerticalScroll Static", Static).render())
 
 
 async def test_reading_above_is_not_disturbed(make_app: MakeApp) -> None:

@@ -13,6 +13,7 @@ from exl2_tui.screens.convert_progress import ProgressScreen
 from exl2_tui.screens.dialogs import ChoiceDialog
 from exl2_tui.widgets.job_list import JobList
 from exl2_tui.widgets.layer_chart import LayerChart
+from exl2_tui.widgets.log_pane import LogPane
 from tests.tui import convert_fakes as fake
 from tests.tui.conftest import MakeApp
 from tests.tui.convert_driver import ConvertDriver
@@ -70,8 +71,12 @@ async def test_worst_first_and_the_log(convert_app: MakeApp) -> None:
         assert place.table[1].startswith("6 mlp.") and "!" in place.table[1]
         await pilot.press("l")
         await pilot.pause()
-        log = place.app.screen.query_one("#log")
+        log = place.app.screen.query_one("#log", LogPane)
         assert log.display and log.size.height > 5 and not place.app.screen.query_one("#main").display
+        assert any("6 mlp.down_proj" in line.text and "error .3100" in line.text for line in log.lines)  # not wrapped
+        await pilot.resize_terminal(60, 24)
+        await pilot.pause()
+        assert max(line.cell_length for line in log.lines) <= 60
         await pilot.press("l")
         assert place.app.screen.query_one("#main").display
 

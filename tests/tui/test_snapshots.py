@@ -160,7 +160,7 @@ async def key_capture(chat: ChatDriver) -> None:
     await keys(chat)
     await chat.pilot.press("down", "enter")
     await until(lambda: isinstance(chat.app.screen, KeyCapture))
-    await chat.pilot.press("ctrl+n")
+    await chat.pilot.press("ctrl+t")
 
 
 async def settings_search(chat: ChatDriver) -> None:
