@@ -207,7 +207,7 @@ class ChatScreen(TurnActions):
         unsent = next((row for row in rows if row.draft), None)
         if unsent is not None and not self._drafts_told:
             opens = with_keys("{chat.open} opens it", self._session.settings.keys)
-            self.query_one(StatusRow).say(f"Not sent yet, in “{one_line(unsent.title, 40)}”: {opens}", seconds=10)
+            self.query_one(StatusRow).say(f"Not sent yet, in “{one_line(unsent.title, 40)}”: {opens}", seconds=6)
         self._drafts_told = True
 
     def on_chat_sidebar_chosen(self, event: ChatSidebar.Chosen) -> None:

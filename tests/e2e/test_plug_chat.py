@@ -34,10 +34,10 @@ def open_newest(terminal: Terminal) -> str:
     return terminal.wait("stopped by you")
 
 
-def is_saved(home: Path, text: str) -> bool:
-    """Whether some turn with this text is on disk."""
+def is_saved(home: Path, text: str, table: str = "turn") -> bool:
+    """Whether some turn, or draft, with this text is on disk."""
     with contextlib.closing(sqlite3.connect(f"file:{home}/chats.db?mode=ro", uri=True)) as chats:
-        return bool(chats.execute("SELECT 1 FROM turn WHERE text LIKE ?", (f"%{text}%",)).fetchone())
+        return bool(chats.execute(f"SELECT 1 FROM {table} WHERE text LIKE ?", (f"%{text}%",)).fetchone())
 
 
 def last_word(screen: str) -> int:
@@ -61,6 +61,27 @@ def test_the_end_in_the_middle_of_an_answer(typing_app: Open, home: Path, end: s
     again.type("and now?")
     again.press("enter")
     again.wait("writing")
+
+
+@pytest.mark.parametrize("end", ["SIGKILL", "ctrl+q"])
+def test_the_end_while_messages_wait(typing_app: Open, home: Path, end: str) -> None:
+    terminal = typing_app()
+    ask(terminal)
+    terminal.type("waiting one")
+    terminal.press("enter")
+    terminal.wait("waiting one")
+    terminal.type("half a thou")
+    terminal.wait(lambda _: is_saved(home, "half a thou", "draft"))
+    terminal.press("ctrl+q") if end == "ctrl+q" else terminal.kill(signal.SIGKILL)
+    terminal.ended()
+
+    again = typing_app()
+    again.wait("Not sent yet, in “tell me”")
+    open_newest(again)
+    again.wait("waiting one half a thou")  # back in the composer, on two rows
+    again.press("enter")
+    again.wait("writing")
+    again.wait(lambda _: not is_saved(home, "waiting one", "draft"))
 
 
 def test_the_end_while_a_model_is_loaded(typing_app: Open) -> None:
