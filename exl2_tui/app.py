@@ -14,18 +14,15 @@ import threading
 import time
 from collections.abc import Callable
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
 from textual import events, on
-from textual.app import App
 from textual.binding import BindingType
 from textual.message import Message
 from textual.screen import Screen
-from textual.theme import Theme
 from textual.timer import Timer
-from textual.widget import Widget
 
+from exl2_tui.app_styles import StyledApp
 from exl2_tui.bridge import EventBridge
 from exl2_tui.chats_place import ChatsPlace
 from exl2_tui.clipboard import OSC52_LIMIT, copy_with_helper
@@ -41,7 +38,6 @@ from exl2_tui.core.events import (
     PromptPreview,
     SamplerPreview,
 )
-from exl2_tui.key_order import KeysInOrder
 from exl2_tui.keymap import bindings, problems
 from exl2_tui.pace import Pace
 from exl2_tui.screens.chat import ChatScreen
@@ -54,7 +50,7 @@ from exl2_tui.store.base import ChatStore
 from exl2_tui.store.db import ChatDatabase
 from exl2_tui.store.memory import MemoryStore
 from exl2_tui.text import one_line
-from exl2_tui.themes import THEMES, theme_name
+from exl2_tui.themes import theme_name
 from exl2_tui.widgets.bars import StatusRow
 
 QUIT_SECONDS = 0.8
@@ -62,8 +58,6 @@ QUIT_SECONDS = 0.8
 # every native call; with Python's own 5 ms it stood still for most of every frame.
 SWITCH_SECONDS = 0.0001
 SMALLEST = (60, 16)  # cells; below, one line says so
-STYLES = Path(__file__).parent / "styles"
-LATER_STYLES = ("dialogs", "form", "settings", "models", "convert")  # of screens that are not the first one
 
 if TYPE_CHECKING:
     from exl2_tui.convert_place import ConvertFactory, ConvertPlace
@@ -73,14 +67,13 @@ StoreFactory = Callable[[Callable[[int], object], Callable[[str], object]], Chat
 ServiceFactory = Callable[[Callable[[Event], None]], ModelService]
 
 
-class Exl2App(KeysInOrder):
+class Exl2App(StyledApp):
     """The full-screen program."""
 
     TITLE = "exl2-tui"
     ENABLE_COMMAND_PALETTE = True
     COMMANDS: ClassVar[set[Any]] = {KeyCommands, ChoiceCommands}
     COMMAND_PALETTE_BINDING = "f22"  # ours is in the keymap
-    CSS_PATH: ClassVar[list[str | Path]] = [STYLES / "base.tcss"]  # type: ignore[assignment] # as App uses it
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 - the base class fixes the type
     VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012 - likewise
@@ -119,12 +112,7 @@ class Exl2App(KeysInOrder):
         clock: Clock = time.monotonic,
         wall_clock: Clock = time.time,
     ) -> None:
-        super().__init__()
-        for known in THEMES.values():
-            self.register_theme(known)
-        self.set_reactive(App.theme, theme)
-        self._css_variables = self.get_css_variables()
-        self.stylesheet.set_variables(self._css_variables)
+        super().__init__(theme)
         self._service_factory = service_factory
         self._problems = [problem] if problem else []
         self._mounted = False
@@ -196,21 +184,9 @@ class Exl2App(KeysInOrder):
             self.notify(one_line(wrong), severity="warning", timeout=12, markup=False)
         self.call_after_refresh(self._start_service)
 
-    def get_theme(self, theme_name: str) -> Theme | None:
-        """Asked hundreds of times while styles are matched; Textual would copy its table of themes each time."""
-        return self._registered_themes.get(theme_name) or super().get_theme(theme_name)
-
-    def refresh_css(self, animate: bool = True) -> None:
-        """Parses the style sheets again only if a colour changed: Textual would do it for the first frame, too."""
-        variables = self.get_css_variables()
-        if variables != self._css_variables:
-            self._css_variables = variables
-            super().refresh_css(animate)
-
     def _start_service(self) -> None:
         """After the first frame: only now the engine's modules are imported, and styles that other screens need."""
-        for name in LATER_STYLES:
-            self.stylesheet.read(STYLES / f"{name}.tcss")
+        self.read_later_styles()
         gc.enable()
         gc.freeze()  # what is there now stays; a collection need not walk over it in the middle of an answer
         self.service = self._service_factory(self.push_event)
@@ -344,15 +320,13 @@ class Exl2App(KeysInOrder):
 
     def action_help(self) -> None:
         """Help for what has the focus: the nearest text about it, and the keys of its place first."""
-        from exl2_tui.screens.dialogs import HelpScreen, place_of
+        from exl2_tui.screens.dialogs import HelpScreen, help_about, place_of
 
         screen = self.screen
         if isinstance(screen, HelpScreen):
             screen.dismiss()
-            return
-        above = [*screen.focused.ancestors_with_self] if screen.focused is not None else [screen]
-        text = next((part.HELP for part in above if isinstance(part, Widget) and part.HELP), screen.HELP) or ""
-        self.push_screen(HelpScreen(place_of(screen), text, self.settings.keys))
+        else:
+            self.push_screen(HelpScreen(place_of(screen), help_about(screen), self.settings.keys))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """A dialog that waits for a key gets every key."""

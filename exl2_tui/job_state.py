@@ -171,7 +171,9 @@ class JobState:
             return ""
         taken = self.eta.taken(self.step_kind) if self.step_kind is not None else []
         if len(taken) > 2 and taken[-1] > 1.2 * median(taken[:-1]):
-            return f"a step took {exact(taken[-1])}, not {exact(median(taken[:-1]))}"
+            now_and_before = exact(taken[-1]), exact(median(taken[:-1]))
+            if now_and_before[0] != now_and_before[1]:  # as they are told
+                return "a step took {}, not {}".format(*now_and_before)
         return "longer than thought"
 
     def measured_rows(self) -> list[LayerQuantized]:

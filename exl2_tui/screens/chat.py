@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
@@ -13,18 +12,17 @@ from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.css.query import DOMQuery
 from textual.timer import Timer
 from textual.widget import Widget
-from textual.widgets import Footer, TextArea
+from textual.widgets import Footer
 
 from exl2_tui.core.errors import Exl2Error
 from exl2_tui.core.events import Event, ModeChoice, ModesListed
 from exl2_tui.editor import edit_text
-from exl2_tui.find import Match, matches, pattern_of
 from exl2_tui.keymap import bindings, with_keys
 from exl2_tui.pace import LONGEST_SECONDS
-from exl2_tui.screens.chat_turns import TurnActions
+from exl2_tui.screens.chat_drafts import DraftActions
+from exl2_tui.screens.chat_find import FindActions
 from exl2_tui.session import ChatSession
 from exl2_tui.state import Changes, Clock
 from exl2_tui.store.base import ChatStore
@@ -40,10 +38,9 @@ if TYPE_CHECKING:
     from exl2_tui.widgets.turn_view import TurnView
 
 TICK_SECONDS = 0.25
-DRAFT_SECONDS = 1.0  # until what was typed is saved
 
 
-class ChatScreen(TurnActions):
+class ChatScreen(FindActions, DraftActions):
     """The place where people talk to a model."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -70,10 +67,9 @@ class ChatScreen(TurnActions):
         clock: Clock = time.monotonic,
         wall_clock: Clock = time.time,
     ) -> None:
-        super().__init__(session, copy)
+        super().__init__(session, copy, store)
         self._wall_clock = wall_clock
         self._mode_chosen = mode_chosen
-        self._store = store
         self._pick_chat = pick_chat
         self._open_chat = open_chat
         self._export = export
@@ -86,11 +82,7 @@ class ChatScreen(TurnActions):
         self._shown_turn: Turn | None = None
         self._shown_chat = session.chat
         self._drafts_told = False
-        self._draft_timer: Timer | None = None
         self._can_stop = self._can_unmark = False
-        self._found: list[Match] = []
-        self._found_at = 0
-        self._pattern: re.Pattern[str] | None = None
 
     def compose(self) -> ComposeResult:
         appearance = self._session.settings.appearance
@@ -111,7 +103,7 @@ class ChatScreen(TurnActions):
         composer = self.query_one(Composer)
         composer.focus()
         self.repaint(Changes(model=True, turns=True, status=True, queue=True))
-        self._restore_draft()
+        self.restore_draft()
 
     def on_resize(self) -> None:
         self._draw_header()
@@ -132,7 +124,7 @@ class ChatScreen(TurnActions):
             self._fill_sidebar()
         if session.chat is not self._shown_chat:
             self._shown_chat = session.chat
-            self._show_draft()
+            self.show_draft()
         writing = session.writing
         if writing is not None and writing.chat is session.chat:
             self._shown_turn = writing.turn
@@ -169,33 +161,6 @@ class ChatScreen(TurnActions):
         if (busy, can_unmark) != (self._can_stop, self._can_unmark):
             self._can_stop, self._can_unmark = busy, can_unmark
             self.refresh_bindings()
-
-    # Drafts
-
-    @work(group="draft", exit_on_error=False)
-    async def _restore_draft(self) -> None:
-        """What was typed into a new chat and not sent before the program ended."""
-        chat = self._session.chat
-        draft = await asyncio.wrap_future(self._store.load_draft(""))
-        if draft and self._session.chat is chat and not chat.turns and not self.query_one(Composer).text:
-            chat.draft = draft
-            self._show_draft()
-
-    def _show_draft(self) -> None:
-        composer = self.query_one(Composer)
-        if composer.message != self._session.chat.draft:
-            composer.set_message(self._session.chat.draft)
-
-    def on_text_area_changed(self, event: TextArea.Changed) -> None:
-        if event.text_area.id != "composer":
-            return
-        self._session.chat.draft = self.query_one(Composer).message
-        if self._draft_timer is None:
-            self._draft_timer = self.set_timer(DRAFT_SECONDS, self._save_draft)
-
-    def _save_draft(self) -> None:
-        self._draft_timer = None
-        self._session.save_draft(self._session.chat)
 
     @work(group="sidebar", exclusive=True, exit_on_error=False)
     async def _fill_sidebar(self) -> None:
@@ -358,49 +323,6 @@ class ChatScreen(TurnActions):
     def action_go_on(self) -> None:
         self.repaint(self._session.go_on())
         self.query_one(Transcript).go_to_end()
-
-    # Finding in this chat
-
-    async def action_find(self) -> None:
-        """The bar is made when it is first needed: not for the first frame."""
-        from exl2_tui.widgets.find_bar import FindBar
-
-        if not self._find_bars:
-            await self.mount_all([FindBar()], before=self.query_one("#queue"))
-        for bar in self._find_bars.results(FindBar):  # none if the app is leaving
-            bar.open()
-
-    @property
-    def _find_bars(self) -> DOMQuery[Widget]:
-        return self.query("FindBar")
-
-    def find(self, typed: str) -> str:
-        """Looks for words in this chat, from the end, which is nearest to what is on screen; returns how it went."""
-        self._pattern = pattern_of(typed)
-        self._found = matches(self._session.chat.path(), self._pattern) if self._pattern is not None else []
-        self._found_at = len(self._found) - 1
-        return self._show_match()
-
-    def find_next(self, step: int) -> str:
-        """Goes to the next match (1) or the one before (-1), around the ends."""
-        if self._found:
-            self._found_at = (self._found_at + step) % len(self._found)
-        return self._show_match()
-
-    def find_nothing(self) -> None:
-        """Back to writing; what was lit up is no longer."""
-        self._pattern, self._found = None, []
-        self.query_one(Transcript).find(None, None, 0)
-        self.query_one(Composer).focus()
-
-    def _show_match(self) -> str:
-        transcript = self.query_one(Transcript)
-        if not self._found:
-            transcript.find(self._pattern, None, 0)
-            return "not found" if self._pattern is not None else ""
-        match = self._found[self._found_at]
-        transcript.find(self._pattern, match.turn, match.number)
-        return f"{self._found_at + 1:,} of {len(self._found):,}   ⏎ ↓ next  ↑ before  esc close"
 
     def action_pick_mode(self) -> None:
         session = self._session

@@ -45,6 +45,24 @@ OTHER = "other…"
 STEPS = ("source", "target", "check")
 
 
+FIELD_HELP = {
+    "source": "a folder with config.json, tokenizer files and *.safetensors of a float16, bfloat16 or float32 model.",
+    "bits": "what a weight of the finished model takes on average. 4 to 5 is hard to tell from the original; below 3 "
+    "quality falls. Several values, as 3.0, 4.0, share one measurement and make one model each.",
+    "head_bits": "bits of the last layer, which names the tokens; it is sensitive and small. auto lets the "
+    "measurement decide, at the same size of the file.",
+    "recipe": "refined looks for better scales, needs more time and is nearer to the original at the same size; "
+    "classic is the recipe of early EXL2 files.",
+    "calibration": "text like that the model will be used for: .txt, .jsonl or .parquet. Nothing takes the built-in "
+    "mix of prose, code, dialogue and other languages.",
+    "rows": "pieces of text the model is fitted to. More are slower and slightly better.",
+    "length": "tokens in each of them.",
+    "measurement": "a measurement.json of an earlier conversion of the same model: measuring is skipped.",
+    "work": "where every finished layer is saved, so that a conversion can stop and go on.",
+    "output": "where the finished model is written; Models finds it there.",
+}
+
+
 class WizardScreen(Screen[None]):
     """Every value has a default, so that enter, enter, enter converts the first model."""
 
@@ -77,7 +95,8 @@ class WizardScreen(Screen[None]):
         yield Row(id="header")
         yield Row(id="title")
         with VerticalScroll(id="source", can_focus=False):
-            yield Field("source", "Model folder", PathInput(self._source, placeholder="~/models/…", id="source-path"))
+            box = PathInput(self._source, placeholder="~/models/…", id="source-path")
+            yield _field("source", "Model folder", box)
             yield Static("", id="facts", markup=False)
             offered = OptionList(id="models-found", markup=False, compact=True, classes="-rows")
             offered.can_focus = False
@@ -98,21 +117,20 @@ class WizardScreen(Screen[None]):
     def _fields(self) -> ComposeResult:
         offered = [*(f"{bits:.1f}" if bits != 4.65 else "4.65" for bits in OFFERED_BITS), OTHER]
         other = StepInput(placeholder="4.0 or 3.0, 4.0", compact=True, id="bits-other")
-        yield Field("bits", "Bits per weight", Vertical(Choice(offered, "4.0", id="bits"), other))
-        yield Field("head_bits", "Head bits", Choice(HEAD_BITS, "6", id="head_bits"))
-        yield Field("recipe", "Recipe", Choice(RECIPES, "refined", id="recipe"))
-        yield Field(
-            "calibration", "Calibration", PathInput(placeholder="built-in mix", folders=False, id="calibration")
+        text, measured = (
+            PathInput(placeholder=placeholder, folders=False, id=name)
+            for name, placeholder in (("calibration", "built-in mix"), ("measurement", "measure now"))
         )
-        yield Field("rows", "Rows", StepInput(placeholder="100", compact=True, id="rows"))
-        yield Field(
-            "length",
-            "Tokens per row",
-            StepInput(placeholder="2048, or what the model takes", compact=True, id="length"),
-        )
-        yield Field("measurement", "Measurement", PathInput(placeholder="measure now", folders=False, id="measurement"))
-        yield Field("work", "Working folder", PathInput(id="work"))
-        yield Field("output", "Output folder", PathInput(id="output"))
+        length = StepInput(placeholder="2048, or what the model takes", compact=True, id="length")
+        yield _field("bits", "Bits per weight", Vertical(Choice(offered, "4.0", id="bits"), other))
+        yield _field("head_bits", "Head bits", Choice(HEAD_BITS, "6", id="head_bits"))
+        yield _field("recipe", "Recipe", Choice(RECIPES, "refined", id="recipe"))
+        yield _field("calibration", "Calibration", text)
+        yield _field("rows", "Rows", StepInput(placeholder="100", compact=True, id="rows"))
+        yield _field("length", "Tokens per row", length)
+        yield _field("measurement", "Measurement", measured)
+        yield _field("work", "Working folder", PathInput(id="work"))
+        yield _field("output", "Output folder", PathInput(id="output"))
 
     def on_mount(self) -> None:
         self._drawn = True
@@ -362,3 +380,7 @@ def _model_line(model: ModelInfo, width: int) -> Content:
     facts = f"{one_line(model.format, 8):>8}{size_of(model.size_bytes):>10}"
     name = Content("  " + one_line(model.name, width - 24)).pad_right(width)[: max(0, width - 20)]
     return Content.assemble(name, (facts, "$secondary"))
+
+
+def _field(name: str, label: str, control: Widget) -> Field:
+    return Field(name, label, control, help_text=FIELD_HELP[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -19,6 +19,7 @@ from exl2_tui.text import one_line, plain
 class ChoiceDialog(ModalScreen[str | None]):
     """Asks which of a few things to do; answers with the choice's key, or None."""
 
+    HELP = "Nothing happens before you choose. The first answer changes nothing, and neither does escape."
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Close", show=False)]
 
     def __init__(self, title: str, text: str, choices: list[tuple[str, str]]) -> None:
@@ -44,6 +45,7 @@ class ChoiceDialog(ModalScreen[str | None]):
 class TextDialog(ModalScreen[str | None]):
     """Edits a text of several lines; answers with it, or None to leave everything as it was."""
 
+    HELP = "Enter adds a line here; ^s or f2 takes the text as it stands, escape leaves everything as it was."
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "cancel", "Cancel", show=False),
         Binding("ctrl+s,f2", "save", "Save", show=False, priority=True),
@@ -88,6 +90,7 @@ class TextDialog(ModalScreen[str | None]):
 class LineDialog(ModalScreen[str | None]):
     """Asks for one line; answers with it, or None."""
 
+    HELP = "Enter takes what stands here, escape leaves everything as it was."
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Cancel", show=False)]
 
     def __init__(self, title: str, text: str, *, placeholder: str = "") -> None:
@@ -110,6 +113,24 @@ class LineDialog(ModalScreen[str | None]):
 
     def action_cancel(self) -> None:
         self.dismiss(None)
+
+
+@runtime_checkable
+class ExplainsItself(Protocol):
+    """A widget whose help depends on what it shows, such as a field of a form."""
+
+    @property
+    def help_text(self) -> str: ...
+
+
+def help_about(screen: Screen[Any]) -> str:
+    """What the help says about a screen: the nearest text to what has the focus, then what is around that."""
+    parts = screen.focused.ancestors_with_self if screen.focused is not None else [screen]
+    found = []
+    for part in parts:
+        text = part.help_text if isinstance(part, ExplainsItself) else part.HELP
+        found += [text] if text else []
+    return "\n\n".join(dict.fromkeys(found))
 
 
 def place_of(screen: Screen[Any]) -> str:

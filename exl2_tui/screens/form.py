@@ -52,6 +52,12 @@ class FieldRow(Horizontal):
         yield Static("", classes="mark", markup=False)
         yield Static(Content(self.field.help), classes="meaning", markup=False)
 
+    @property
+    def help_text(self) -> str:
+        default = text_of(Settings(), self.field) or "empty"
+        name = f"[{self.field.section}] {self.field.name}"
+        return f"{self.field.title}: {self.field.help}. Its default is {default}; in the file it is {name}."
+
     def on_mount(self) -> None:
         self.show_state(self._settings, "")
 

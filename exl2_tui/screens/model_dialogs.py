@@ -27,6 +27,11 @@ FITS = {"yes": "fits", "tight": "is tight", "cpu": "fits, but not on the GPU", "
 class VerifyDialog(ModalScreen[None]):
     """Progress of a check, then its result. Escape stops it, or closes the result."""
 
+    HELP = (
+        "Every file is compared with the hash that came with the model (SHA256SUMS, or what the Hub announced), every "
+        "tensor with the shape the config asks for, and every number is looked at: NaN and infinity are faults. "
+        "Nothing is changed."
+    )
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "close", "Close", show=False)]
 
     def __init__(self, model: ModelInfo, stop: Callable[[], None]) -> None:
@@ -130,6 +135,10 @@ def ended(event: VerifyEnded) -> Content:
 class RemoveDialog(ModalScreen[bool | None]):
     """Says what is deleted; a directory that is not the app's must be named. Answers with True to delete."""
 
+    HELP = (
+        "Only the files of the model are deleted, and a folder only if nothing else is left in it. A folder that the "
+        "app did not make is deleted when you have typed its name. Escape leaves it."
+    )
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Cancel", show=False)]
 
     def __init__(self, plan: RemovalPlan) -> None:
@@ -200,6 +209,11 @@ def removal_text(plan: RemovalPlan) -> Content:
 class PlanDialog(ModalScreen[bool | None]):
     """What a download would bring. Answers with True to download."""
 
+    HELP = (
+        "Every file that would be fetched, its size, and whether the model fits into memory; the weights are "
+        "*.safetensors only, never pickles. A download can be paused, goes on where it stopped, and every file is "
+        "compared with the hash that the Hub announces."
+    )
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Cancel", show=False)]
 
     def __init__(self, plan: DownloadPlan) -> None:

@@ -23,7 +23,7 @@ ORDER = ("error", "warning", "ok", "info")
 
 
 class Field(Vertical):
-    """One row of a form, and a row under it while there is something to say."""
+    """One row of a form, and a row under it while there is something to say. help_text: what it is for."""
 
     DEFAULT_CSS: ClassVar[str] = """
     Field { height: auto; width: 1fr; }
@@ -34,9 +34,10 @@ class Field(Vertical):
     Field.-noted > .note { display: block; }
     """
 
-    def __init__(self, name: str, label: str, *controls: Widget) -> None:
+    def __init__(self, name: str, label: str, *controls: Widget, help_text: str = "") -> None:
         super().__init__(id=f"field-{name}")
         self.field = name
+        self.help_text = f"{label}: {help_text}"
         self._label = label
         self._controls = controls
 

@@ -13,7 +13,7 @@ from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import meter
 from exl2_tui.widgets.keyed_list import KeyedList
 
-FACTS = 46  # cells right of the name
+FACTS = 47  # cells right of the name
 MARKS: dict[Status, tuple[str, str, str]] = {
     "waiting": ("·", "$secondary", "waiting"),
     "running": ("●", "$primary", "running"),
@@ -36,7 +36,7 @@ class JobList(KeyedList):
 
 def heading(room: int) -> Content:
     return Content.styled(
-        f"   {'MODEL':<{room - FACTS - 2}}{'BPW':>8}  {'STATE':<11}{'DONE':<17}{'LEFT':>8}", "$secondary"
+        f"   {'MODEL':<{room - FACTS - 2}}{'BPW':>8}  {'STATE':<12}{'DONE':<17}{'LEFT':>8}", "$secondary"
     )
 
 
@@ -50,7 +50,7 @@ def row(job: JobState, now: float, room: int) -> Content:
         (f"{mark} ", style),
         name,
         f"{one_line(bits, 8):>8}  ",
-        (f"{word:<11}", style if job.status in ("failed", "damaged") else "$secondary"),
+        (f"{word:<12}", style if job.status in ("failed", "damaged") else "$secondary"),
         meter(job.share, 1.0, cells=10),
         f" {int(100 * job.share):>3}%  ",
         (f"{rough(left) if left is not None else '':>8}", "$secondary"),

@@ -46,3 +46,17 @@ def test_nothing_is_mounted_that_fails_while_the_app_leaves(path: Path) -> None:
     """Events are still drawn between `exit` and the end; then `mount` raises, but `mount_all` does nothing."""
     for name, call in calls(path):
         assert name != "mount", f"{path.name}:{call.lineno}: use mount_all"
+
+
+def test_every_screen_has_a_help_of_its_own() -> None:
+    """But the help itself, and those that take every key or show one line."""
+    found = {}
+    for module in PACKAGE.glob("screens/*.py"):
+        for node in ast.parse(module.read_text()).body:
+            bases = {ast.unparse(base).partition("[")[0] for base in getattr(node, "bases", ())}
+            if isinstance(node, ast.ClassDef) and bases & {"Screen", "ModalScreen", "ModelsTab", "Form", "FindActions"}:
+                names = {target.id for part in node.body if isinstance(part, ast.Assign) for target in part.targets}  # type: ignore[attr-defined]
+                found[node.name] = "HELP" in names
+    without = {name for name, has_help in found.items() if not has_help}
+    assert without == {"Form", "ModelsTab", "FrugalScreen", "HelpScreen", "KeyCapture", "TooSmall"}
+    assert len(found) > 20

@@ -201,6 +201,9 @@ async def test_help_is_about_what_has_the_focus(make_app: MakeApp) -> None:
         settings = await help_of("escape", "f5")
         assert settings.startswith("Help: Settings | Every change is used and saved at once")
         assert settings.index("search settings and keys") < settings.index("new chat")
+        field = await help_of("down", "enter")
+        assert field.startswith("Help: Settings | Enter sends: off: enter adds a line and ^j sends. Its default is on")
+        assert "[chat] enter_sends" in field and "Every change is used and saved at once" in field
 
 
 async def test_the_palette_has_themes_presets_and_the_welcome(make_app: MakeApp) -> None:
