@@ -25,7 +25,7 @@ class Composer(TextArea):
         "Write here; {composer.send} sends and {composer.newline} adds a line (Settings can swap them). While an "
         "answer is written, a message waits until it has ended: {composer.older} in the empty field takes it back to "
         "change it. What was not sent is kept with its chat. A long paste stands as one marker. {composer.older} on "
-        "the first row walks through what you wrote earlier; {turn.previous} marks a turn."
+        "the first row walks through what you wrote earlier."
     )
 
     class Submitted(Message):
