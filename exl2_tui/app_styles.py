@@ -1,4 +1,8 @@
-"""StyledApp: themes and style sheets, without what Textual would do twice before the first frame."""
+"""StyledApp: themes and style sheets, without what Textual would do twice before the first frame.
+
+Two things that Textual 8.2.8 leaves out are done here for the terminal's own colours: the theme an app begins with
+decides whether colours are passed on as they are, and a list reverses the row under its cursor if its style says so.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from textual.app import App
+from textual.filter import ANSIToTruecolor, Monochrome, NoColor
+from textual.style import Style
 from textual.theme import Theme
+from textual.widgets import OptionList
 
 from exl2_tui.key_order import KeysInOrder
 from exl2_tui.themes import THEMES
@@ -27,6 +34,7 @@ class StyledApp(KeysInOrder):
         self.set_reactive(App.theme, theme)
         self._css_variables = self.get_css_variables()
         self.stylesheet.set_variables(self._css_variables)
+        self._fit_filters()
 
     def get_theme(self, theme_name: str) -> Theme | None:
         """Asked hundreds of times while styles are matched; Textual would copy its table of themes each time."""
@@ -37,8 +45,31 @@ class StyledApp(KeysInOrder):
         variables = self.get_css_variables()
         if variables != self._css_variables:
             self._css_variables = variables
+            self._fit_filters()
             super().refresh_css(animate)
+
+    def _fit_filters(self) -> None:
+        """Colours by number reach the terminal only where the theme is of such; without colour there are no greys."""
+        native = self.native_ansi_color
+        for index, known in enumerate(self._filters):
+            if isinstance(known, ANSIToTruecolor):
+                known.enabled = not native
+            elif isinstance(known, Monochrome | NoColor):
+                self._filters[index] = NoColor() if native else Monochrome()
 
     def read_later_styles(self) -> None:
         for name in LATER_STYLES:
             self.stylesheet.read(STYLES / f"{name}.tcss")
+
+
+_style_of_option = OptionList.get_visual_style
+
+
+def _style_with_reverse(self: OptionList, *component_classes: str, partial: bool = False) -> Style:
+    style = _style_of_option(self, *component_classes, partial=partial)
+    if any(self.get_component_styles(name).text_style.reverse for name in component_classes):
+        style += Style(reverse=True)
+    return style
+
+
+OptionList.get_visual_style = _style_with_reverse  # type: ignore[method-assign,assignment] # also for lists of Textual's own

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 from textual.color import Color
 from textual.theme import Theme
-from textual.widgets import Input, TextArea
+from textual.widgets import Input, OptionList, TextArea
 
 from exl2_tui.keymap import EDITING, KEYS, problem_of, problems, spell
-from exl2_tui.themes import DARK, LIGHT, TERMINAL, background_is_light, luminance, theme_name
+from exl2_tui.themes import DARK, LIGHT, background_is_light, luminance, theme_name
 from exl2_tui.widgets.code_lines import CodeTheme
 from tests.tui.conftest import MakeApp
+from tests.tui.convert_fakes import FakeConvert
 from tests.tui.demo import ANSWERS
-from tests.tui.driver import ChatDriver
+from tests.tui.driver import ChatDriver, until
 from tests.tui.model_fakes import FakeModels
 
 # Everything that text of any colour may stand on, rows under a cursor and selections included.
@@ -45,11 +46,32 @@ def test_text_has_contrast(theme: Theme) -> None:
     assert {style[1:] for style in styles} <= used
 
 
-def test_the_terminal_theme_keeps_the_contrast_of_the_terminal_on_the_cursor_row() -> None:
-    """Which colours a terminal has is not known; text and background that only change places have their contrast."""
-    variables = TERMINAL.variables
-    assert "reverse" in variables["block-cursor-text-style"]
-    assert variables["block-cursor-background"] == variables["block-cursor-foreground"] == "ansi_default"
+@pytest.mark.parametrize("key", ["f3", "f4", "f5", "ctrl+t", "ctrl+g", "ctrl+p"])
+async def test_the_terminal_theme_leaves_colours_and_contrast_to_the_terminal(key: str, make_app: MakeApp) -> None:
+    """Which colours a terminal has is not known: they are named by number, from the first frame on, and a row under a
+    cursor has the contrast of all others because text and background change places."""
+    options = {"theme": "exl2-terminal", "models_factory": FakeModels, "convert_factory": FakeConvert}
+    async with make_app(**options).run_test(size=(80, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        await chat.ask("x")
+        await chat.answer("y")
+        await pilot.press(key)
+        await until(lambda: chat.app.screen is not chat.chat_screen)
+        await chat.settle()
+        if key == "ctrl+p":
+            await until(lambda: chat.app.screen.query_one(OptionList).option_count > 0)
+        styles = [
+            style
+            for strip in chat.app.screen._compositor.render_strips()
+            for segment in strip
+            if (style := segment.style) is not None
+        ]
+        colours = {colour for style in styles for colour in (style.color, style.bgcolor) if colour is not None}
+        if key != "ctrl+p":  # the palette is Textual's own
+            assert colours and all(colour.is_default or colour.number is not None for colour in colours)
+        if key != "f4":  # its list is empty
+            assert any(style.reverse for style in styles)
 
 
 @pytest.mark.parametrize("theme", ["exl2-dark", "exl2-light"])
