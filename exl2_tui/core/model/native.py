@@ -29,7 +29,11 @@ from exl2_tui.core.ops.native import Isa
 from exl2_tui.core.ops.room import WeightRoom
 from exl2_tui.core.requests import LoadOptions
 
-CHUNK = 128  # tokens in work at once: enough to unpack each weight for many tokens, few enough for the caches
+# Tokens in work at once: enough to unpack each weight for many tokens, few enough for the caches; and where weights are
+# small, few enough that what lies between two layers is not much next to them.
+CHUNK = 256
+SMALL_CHUNK = 128
+SMALL_HIDDEN = 1024
 FIRST_ROPE_ROWS = 1024
 WEIGHT_PIECE = 256 << 20  # bytes of weights that lie together
 
@@ -73,16 +77,18 @@ class NativeModel:
         options: LoadOptions | None = None,
         *,
         isa: Isa | None = None,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
     ) -> NativeModel:
         """Repacks tensor by tensor, so that what was read never adds up to a second copy.
 
-        isa: another than the one in use, for tests. Raises CheckpointError for what is missing or malformed,
-        ExtensionError without the compiled library, and whatever `source` raises to stop (core/model/watched.py).
+        isa: another than the one in use, chunk: another number of tokens in work at once, for tests. Raises
+        CheckpointError for what is missing or malformed, ExtensionError without the compiled library, and whatever
+        `source` raises to stop (core/model/watched.py).
         """
         options = options or LoadOptions()
         code = native.isa_code(isa)
         threads = options.threads or torch.get_num_threads()  # which is the number of physical cores
+        chunk = chunk or (CHUNK if config.hidden_size >= SMALL_HIDDEN else SMALL_CHUNK)
         packer = _Packer(source, options.exact, threads, native.ISAS[code])
 
         embedding = read_matrix(source, EMBEDDING, config.vocab_size, config.hidden_size)
