@@ -108,9 +108,10 @@ class Exl2Weight:
     @cached_property
     def perm(self) -> Tensor:
         """(K,) int64: input feature of each packed row. Of a valid weight."""
-        perm = torch.empty(self.in_features, dtype=torch.int64)
-        perm[self.q_invperm.long()] = torch.arange(self.in_features)
-        return perm
+        # Not by an assignment with an index: while a model was loaded that took 0.75 ms instead of the 9 us it takes by
+        # itself, a quarter of the time.
+        rows = torch.arange(self.in_features)
+        return torch.empty_like(rows).scatter_(0, self.q_invperm.long(), rows)
 
     @property
     def stored_bits(self) -> int:
