@@ -35,7 +35,8 @@ class Transcript(VerticalScroll, can_focus=False):
     """Shows a chat. `show` after turns changed, `feed` after text arrived."""
 
     DEFAULT_CSS: ClassVar[str] = """
-    Transcript { height: 1fr; scrollbar-size-vertical: 1; }
+    /* The bar's column stays free: else all turns are laid out anew, other rows and all, when the bar comes or goes. */
+    Transcript { height: 1fr; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
     /* At least as high as the view: an anchored container would push shorter content to its bottom. */
     #turns { height: auto; min-height: 100%; }
     #turns > .-edge { height: 1; color: $secondary; padding: 0 3; display: none; }
