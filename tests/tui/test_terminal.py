@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -17,6 +18,9 @@ from pathlib import Path
 import pytest
 
 from exl2_tui.store.db import ChatDatabase
+from tests.library.fake_hub import FakeHub, FakeRepo
+from tests.support.models import write_random_model
+from tests.tui.test_text import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,6 +102,66 @@ class Terminal:
         os.close(self.master)
 
 
+def assert_harmless(written: bytes) -> None:
+    """Nothing but what Textual itself writes, and text that a terminal only shows."""
+    assert b"Traceback" not in written
+    rest = KNOWN.sub(b"", written).decode("utf-8", "strict")
+    allowed = "\r\n\t"
+    assert not [char for char in rest if (ord(char) < 32 and char not in allowed) or 0x7F <= ord(char) < 0xA0]
+    assert not set(rest) & set("\u202e\u202d\u2066\u2067\u200e\u200f\u2028\ufeff\U000e0041")
+    titles = re.findall(rb"\x1b\][012];([^\x07\x1b]*)", written)
+    assert not any(b"owned" in title for title in titles)
+    assert b"\x1b[5m" not in written and b"\x1b]52" not in written
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+def test_hostile_file_names_and_hub_metadata_on_a_pseudo_terminal(
+    home: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of models in folders, and all that a Hub may say about a model, its revisions and its files."""
+    evil = [text.replace("/", "|").replace("\0", "") for text in FAMILIES.values() if text.isprintable() is False]
+    evil = [text for text in evil if not any("\ud800" <= char <= "\udfff" for char in text)]
+    model = write_random_model(tmp_path_factory.mktemp("model"))
+    files = {file.name: file.read_bytes() for file in model.iterdir()}
+    for text in evil:
+        for kind in ("found", "broken"):
+            folder = home / "models" / f"{kind} {text}"
+            folder.mkdir(parents=True)
+            for file in model.iterdir():
+                os.link(file, folder / file.name)
+        (folder / "config.json").unlink()
+        (folder / "config.json").write_text(json.dumps({"architectures": [text]}))
+    hub = FakeHub()
+    repo = hub.add(FakeRepo("o/hostile-exl2", {"4.0bpw": files, **dict.fromkeys(evil, files)}, ["exl2", *evil]))
+    repo.config = {"architectures": evil[:1], "model_type": evil[0], "quantization_config": {"quant_method": "exl2"}}
+    repo.siblings = repo.described("4.0bpw") + [{"rfilename": f"{text}.json", "size": 5} for text in evil]
+    hub.repos["evil"] = FakeRepo(f"o/{evil[0]}-exl2", {"main": files}, ["exl2"])
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HOME", str(home / "hf"))
+    terminal = Terminal(home, KILLED)
+    try:
+        terminal.wait_for(b"ctx")
+        for keys, shown in (
+            (b"\x1bOR", b"found [31mred"),
+            (b"\x1b[F", b"broken ab"),  # the cursor is on a broken one
+            (b"h", b"ords of a name"),
+            (b"hostile\r", b"o/hostile-exl2"),
+            (b"\r", b"4.0bpw"),
+            (b"\r", b"config.json"),
+        ):
+            os.write(terminal.master, keys)
+            terminal.wait_for(shown)
+            terminal.read(0.3)
+        os.write(terminal.master, b"\x1b")
+        terminal.read(0.3)
+        os.write(terminal.master, b"\x11")
+        terminal.read_to_end()
+        assert_harmless(terminal.written)
+    finally:
+        terminal.close()
+        hub.close()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
 def test_hostile_text_on_a_pseudo_terminal(home: Path) -> None:
     terminal = Terminal(home, CHILD)
@@ -116,14 +180,7 @@ def test_hostile_text_on_a_pseudo_terminal(home: Path) -> None:
         assert time.monotonic() - before < 15
         assert terminal.process.returncode == 0
         assert b"\x1b[?1049l" in terminal.written
-        assert b"Traceback" not in terminal.written
-        rest = KNOWN.sub(b"", terminal.written).decode("utf-8", "strict")
-        allowed = "\r\n\t"
-        assert not [char for char in rest if (ord(char) < 32 and char not in allowed) or 0x7F <= ord(char) < 0xA0]
-        assert not set(rest) & set("\u202e\u202d\u2066\u2067\u200e\u200f\u2028\ufeff\U000e0041")
-        titles = re.findall(rb"\x1b\][012];([^\x07\x1b]*)", terminal.written)
-        assert not any(b"owned" in title for title in titles)
-        assert b"\x1b[5m" not in terminal.written and b"\x1b]52" not in terminal.written
+        assert_harmless(terminal.written)
         drawn = terminal.written[start:leaving]
         assert b"\x1b[2J" not in drawn and b"\x1bc" not in drawn and b"\x1b[?1000h" not in drawn
     finally:
