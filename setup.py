@@ -57,6 +57,7 @@ COMMON_FLAGS = [
     *("-Wall", "-Wextra", "-Werror"),
 ]
 CUDA_ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
+ONLY_THERE = {"90": "90a"}  # with instructions that no later GPU has (setmaxnreg)
 CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static", "-DUSE_CUDA"]
 
 
@@ -145,7 +146,8 @@ def cuda_targets(nvcc_path: str) -> list[str]:
     targets = [number for number in cuda_architectures() if f"compute_{number}" in known]
     if not targets:
         stop(f"{nvcc_path} knows none of the GPU architectures {', '.join(cuda_architectures())}")
-    machine_code = [f"-gencode arch=compute_{number},code=sm_{number}" for number in targets]
+    names = [ONLY_THERE.get(number, number) for number in targets]
+    machine_code = [f"-gencode arch=compute_{name},code=sm_{name}" for name in names]
     return [*machine_code, f"-gencode arch=compute_{targets[-1]},code=compute_{targets[-1]}", "--threads 2"]
 
 

@@ -1,7 +1,8 @@
 """Decode and prompt speed of the CUDA backend on this GPU, with random weights made on the device.
 
-Prints, per shape and width: decode at depth 0 and 2048 (CUDA graph alone, with the host, and with the host if the best
-logits are chosen on the GPU), the fraction of the read bandwidth measured in the same run, and a prompt of 2048 tokens.
+Prints, per shape and width: decode at depth 0 and, with each kind of cache, 2048 (CUDA graph alone, with the host, and
+with the host if the best logits are chosen on the GPU), the share of the read bandwidth measured in the same run, and
+prompts of 2048 tokens.
 
     python benchmarks/gpu_decode.py            # all shapes
     python benchmarks/gpu_decode.py 7B:4 8B:4  # some: shape and bits per weight
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor
 
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.model.cache import KVCache
 from exl2_tui.core.model.cuda import library
+from exl2_tui.core.model.cuda.cache import CudaCache
 from exl2_tui.core.model.cuda.decoder import CudaLayer, Decoder
 from exl2_tui.core.model.cuda.linear import CudaLinear, cut_segments, empty_linear
 from exl2_tui.core.model.cuda.model import CudaModel
+from exl2_tui.core.model.footprint import CACHE_KINDS, cache_bytes
 
 GPU = torch.device("cuda:0")
 SHAPES = {  # hidden, ffn, layers, heads, kv heads, vocabulary, head_dim
@@ -33,6 +35,7 @@ SHAPES = {  # hidden, ffn, layers, heads, kv heads, vocabulary, head_dim
 }
 DEFAULT = ["1.1B:4", "7B:4", "7B:2", "7B:3", "7B:5", "7B:16", "8B:4", "34B:4"]
 GROUP_ROWS = 128
+DEPTH = 2048
 REPEATS = 50
 CHOSEN = 17  # logits that greedy choice fetches (sampler.SLACK)
 
@@ -132,11 +135,22 @@ def read_bandwidth() -> float:
 
 def measure(shape: str, bits: int, bandwidth: float) -> None:
     model = random_model(shape, bits)
-    cache: KVCache = model.new_cache(4096)
-    for tensor in (*cache.keys, *cache.values):
-        tensor.normal_()
     weights = model.weight_bytes - model.embedding.nbytes
-    for depth in (0, 2048):
+    for kind in CACHE_KINDS["cuda"]:
+        measure_cache(
+            f"{shape:>5} {bits:2d} bits, {kind:>4} cache", model, model.new_cache(4096, kind), weights, bandwidth
+        )
+
+
+def measure_cache(what: str, model: CudaModel, cache: CudaCache, weights: int, bandwidth: float) -> None:
+    ids = torch.randint(5, 30000, (DEPTH,))
+    for repeat in range(4):
+        if repeat == 1:
+            began = time.perf_counter()
+        cache.length = 0
+        model.forward(ids, cache)
+    print(f"{what}, prompt of {DEPTH}: {3 * DEPTH / (time.perf_counter() - began):6.0f} t/s")
+    for depth in (0, DEPTH) if cache.kind == "fp16" else (DEPTH,):
 
         def step(depth: int = depth) -> None:
             cache.length = depth
@@ -151,19 +165,12 @@ def measure(shape: str, bits: int, bandwidth: float) -> None:
             model.forward_top([5], cache, CHOSEN, model.config.vocab_size)
 
         whole, chosen = seconds(step), seconds(choose)
-        moved = weights + depth * 4 * model.config.kv_size * model.config.num_hidden_layers
+        moved = weights + cache_bytes(model.config, depth, cache.kind)
         print(
-            f"{shape:>5} {bits:2d} bits, depth {depth:4d}: {graph:.3f} ms = {1e3 / graph:5.0f} t/s "
+            f"{what}, depth {depth:4d}: {graph:.3f} ms = {1e3 / graph:5.0f} t/s "
             f"({1 / whole:5.0f} with the host, {1 / chosen:5.0f} with the best {CHOSEN} logits), "
             f"{moved / graph * 1e3 / bandwidth:4.0%} of the bandwidth"
         )
-    ids = torch.randint(5, 30000, (2048,))
-    for repeat in range(4):
-        if repeat == 1:
-            began = time.perf_counter()
-        cache.length = 0
-        model.forward(ids, cache)
-    print(f"{shape:>5} {bits:2d} bits, prompt of 2048: {3 * 2048 / (time.perf_counter() - began):6.0f} t/s")
 
 
 def main() -> None:

@@ -165,6 +165,39 @@ void prompt_rope(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cosin
   exl2::cuda::prompt_rope(task, device.stream());
 }
 
+// rows half (G, T, D), codes uint8 (G, capacity, D * bits / 8), units half (G, capacity, blocks).
+exl2::cuda::CacheTask cache_task(Tensor& rows, Tensor& codes, Tensor& units, int64_t start) {
+  using exl2::data_of;
+  using exl2::ScalarType;
+  exl2::cuda::CacheTask task;
+  task.heads = rows.size(0);
+  task.tokens = rows.size(1);
+  task.head_dim = rows.size(2);
+  task.capacity = codes.size(1);
+  task.start = start;
+  STD_TORCH_CHECK(task.heads > 0 && task.tokens > 0 && task.head_dim > 0, "there are no rows");
+  STD_TORCH_CHECK(start >= 0 && start + task.tokens <= task.capacity, "the cache is too small");
+  task.bits = 8 * codes.size(2) / task.head_dim;
+  const int64_t blocks = (task.head_dim + 31) / 32;
+  task.rows = data_of<uint16_t>(rows, ScalarType::Half, task.heads * task.tokens * task.head_dim, "rows");
+  task.codes =
+      data_of<uint8_t>(codes, ScalarType::Byte, task.heads * task.capacity * task.head_dim * task.bits / 8, "codes");
+  task.units = data_of<uint16_t>(units, ScalarType::Half, task.heads * task.capacity * blocks, "units");
+  return task;
+}
+
+void cache_write(Tensor rows, Tensor codes, Tensor units, int64_t start) {
+  const auto task = cache_task(rows, codes, units, start);
+  const OnDevice device(rows);
+  exl2::cuda::cache_write(task, device.stream());
+}
+
+void cache_read(Tensor codes, Tensor units, Tensor rows, int64_t start) {
+  const auto task = cache_task(rows, codes, units, start);
+  const OnDevice device(rows);
+  exl2::cuda::cache_read(task, device.stream());
+}
+
 // out (T, W), perm (W) int32 or empty. size: of a row before it is put into order.
 exl2::cuda::PackedRows packed_rows(const Tensor& perm, Tensor& out, int64_t size) {
   using exl2::ScalarType;
@@ -228,6 +261,8 @@ STABLE_TORCH_LIBRARY(exl2_cuda, m) {
   m.def(
       "prompt_rope(Tensor(a!) q, Tensor k, Tensor v, Tensor cosines, Tensor sines, Tensor(b!) keys, Tensor(c!) values, "
       "int start) -> ()");
+  m.def("cache_write(Tensor rows, Tensor(a!) codes, Tensor(b!) units, int start) -> ()");
+  m.def("cache_read(Tensor codes, Tensor units, Tensor(a!) rows, int start) -> ()");
   m.def(
       "prompt_norm(Tensor(a!) residual, Tensor delta, Tensor weight, Tensor perm, float eps, Tensor(b!) out) -> ()");
   m.def("prompt_order(Tensor x, Tensor perm, Tensor(a!) out) -> ()");
@@ -242,6 +277,8 @@ STABLE_TORCH_LIBRARY_IMPL(exl2_cuda, CUDA, m) {
   m.impl("quant_round", TORCH_BOX(&quant_round));
   m.impl("quant_search", TORCH_BOX(&quant_search));
   m.impl("prompt_rope", TORCH_BOX(&prompt_rope));
+  m.impl("cache_write", TORCH_BOX(&cache_write));
+  m.impl("cache_read", TORCH_BOX(&cache_read));
   m.impl("prompt_norm", TORCH_BOX(&prompt_norm));
   m.impl("prompt_order", TORCH_BOX(&prompt_order));
   m.impl("prompt_silu", TORCH_BOX(&prompt_silu));

@@ -129,7 +129,7 @@ KEYS = (
     Key("models.sort", "s", "sort", "Sort", "by last use, name, size, or what fits", "models"),
     Key("models.less", "minus", "context(-1)", "Context -", "memory with a smaller context", "models"),
     Key("models.more", "plus,equals_sign", "context(1)", "Context +", "memory with a larger context", "models"),
-    Key("models.cache", "t", "cache", "Cache", "memory with the other kind of cache: fp16, q8", "models"),
+    Key("models.cache", "t", "cache", "Cache", "memory with the next cache: fp16, q8; on a GPU q6, q4", "models"),
     Key("models.convert", "c", "convert", "Convert", "make an EXL2 model of it", "models"),
     Key("models.add", "a", "add_folder", "Add folder", "look for models in another folder", "models"),
     Key("models.rescan", "r", "rescan", "Rescan", "look again", "models"),

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from exl2_tui.app import Exl2App
 
 CONTEXTS: tuple[int | None, ...] = (None, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
-CACHES: tuple[CacheKind, ...] = ("fp16", "q8")
 HubAnswer = HubSearched | HubRevisions | HubPlanned
 VerifyNews = VerifyProgress | ModelVerified | VerifyEnded
 

@@ -71,6 +71,7 @@ class CoreModels:
             available=machine.available,
             disk_bytes=sum(model.size_bytes for model in found),
             free_disk=free_space(models_folder()),
+            caches=machine.caches,
         )
 
     def details(self, path: str, options: LoadOptions, reclaim: int) -> ModelDetailed:

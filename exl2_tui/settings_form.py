@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
 from exl2_tui.core.errors import ConfigError
-from exl2_tui.core.requests import SamplerSettings
+from exl2_tui.core.requests import CacheKind, SamplerSettings
 from exl2_tui.settings import SECTIONS, THEMES, Settings
 
 ON, OFF = "on", "off"
@@ -81,7 +81,7 @@ GROUPS = (
         "Loading models",
         (
             Field("load", "context", "Context", "tokens; empty takes what the model and memory allow"),
-            Field("load", "cache", "Cache", "q8 needs half the memory of fp16", ("fp16", "q8")),
+            Field("load", "cache", "Cache", "q8 takes half the memory of fp16; q6, q4: on a GPU", get_args(CacheKind)),
             Field("load", "device", "Device", "auto, cpu, cuda or cuda:1"),
             Field("load", "gpu_split", "Several GPUs", "auto, or GB for each, as 8,8"),
             Field("load", "threads", "Threads", "0 uses all cores"),

@@ -7,7 +7,9 @@
 namespace exl2::cuda {
 
 constexpr int kWorkers = 32 * kWarps;  // threads that multiply; one more warp feeds them
-constexpr int kThreads = kWorkers + 32;
+// On Hopper it gives registers to the others, which only four warps together can do; three of them have nothing to do.
+constexpr int kFeeders = 128;
+constexpr int kThreads = kWorkers + kFeeders;
 constexpr int kMostSlots = 8;
 constexpr int kFewestSlots = 3;
 constexpr int kBatch = 8;  // strips (times tokens) whose sums are put together at once
@@ -18,13 +20,13 @@ struct Step {
   int tokens;
   int slots;
   int batch;
-  // Where things begin in shared memory, which starts with the ring.
+  // Where things begin in shared memory, which starts with the ring. From sums_at on, attention has its own use for it.
   int barriers_at;  // full, empty: uint64 (kWarps, slots) each
   int turns_at;     // float (tokens, 2, rope_dim / 2): cosines and sines of the new tokens
   int sums_at;      // float (batch, kWarps, tokens, 32)
   int ones_at;      // float (blocks of rows, ones_step): sums of activations
   int gates_at;     // float (strips of the gate, tokens, 32)
-  int input_at;     // half (tokens, padded_row), or what attention needs
+  int input_at;     // half (tokens, padded_row)
 };
 
 EXL2_HD int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -46,20 +48,20 @@ inline Step arrange(const Model& model, int64_t gate_strips, int tokens, int64_t
   const int64_t row = 4 * tokens * kStripColumns;
   const int64_t sums = row * kWarps * step.batch;
   const int64_t gates = row * ((gate_strips + model.grid - 1) / model.grid);
-  const int64_t activations = 2 * tokens * padded_row(model.widest_input);
-  const int64_t attention = attention_bytes(model.head_dim, tokens);
-  const int64_t input = round_up(activations > attention ? activations : attention, 16);
+  const int64_t input = 2 * tokens * padded_row(model.widest_input);
+  const int64_t attention = attention_bytes(model.heads, model.kv_heads, static_cast<int>(model.head_dim));
   const int64_t turns = round_up(4 * tokens * model.rope_dim, 16);
   const int64_t ones = round_up(4 * ones_step(tokens) * (model.widest_input / kBlockRows), 16);
-  const int64_t left = bytes - sums - gates - turns - ones - input;
+  const int64_t working = round_up(sums + gates + ones + input, 16);
+  const int64_t left = bytes - turns - (working > attention ? working : attention);
   const int64_t slots = left / (kWarps * (model.slot_bytes + 16));
   step.slots = static_cast<int>(slots < 0 ? 0 : slots > kMostSlots ? kMostSlots : slots);
   const int64_t ring = kWarps * step.slots * model.slot_bytes;
   step.barriers_at = static_cast<int>(ring);
-  step.sums_at = static_cast<int>(ring + 16 * kWarps * step.slots);
+  step.turns_at = static_cast<int>(ring + 16 * kWarps * step.slots);
+  step.sums_at = static_cast<int>(step.turns_at + turns);
   step.gates_at = static_cast<int>(step.sums_at + sums);
-  step.turns_at = static_cast<int>(step.gates_at + gates);
-  step.ones_at = static_cast<int>(step.turns_at + turns);
+  step.ones_at = static_cast<int>(step.gates_at + gates);
   step.input_at = static_cast<int>(step.ones_at + ones);
   return step;
 }

@@ -1,30 +1,46 @@
-// Decode attention: rope, the append to the cache, and one pass over the cache split along the sequence.
+// Decode attention: rope, the append to the cache, and one pass over the cache split along the sequence, on the tensor
+// cores.
 //
-// A unit of work is one token, the query heads of one kv head (at most kHeads of them) and one part of the sequence:
-// keys and values are read once for all of those heads. kLanes lanes share a cached token, 8 elements each, so a warp
-// looks at 32 / kLanes tokens at a time; every such team keeps its own running maximum, sum and weighted values (online
-// softmax), merged at the end over the warp, the CUDA block and, by the unit with the last part, the sequence.
+// A unit of work is one new token, the query heads of one kv head (at most most_heads of them) and one part of the
+// sequence: keys and values are read once for all of those heads. A warp takes 16 tokens at a time. Scores are a product
+// of m16n8k16 with the tokens as rows, the heads as columns; transposed (movmatrix) they are the right side of the second
+// product, whose rows are the elements of the values. What is summed over (the elements of a head, or the tokens) may be
+// taken in any order, if both sides have the same: so every lane loads elements that are neighbours in memory.
 //
-// Tokens of this step are not in the cache yet: their keys and values are taken from the qkv buffer, and written to the
-// cache by one of the units. Output: half, in the packed order of the output projection.
+// Every warp keeps a running maximum, sums and weighted values (online softmax), merged at the end over the warps, and,
+// by slices of 32 elements of the result, over the parts: all units of a sequence take their share of that.
 //
-// Bytes moved: 4 D per cached token and kv head.
+// Every unit that looks at tokens of this step writes their keys and values to the cache first, and reads them there as
+// all others: units of the same kv head write the same bytes. Output: half, in the packed order of the output projection.
+//
+// Bytes moved per cached token and kv head: 4 D with 16 bits, 2 D + 4 blocks with 8 (cache.cuh).
 #pragma once
 
 #include <cfloat>
 
+#include "cache.cuh"
 #include "exchange.cuh"
+#include "product.cuh"
 
 namespace exl2::cuda {
 
-constexpr int kElements = 8;        // of a head, per lane
-constexpr int kHeadsAtOnce = 2;     // query heads that one unit serves at most
-constexpr int kTokensPerPart = 128; // a part that has fewer is not worth its merging
-constexpr int kPartsAtOnce = 4;     // that are asked for together
+constexpr int kTileKeys = 16;        // tokens that a warp looks at together
+constexpr int kTokensPerPart = 128;  // a part that has fewer is not worth its merging
+constexpr int kPartsAtOnce = 8;      // that are asked for together
+constexpr int kSlice = 32;           // elements of the result that a warp puts together
+constexpr float kLog2E = 1.4426950408889634f;
 
-// Shared memory of a unit: queries, new keys, and what every warp found.
-inline int64_t attention_bytes(int64_t head_dim, int tokens) {
-  return 4 * (kHeadsAtOnce * head_dim + tokens * head_dim + kWarps * kHeadsAtOnce * (head_dim + 4));
+// Query heads that one unit serves: columns of the product, fewer where shared memory is short.
+EXL2_HD constexpr int most_heads(int head_dim) { return head_dim > 128 ? 4 : 8; }
+
+EXL2_HD constexpr int query_row(int head_dim) { return head_dim + 32; }  // halves: neighbours start in other banks
+
+EXL2_HD constexpr int found_row(int head_dim) { return head_dim + 4; }  // floats: values, maximum, sum of a head
+
+// Shared memory of a unit: see Desk.
+inline int64_t attention_bytes(int64_t heads, int64_t kv_heads, int head_dim) {
+  const int64_t together = heads / kv_heads < most_heads(head_dim) ? heads / kv_heads : most_heads(head_dim);
+  return together * (2 * query_row(head_dim) + 4 * kWarps * found_row(head_dim));
 }
 
 // What a step's attention needs besides the layer; the same for all layers.
@@ -34,14 +50,27 @@ struct NewTokens {
   const float* turns;  // shared, (count, 2, rope_dim / 2): cosines and sines of their positions
 };
 
-// One head of new token j into shared memory, as soon as it is there: normalized (Qwen3) and rotated. By one warp.
+__device__ __forceinline__ float exp2_of(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// An 8 x 8 matrix of halves, two of a row per lane, transposed.
+__device__ __forceinline__ uint32_t transposed(uint32_t pair) {
+  uint32_t result;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+  return result;
+}
+
+// One head of a new token as soon as it is there, element lane + 32 e to value[e]: normalized (Qwen3) and rotated. By one
+// warp. turn: cosines and sines of its position, null for values.
 template <int D>
-__device__ __forceinline__ void load_head(const Model& model, const NewTokens& fresh, int j, const Packet* from,
-                                          uint32_t stamp, const uint16_t* norm, float* to) {
+__device__ __forceinline__ void load_head(const Model& model, const Packet* from, uint32_t stamp, const uint16_t* norm,
+                                          const float* turn, float (&value)[(D + 31) / 32]) {
   constexpr int kEach = (D + 31) / 32;
   const int lane = thread_index() % 32;
-  const int half_dim = static_cast<int>(model.rope_dim) / 2;
-  const float* turn = fresh.turns + 2 * j * half_dim;
+  const int half_dim = turn == nullptr ? 0 : static_cast<int>(model.rope_dim) / 2;
   const auto partner_of = [&](int i) { return i < half_dim ? i + half_dim : i < 2 * half_dim ? i - half_dim : i; };
   Packet own[kEach] = {};
   Packet others[kEach] = {};
@@ -52,11 +81,11 @@ __device__ __forceinline__ void load_head(const Model& model, const NewTokens& f
     own[e] = look(from + i);
     others[e] = look(from + partner_of(i));
   }
-  float value[kEach] = {};
   float partner[kEach] = {};
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {
     const int i = lane + 32 * e;
+    value[e] = 0.f;
     if (i >= D) continue;
     value[e] = await(own[e], from + i, stamp);
     partner[e] = await(others[e], from + partner_of(i), stamp);
@@ -82,23 +111,7 @@ __device__ __forceinline__ void load_head(const Model& model, const NewTokens& f
     } else if (i < 2 * half_dim) {
       value[e] = value[e] * turn[i - half_dim] + partner[e] * turn[i];
     }
-    if (i < D) to[i] = value[e];
   }
-}
-
-__device__ __forceinline__ void unpack_elements(const uint4& words, float (&to)[kElements]) {
-  const half2* pairs = reinterpret_cast<const half2*>(&words);
-#pragma unroll
-  for (int i = 0; i < kElements / 2; ++i) {
-    const float2 pair = __half22float2(pairs[i]);
-    to[2 * i] = pair.x;
-    to[2 * i + 1] = pair.y;
-  }
-}
-
-__device__ __forceinline__ uint4 pack_elements(const float4& low, const float4& high) {
-  const auto pair = [](float a, float b) { return static_cast<uint32_t>(half_bits(a)) | half_bits(b) << 16; };
-  return make_uint4(pair(low.x, low.y), pair(low.z, low.w), pair(high.x, high.y), pair(high.z, high.w));
 }
 
 // How attention is cut into units; the same for all layers.
@@ -107,304 +120,362 @@ struct Units {
   int count;
 };
 
-// What one unit looks at; the same for all layers but for sliding windows.
-struct Unit {
-  int part;
-  int kv;
-  int group;  // of the query heads of one kv head
-  int m;      // new token
-};
-
-__device__ __forceinline__ int head_groups(int heads, int kv_heads) {
-  return (heads / kv_heads + kHeadsAtOnce - 1) / kHeadsAtOnce;
+__device__ __forceinline__ int head_groups(const Model& model) {
+  const int most = most_heads(static_cast<int>(model.head_dim));
+  return (static_cast<int>(model.heads) / static_cast<int>(model.kv_heads) + most - 1) / most;
 }
 
-__device__ __forceinline__ Units cut_units(int heads, int kv_heads, int tokens, int cached) {
-  const int base = kv_heads * head_groups(heads, kv_heads) * tokens;
+__device__ __forceinline__ Units cut_units(const Model& model, int tokens, int cached) {
+  const int base = static_cast<int>(model.kv_heads) * head_groups(model) * tokens;
   const int parts = max(1, min(static_cast<int>(gridDim.x) / base, cached / kTokensPerPart));
   return {parts, base * parts};
 }
 
-__device__ __forceinline__ Unit unit_at(int index, int parts, int heads, int kv_heads) {
-  const int groups = head_groups(heads, kv_heads);
-  Unit unit;
-  unit.part = index % parts;
-  index /= parts;
-  unit.kv = index % kv_heads;
-  index /= kv_heads;
-  unit.group = index % groups;
-  unit.m = index / groups;
-  return unit;
-}
+// What one unit looks at: shared by a CUDA block, which keeps it in shared memory. There are not enough registers for it,
+// and local memory is far away.
+struct Unit {
+  int part;
+  int kv;
+  int m;           // new token
+  int first_head;  // of the query heads
+  int heads;
 
-// What a step's attention needs besides the layer. In shared memory: many divisions, done once.
+  int begin;  // tokens
+  int end;
+  int fresh;  // tokens of this step among them
+
+  __device__ __forceinline__ void choose(const Model& model, const Units& units, int index) {
+    const int together = static_cast<int>(model.heads) / static_cast<int>(model.kv_heads);
+    const int most = most_heads(static_cast<int>(model.head_dim));
+    part = index % units.parts;
+    index /= units.parts;
+    kv = index % static_cast<int>(model.kv_heads);
+    index /= static_cast<int>(model.kv_heads);
+    const int groups = head_groups(model);
+    const int group = index % groups;
+    m = index / groups;
+    first_head = kv * together + group * most;
+    heads = min(most, together - group * most);
+  }
+
+  __device__ __forceinline__ void look(const Units& units, int cached, int window) {
+    const int oldest = window > 0 ? max(0, cached + m + 1 - window) : 0;
+    const int seen = max(0, cached - oldest);
+    const bool is_last = part == units.parts - 1;
+    begin = oldest + seen / units.parts * part;
+    fresh = is_last ? m + 1 : 0;
+    end = is_last ? cached + fresh : begin + seen / units.parts;
+  }
+};
+
+// What a step's attention needs besides the layer, in shared memory.
 struct Attending {
   NewTokens tokens;
   Units units;
-  Unit first;  // of this CUDA block
+  Unit unit;
 };
 
-template <int kHeads, int kLanes>
+// What one warp finds out about the tokens it looks at, 16 at a time: for heads 2t and 2t + 1, where a lane is 4 g + t.
+template <int D, int kKeyBits, int kValueBits>
+struct Found {
+  static constexpr int kChunk = D % 32 == 0 ? 32 : 16;  // elements that the lanes of a row load together
+  static constexpr int kChunks = D / kChunk;
+  static constexpr int kKeyRun = kChunk / 4;    // elements in a row per lane
+  static constexpr int kValueRun = kChunk / 8;
+  static constexpr int kTiles = kValueRun / 2;  // of 16 elements, per chunk
+  static constexpr int kAtOnce = D > 128 ? 2 : kChunks;  // chunks that are asked for together
+  const CachedHead<kKeyBits, D> key_rows;
+  const CachedHead<kValueBits, D> value_rows;
+  Run<kKeyBits, kKeyRun> keys[kAtOnce][2];
+  Run<kValueBits, kValueRun> values[kAtOnce][4];
+  float sums[kChunks * kTiles][4] = {};  // of values: element kValueRun g + 2 tile (+ 1) of a chunk, of both heads
+  float maximum[2] = {-FLT_MAX, -FLT_MAX};
+  float total[2] = {};
+
+  // Of 16 tokens from `first` on; those behind `last` do not count.
+  __device__ __forceinline__ void ask_keys(int chunk, int first, int last) {
+    const int lane = thread_index() % 32;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        keys[i][j].load(key_rows.row(min(first + lane / 4 + 8 * j, last)), (chunk + i) * kChunk + lane % 4 * kKeyRun);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void ask_values(int chunk, int first, int last) {
+    const int lane = thread_index() % 32;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int token = min(first + 2 * (lane % 4) + j / 2 * 8 + j % 2, last);
+        values[i][j].load(value_rows.row(token), (chunk + i) * kChunk + lane / 4 * kValueRun);
+      }
+    }
+  }
+
+  // queries: shared, half (heads, query_row).
+  __device__ __forceinline__ void look_at(const uint16_t* queries, int heads, int first, int last) {
+    const int lane = thread_index() % 32;
+    const int g = lane / 4;
+    const int t = lane % 4;
+    ask_keys(0, first, last);
+    ask_values(0, first, last);
+    float score[4] = {};
+    float other[4] = {};  // two sums, since a product waits for the one before
+    const uint16_t* const query = queries + min(g, heads - 1) * query_row(D) + t * kKeyRun;
+#pragma unroll
+    for (int c = 0; c < kChunks; c += kAtOnce) {
+      if (c > 0) ask_keys(c, first, last);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        uint32_t q[kKeyRun / 2];
+        uint32_t low[kKeyRun / 2];
+        uint32_t high[kKeyRun / 2];
+        const uint2* const from = reinterpret_cast<const uint2*>(query + (c + i) * kChunk);
+#pragma unroll
+        for (int w = 0; w < kKeyRun / 4; ++w) q[2 * w] = from[w].x, q[2 * w + 1] = from[w].y;
+        keys[i][0].halves(t * kKeyRun, low);
+        keys[i][1].halves(t * kKeyRun, high);
+#pragma unroll
+        for (int w = 0; w < kKeyRun / 2; w += 2) {
+          multiply(w == 0 ? score : other, low[w], high[w], low[w + 1], high[w + 1], q[w], q[w + 1]);
+        }
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < 4; ++e) score[e] = first + g + e / 2 * 8 > last ? -FLT_MAX : score[e] + other[e];
+    float keep[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float top = fmaxf(score[h], score[2 + h]);
+#pragma unroll
+      for (int step = 4; step < 32; step *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, step));
+      top = fmaxf(top, maximum[h]);
+      keep[h] = exp2_of(maximum[h] - top);
+      maximum[h] = top;
+      score[h] = exp2_of(score[h] - top);
+      score[2 + h] = exp2_of(score[2 + h] - top);
+      total[h] = total[h] * keep[h] + (score[h] + score[2 + h]);
+    }
+    const uint32_t b0 = transposed(half_words(__floats2half2_rn(score[0], score[1])));
+    const uint32_t b1 = transposed(half_words(__floats2half2_rn(score[2], score[3])));
+#pragma unroll
+    for (int i = 0; i < kChunks * kTiles; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums[i][e] *= keep[e % 2];
+    }
+#pragma unroll
+    for (int c = 0; c < kChunks; c += kAtOnce) {
+      if (c > 0) ask_values(c, first, last);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        uint32_t v[4][kValueRun / 2];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) values[i][j].halves(g * kValueRun, v[j]);
+#pragma unroll
+        for (int w = 0; w < kTiles; ++w) {
+          multiply(sums[(c + i) * kTiles + w], __byte_perm(v[0][w], v[1][w], 0x5410), __byte_perm(v[0][w], v[1][w], 0x7632),
+                   __byte_perm(v[2][w], v[3][w], 0x5410), __byte_perm(v[2][w], v[3][w], 0x7632), b0, b1);
+        }
+      }
+    }
+  }
+
+  // To shared memory, float (heads, found_row).
+  __device__ __forceinline__ void write(float* to, int heads) {
+    const int lane = thread_index() % 32;
+    const int g = lane / 4;
+    const int t = lane % 4;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int step = 4; step < 32; step *= 2) total[h] += __shfl_xor_sync(0xffffffffu, total[h], step);
+      if (2 * t + h >= heads) continue;
+      float* const row = to + (2 * t + h) * found_row(D);
+#pragma unroll
+      for (int i = 0; i < kChunks * kTiles; ++i) {
+        const int element = i / kTiles * kChunk + g * kValueRun + i % kTiles * 2;
+        *reinterpret_cast<float2*>(row + element) = make_float2(sums[i][h], sums[i][2 + h]);
+      }
+      if (g == 0) *reinterpret_cast<float2*>(row + D) = make_float2(maximum[h], total[h]);
+    }
+  }
+};
+
+// Where the parts of a unit's shared memory lie.
+template <int D>
+struct Desk {
+  uint8_t* const shared;
+  const int heads;
+
+  __device__ __forceinline__ uint16_t* queries() const { return reinterpret_cast<uint16_t*>(shared); }  // (heads, query_row)
+  __device__ __forceinline__ float* found() const {  // what every warp found, (kWarps, heads, found_row)
+    return reinterpret_cast<float*>(shared + 2 * query_row(D) * heads);
+  }
+};
+
+template <int D, int kKeyBits, int kValueBits>
 __device__ __forceinline__ void attend(const Model& model, const Layer& layer, const Linear& o, const Attending& attending,
-                                       uint32_t stamp, float* shared) {
-  constexpr int D = kLanes * kElements;
-  constexpr int kThreads = 32 * kWarps;
-  static_assert(kMaxTokens <= kWarps, "one warp per new token");
-  static_assert(kHeads * D <= kThreads, "one thread per element of the result");
-  const int H = static_cast<int>(model.heads);
-  const int G = static_cast<int>(model.kv_heads);
-  const NewTokens& tokens = attending.tokens;
+                                       uint32_t stamp, uint8_t* shared) {
+  constexpr bool kTurned = kKeyBits != 16;
+  constexpr int kBlocks = (D + 31) / 32;
+  const Unit& unit = attending.unit;
+  const auto desk = [&] { return Desk<D>{shared, unit.heads}; };
+  const auto keys = [&] { return CachedHead<kKeyBits, D>(layer.keys, layer.key_units, unit.kv * model.capacity); };
+  const auto values = [&] { return CachedHead<kValueBits, D>(layer.values, layer.value_units, unit.kv * model.capacity); };
+
+  // Where the first element goes that this thread will have of the result: asked for in time.
   const int parts = attending.units.parts;
-  const int thread = thread_index();
-  const int warp = thread / 32;
-  const int lane = thread % 32;
-  const int team = lane / kLanes;
-  const int offset = lane % kLanes * kElements;
-  constexpr int kTeams = 32 / kLanes;
-  constexpr int kRound = kWarps * kTeams;   // tokens that the warps look at at the same time
-  constexpr int kAhead = 4 / kHeads;        // rounds that are asked for, and looked at, together
-  constexpr int kStride = D + 4;            // of what a warp found: values, maximum, sum
-  constexpr int kPartial = D + 2;
-  float* const query = shared;
-  float* const fresh_keys = query + kHeads * D;
-  float* const merged = fresh_keys + tokens.count * D;  // (kWarps, kHeads, kStride)
+  const int soon = parts == 1 ? thread_index() : kSlice * (unit.part + parts * (thread_index() / 32)) + thread_index() % 32;
+  int soon_at = unit.first_head * D + soon;
+  if (o.inverse != nullptr && soon < unit.heads * D) soon_at = o.inverse[soon_at];
 
 #pragma unroll 1
-  for (int index = blockIdx.x; index < attending.units.count; index += gridDim.x) {
-    const Unit unit = index == static_cast<int>(blockIdx.x) ? attending.first : unit_at(index, parts, H, G);
-    const int part = unit.part;
-    const int kv = unit.kv;
-    const int m = unit.m;
-    const int cached = tokens.cached;
-    const int oldest = layer.window > 0 ? max(0, cached + m + 1 - static_cast<int>(layer.window)) : 0;
-    const int seen = max(0, cached - oldest);
-    const int begin = oldest + seen / parts * part;
-    const int end = part == parts - 1 ? oldest + seen : begin + seen / parts;
-    const int per_kv = kHeads == 1 ? 1 : H / G;
-    const int first_head = kv * per_kv + unit.group * kHeads;
-    const int heads = min(kHeads, (kv + 1) * per_kv - first_head);
-    const int row = (H + 2 * G) * D;
-    const int64_t head_row = static_cast<int64_t>(kv) * model.capacity * D;
-    const int fresh = part == parts - 1 ? m + 1 : 0;  // tokens of this step that this unit looks at
-    // Warps that have something to look at; the others' results need no merging.
-    const int busy = max(1, min(kWarps, max(fresh, (end - begin + kTeams - 1) / kTeams)));
-    const int heads_size = heads * D;
-    const int feature = first_head * D + thread;  // of the result, if the thread has one
+  for (int task = thread_index() / 32; task < unit.heads + 2 * unit.fresh; task += kWarps) {
+    const int H = static_cast<int>(model.heads);
+    const int G = static_cast<int>(model.kv_heads);
+    const bool is_query = task < unit.heads;
+    const bool is_value = task >= unit.heads + unit.fresh;
+    const int j = is_query ? unit.m : task - unit.heads - (is_value ? unit.fresh : 0);
+    const int head = is_query ? unit.first_head + task : is_value ? H + G + unit.kv : H + unit.kv;
+    const uint16_t* norm = is_query ? layer.q_norm : is_value ? nullptr : layer.k_norm;
+    if (norm != nullptr) norm += is_query ? head * layer.q_norm_stride : unit.kv * layer.k_norm_stride;
+    const float* const turns = is_value ? nullptr : attending.tokens.turns + j * model.rope_dim;
+    float value[kBlocks];
+    load_head<D>(model, model.qkv + (j * (H + 2 * G) + head) * D, stamp, norm, turns, value);
+    const int lane = thread_index() % 32;
+#pragma unroll
+    for (int e = 0; e < kBlocks; ++e) {
+      if constexpr (kTurned) value[e] = turn<kBlockOf<D>>(value[e]);
+      if (is_query) {
+        const float scaled = value[e] * (static_cast<float>(model.attention_scale) * kLog2E);
+        if (lane + 32 * e < D) desk().queries()[task * query_row(D) + lane + 32 * e] = half_bits(scaled);
+      } else if (is_value) {
+        values().row(attending.tokens.cached + j).store(e, value[e]);
+      } else {
+        keys().row(attending.tokens.cached + j).store(e, value[e]);
+      }
+    }
+  }
+  sync_workers();
 
-    const uint16_t* const keys = layer.keys + head_row + offset;
-    const uint16_t* const values = layer.values + head_row + offset;
-    int place = feature;
-    if (o.inverse != nullptr && thread < heads_size) place = o.inverse[feature];
-
-    sync_workers();  // shared memory is free
+  {
+    const int warp = thread_index() / 32;
+    if (warp * kTileKeys < unit.end - unit.begin) {
+      Found<D, kKeyBits, kValueBits> own = {keys(), values()};
 #pragma unroll 1
-    for (int task = (warp + kMaxTokens) % kWarps; task < heads + fresh; task += kWarps) {  // by warps with no new value
-      const bool is_query = task < heads;
-      const int j = is_query ? m : task - heads;
-      const int head = is_query ? first_head + task : H + kv;
-      const uint16_t* norm = is_query ? layer.q_norm : layer.k_norm;
-      if (norm != nullptr) norm += is_query ? head * layer.q_norm_stride : kv * layer.k_norm_stride;
-      load_head<D>(model, tokens, j, model.qkv + j * row + head * D, stamp, norm,
-                   shared + (is_query ? task : kHeads + j) * D);
+      for (int first = unit.begin + warp * kTileKeys; first < unit.end; first += kWarps * kTileKeys) {
+        own.look_at(desk().queries(), unit.heads, first, unit.end - 1);
+        asm volatile("" ::: "memory");  // what is in shared memory is not worth a register from tile to tile
+      }
+      own.write(desk().found() + warp * unit.heads * found_row(D), unit.heads);
     }
-    uint4 newest = {};
-    if (warp < fresh) {
-      const Packet* from = model.qkv + warp * row + (H + G + kv) * D + offset;
-      FourPackets low;
-      FourPackets high;
-      low.look(from);
-      high.look(from + 4);
-      const float4 first = low.await(from, stamp);
-      newest = pack_elements(first, high.await(from + 4, stamp));
+  }
+  sync_workers();
+
+  const int busy = min(kWarps, (unit.end - unit.begin + kTileKeys - 1) / kTileKeys);  // warps that looked at something
+  const int warp = thread_index() / 32;
+  const int lane = thread_index() % 32;
+  const int elements = unit.heads * D;
+  auto finish = [&](int element, float value) {  // of the result, by a whole warp
+    if constexpr (kTurned) value = turn<kBlockOf<D>>(value);
+    if (element >= unit.heads * D) return;
+    int place = soon_at;
+    if (element != soon) {
+      place = unit.first_head * D + element;
+      if (o.inverse != nullptr) place = o.inverse[place];
     }
-    sync_workers();
-
-    float weighted[kHeads][kElements] = {};
-    float maximum[kHeads];
-    float sum[kHeads] = {};
-#pragma unroll
-    for (int h = 0; h < kHeads; ++h) maximum[h] = -FLT_MAX;
-    // Tokens first + team, and those a round apart, as far as they are below limit.
-    auto look_at = [&](auto& key, auto& value, int first, int limit) {
-      constexpr int kCount = sizeof(key) / sizeof(uint4);
-      float score[kHeads][kCount];
-#pragma unroll
-      for (int h = 0; h < kHeads; ++h) {
-        const float4* const q = reinterpret_cast<const float4*>(query + h * D + offset);
-        const float4 low = q[0];
-        const float4 high = q[1];
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          float k[kElements];
-          unpack_elements(key[i], k);
-          score[h][i] = (low.x * k[0] + low.y * k[1] + low.z * k[2] + low.w * k[3]) +
-                        (high.x * k[4] + high.y * k[5] + high.z * k[6] + high.w * k[7]);
-        }
-      }
-#pragma unroll
-      for (int step = 1; step < kLanes; step *= 2) {
-#pragma unroll
-        for (int h = 0; h < kHeads; ++h) {
-#pragma unroll
-          for (int i = 0; i < kCount; ++i) score[h][i] += __shfl_xor_sync(0xffffffffu, score[h][i], step);
-        }
-      }
-#pragma unroll
-      for (int h = 0; h < kHeads; ++h) {
-        float top = maximum[h];
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          score[h][i] *= static_cast<float>(model.attention_scale);
-          if (first + i * kRound + team < limit) top = fmaxf(top, score[h][i]);
-        }
-        const float keep = __expf(maximum[h] - top);
-        maximum[h] = top;
-        sum[h] *= keep;
-#pragma unroll
-        for (int e = 0; e < kElements; ++e) weighted[h][e] *= keep;
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          const float weight = first + i * kRound + team < limit ? __expf(score[h][i] - top) : 0.f;
-          float v[kElements];
-          unpack_elements(value[i], v);
-          sum[h] += weight;
-#pragma unroll
-          for (int e = 0; e < kElements; ++e) weighted[h][e] += weight * v[e];
-        }
-      }
-    };
-
+    put(model.attended + unit.m * o.in_features + place, half_bits(value), stamp);
+  };
+  auto partial = [&](int head) {  // the first part's
+    return model.partial + (unit.m * static_cast<int>(model.heads) + unit.first_head + head) * parts * (D + 2);
+  };
 #pragma unroll 1
-    for (int base = begin + warp * kTeams; base < end; base += kAhead * kRound) {
-      uint4 key[kAhead];
-      uint4 value[kAhead];
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const int s = base + i * kRound + team;
-        const int64_t at = static_cast<int64_t>(s < end ? s : begin) * D;
-        key[i] = __ldcg(reinterpret_cast<const uint4*>(keys + at));
-        value[i] = __ldcg(reinterpret_cast<const uint4*>(values + at));
-      }
-      look_at(key, value, base, end);
-    }
-
-    // Tokens of this step, one per warp, rounded as the cache rounds so that a token looks the same now and later. The
-    // newest one goes into the cache.
-    if (warp < fresh) {
-      const float4* fresh_key = reinterpret_cast<const float4*>(fresh_keys + warp * D + offset);
-      uint4 new_key[1] = {pack_elements(fresh_key[0], fresh_key[1])};
-      uint4 new_value[1] = {newest};
-      look_at(new_key, new_value, 0, cached + warp >= oldest ? 1 : 0);
-      if (warp == m && unit.group == 0 && team == 0) {
-        const int64_t to = head_row + static_cast<int64_t>(cached + warp) * D + offset;
-        *reinterpret_cast<uint4*>(layer.keys + to) = new_key[0];
-        *reinterpret_cast<uint4*>(layer.values + to) = new_value[0];
-      }
-    }
-
-    // Teams of a warp, then warps.
-    if (warp < busy) {
-#pragma unroll
-      for (int h = 0; h < kHeads; ++h) {
-#pragma unroll
-        for (int step = kLanes; step < 32; step *= 2) {
-          const float other = __shfl_xor_sync(0xffffffffu, maximum[h], step);
-          const float top = fmaxf(maximum[h], other);
-          const float keep = __expf(maximum[h] - top);
-          maximum[h] = top;
-          sum[h] *= keep;
-          sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], step);
-#pragma unroll
-          for (int i = 0; i < kElements; ++i) {
-            weighted[h][i] *= keep;
-            weighted[h][i] += __shfl_xor_sync(0xffffffffu, weighted[h][i], step);
-          }
-        }
-        if (team == 0) {
-          float* const found = merged + (warp * kHeads + h) * kStride;
-          float4* const to = reinterpret_cast<float4*>(found + offset);
-          to[0] = make_float4(weighted[h][0], weighted[h][1], weighted[h][2], weighted[h][3]);
-          to[1] = make_float4(weighted[h][4], weighted[h][5], weighted[h][6], weighted[h][7]);
-          if (offset == 0) *reinterpret_cast<float2*>(found + D) = make_float2(maximum[h], sum[h]);
-        }
-      }
-    }
-    sync_workers();
-    const bool has = thread < heads_size;  // an element i of head h of this unit
-    const int h = thread / D;
-    const int i = thread % D;
-    // The unit with the last part puts all of them together, in a fixed order.
-    auto partial = [&](int which) {
-      return model.partial + ((static_cast<int64_t>(m) * H + first_head + h) * parts + which) * kPartial;
-    };
-    if (!has) continue;
-    const float* const from = merged + h * kStride;
+  for (int slice = warp; kSlice * slice < elements; slice += kWarps) {
+    const int element = kSlice * slice + lane;
+    const int h = min(element / D, unit.heads - 1);
+    const float* const from = desk().found() + h * found_row(D);
+    const int apart = unit.heads * found_row(D);  // from warp to warp
     float top = -FLT_MAX;
 #pragma unroll 4
-    for (int other = 0; other < busy; ++other) top = fmaxf(top, from[other * kHeads * kStride + D]);
+    for (int other = 0; other < busy; ++other) top = fmaxf(top, from[other * apart + D]);
     float value = 0.f;
     float total = 0.f;
 #pragma unroll 4
     for (int other = 0; other < busy; ++other) {
-      const float* found = from + other * kHeads * kStride;
-      const float keep = __expf(found[D] - top);
-      value += found[i] * keep;
-      total += found[D + 1] * keep;
+      const float2 top_total = *reinterpret_cast<const float2*>(from + other * apart + D);
+      const float keep = exp2_of(top_total.x - top);
+      value += from[other * apart + element % D] * keep;
+      total += top_total.y * keep;
     }
-    if (part < parts - 1) {
-      Packet* const to = partial(part);
-      put(to + i, value, stamp);
-      if (i == 0) {
+    if (parts == 1) {
+      finish(element, __fdividef(value, total));
+    } else if (element < elements) {
+      Packet* const to = partial(h) + unit.part * (D + 2);
+      put(to + element % D, value, stamp);
+      if (element % D == 0) {
         put(to + D, top, stamp);
         put(to + D + 1, total, stamp);
       }
-      continue;
     }
+  }
+  if (parts > 1) {  // slices part, part + parts, ...: one per warp
 #pragma unroll 1
-    for (int first = 0; first < parts - 1; first += kPartsAtOnce) {
-      Packet found[kPartsAtOnce][3];
+    for (int slice = unit.part + parts * warp; kSlice * slice < elements; slice += parts * kWarps) {
+      const int element = kSlice * slice + lane;
+      const int h = min(element / D, unit.heads - 1);
+      float top = -FLT_MAX;
+      float total = 0.f;
+      float value = 0.f;
+#pragma unroll 1
+      for (int first = 0; first < parts; first += kPartsAtOnce) {
+        const Packet* const there = partial(h);
+        Packet found[kPartsAtOnce][3];
+        bool missing = true;
+        while (missing) {
+          missing = false;
 #pragma unroll
-      for (int other = 0; other < kPartsAtOnce; ++other) {
-        const Packet* const there = partial(min(first + other, parts - 2));
-        found[other][0] = look(there + i);
-        found[other][1] = look(there + D);
-        found[other][2] = look(there + D + 1);
-      }
+          for (int other = 0; other < kPartsAtOnce; ++other) {
+            const Packet* const from = there + min(first + other, parts - 1) * (D + 2);
+            found[other][0] = look(from + element % D);
+            found[other][1] = look(from + D);
+            found[other][2] = look(from + D + 1);
+          }
 #pragma unroll
-      for (int other = 0; other < kPartsAtOnce; ++other) {
-        if (first + other >= parts - 1) break;
-        const Packet* const there = partial(first + other);
-        const float other_value = await(found[other][0], there + i, stamp);
-        const float other_top = await(found[other][1], there + D, stamp);
-        const float other_total = await(found[other][2], there + D + 1, stamp);
-        const float highest = fmaxf(top, other_top);
-        const float keep = __expf(top - highest);
-        const float other_keep = __expf(other_top - highest);
-        value = value * keep + other_value * other_keep;
-        total = total * keep + other_total * other_keep;
-        top = highest;
+          for (int other = 0; other < kPartsAtOnce; ++other) {
+            for (const Packet& packet : found[other]) missing |= packet.stamp != stamp;
+          }
+        }
+#pragma unroll
+        for (int other = 0; other < kPartsAtOnce; ++other) {
+          if (first + other >= parts) break;
+          const float highest = fmaxf(top, found[other][1].value);
+          const float keep = exp2_of(top - highest);
+          const float other_keep = exp2_of(found[other][1].value - highest);
+          value = value * keep + found[other][0].value * other_keep;
+          total = total * keep + found[other][2].value * other_keep;
+          top = highest;
+        }
       }
+      finish(element, __fdividef(value, total));
     }
-    put(model.attended + m * o.in_features + place, half_bits(__fdividef(value, total)), stamp);
   }
 }
 
-template <int kLanes>
-__device__ __forceinline__ void attend_heads(const Model& model, const Layer& layer, const Linear& o,
-                                             const Attending& attending, uint32_t stamp, float* shared) {
-  if (model.heads == model.kv_heads) return attend<1, kLanes>(model, layer, o, attending, stamp, shared);
-  return attend<kHeadsAtOnce, kLanes>(model, layer, o, attending, stamp, shared);
-}
-
-// All units of a layer, dealt to the CUDA blocks. head_dim: 16, 32, 64, 128 or 256.
-__device__ __forceinline__ void attention(const Model& model, const Layer& layer, const Linear& o,
-                                          const Attending& attending, uint32_t stamp, float* shared) {
+// attending.unit of a layer. head_dim: 16, 32, 64, 96, 128 or 256. shared: aligned to 16 bytes.
+template <int kKeyBits, int kValueBits>
+__device__ __forceinline__ void attend_unit(const Model& model, const Layer& layer, const Linear& o,
+                                            const Attending& attending, uint32_t stamp, uint8_t* shared) {
   switch (model.head_dim) {
-    case 16: return attend_heads<2>(model, layer, o, attending, stamp, shared);
-    case 32: return attend_heads<4>(model, layer, o, attending, stamp, shared);
-    case 64: return attend_heads<8>(model, layer, o, attending, stamp, shared);
-    case 128: return attend_heads<16>(model, layer, o, attending, stamp, shared);
-    default: return attend_heads<32>(model, layer, o, attending, stamp, shared);
+    case 16: return attend<16, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
+    case 32: return attend<32, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
+    case 64: return attend<64, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
+    case 96: return attend<96, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
+    case 128: return attend<128, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
+    default: return attend<256, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
   }
 }
 

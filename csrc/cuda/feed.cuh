@@ -101,11 +101,29 @@ class Feed {
   bool there_;  // the current slot is known to be full
 };
 
-// Walks over the segments of one warp through all linears.
+// A warp's part of one linear: segments [share.begin, share.end) of the strips from `strip` on, gridDim.x apart.
+struct Span {
+  const uint8_t* codes;
+  const uint32_t* offsets;
+  int64_t strips;
+  int64_t strip_bytes;
+  int64_t strip;
+  int64_t unused;
+  Share share;
+};
+static_assert(sizeof(Span) == 64);
+
+// Walks over the segments of one warp through all linears. The linear after the present one is asked for ahead of time;
+// on Hopper, where a feeder has few registers, it arrives in shared memory.
 class Cursor {
  public:
-  __device__ Cursor(const Linear* linears, int count, int warp) : next_(linears), left_(count), warp_(warp) {
-    coming_ = read_next();
+  __device__ Cursor(const Linear* linears, int count, int warp, Span* coming)
+      : next_(linears), left_(count), warp_(warp), coming_(coming) {
+    if (count == 0) {
+      alive_ = false;
+      return;
+    }
+    ask_next();
     enter_next();
   }
 
@@ -117,8 +135,8 @@ class Cursor {
     if (++segment_ < now_.share.end) {
       from_ = to_;
       to_ = __ldg(now_.offsets + segment_ + 1);
-    } else if ((now_.strip += static_cast<int>(gridDim.x)) < now_.strips) {
-      now_.codes += static_cast<int64_t>(gridDim.x) * now_.strip_bytes;
+    } else if ((strip_ += static_cast<int>(gridDim.x)) < static_cast<int>(now_.strips)) {
+      now_.codes += static_cast<int64_t>(gridDim.x) * static_cast<uint32_t>(now_.strip_bytes);
       first_segment();
     } else {
       enter_next();
@@ -126,44 +144,60 @@ class Cursor {
   }
 
  private:
-  // This warp's part of one linear: segments [share.begin, share.end) of the strips from `strip` on.
-  struct Span {
-    const uint8_t* codes;
-    const uint32_t* offsets;
-    uint32_t strip_bytes;
-    int strip;
-    int strips;
-    Share share;
-  };
-
-  // Only loads, nothing that would wait for them: what is read here is used a linear later.
-  __device__ Span read_next() {
-    Span span = {};
-    if (left_ == 0) return span;
+#if __CUDA_ARCH__ >= 900
+  __device__ void ask_next() {
+    if (left_ == 0) {
+      coming_->strips = 0;
+      return;
+    }
     --left_;
     const Linear& linear = *next_++;
-    span.codes = linear.codes;
-    span.offsets = linear.offsets;
-    span.strip_bytes = static_cast<uint32_t>(linear.strip_bytes);
-    span.strips = static_cast<int>(linear.strips);
-    span.strip = static_cast<int>(linear.offset);
-    span.share = linear.shares[warp_];
-    return span;
+    ask(&coming_->codes, &linear.codes);
+    ask(&coming_->offsets, &linear.offsets);
+    ask(&coming_->strips, &linear.strips);
+    ask(&coming_->strip_bytes, &linear.strip_bytes);
+    ask(&coming_->strip, &linear.offset);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(&coming_->share)),
+                 "l"(&linear.shares[warp_])
+                 : "memory");
   }
 
-  // Moves on to the next linear that has work for this warp. The one after it is looked up ahead of time.
+  template <typename To, typename From>
+  __device__ static void ask(To* to, const From* from) {
+    static_assert(sizeof(To) == 8 && sizeof(From) == 8);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(to)), "l"(from) : "memory");
+  }
+
+  __device__ void take_next() {
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    now_ = *coming_;
+  }
+#else
+  // Only loads, nothing that would wait for them.
+  __device__ void ask_next() {
+    read_ = {};
+    if (left_ == 0) return;
+    --left_;
+    const Linear& linear = *next_++;
+    read_ = {linear.codes, linear.offsets, linear.strips, linear.strip_bytes, linear.offset, 0, linear.shares[warp_]};
+  }
+
+  __device__ void take_next() { now_ = read_; }
+#endif
+
+  // Moves on to the next linear that has work for this warp.
   __device__ void enter_next() {
     do {
-      now_ = coming_;
+      take_next();
       if (now_.strips == 0) {
         alive_ = false;
         return;
       }
-      now_.strip = static_cast<int>(blockIdx.x) - now_.strip;
-      if (now_.strip < 0) now_.strip += static_cast<int>(gridDim.x);
-      coming_ = read_next();
-    } while (now_.strip >= now_.strips || now_.share.begin == now_.share.end);
-    now_.codes += static_cast<int64_t>(now_.strip) * now_.strip_bytes;
+      strip_ = static_cast<int>(blockIdx.x) - static_cast<int>(now_.strip);
+      if (strip_ < 0) strip_ += static_cast<int>(gridDim.x);
+      ask_next();
+    } while (strip_ >= static_cast<int>(now_.strips) || now_.share.begin == now_.share.end);
+    now_.codes += static_cast<int64_t>(strip_) * static_cast<uint32_t>(now_.strip_bytes);
     first_segment();
   }
 
@@ -176,28 +210,32 @@ class Cursor {
   const Linear* next_;
   int left_;
   int warp_;
+  Span* coming_;  // shared, of this lane
   Span now_;
-  Span coming_;
+#if __CUDA_ARCH__ < 900
+  Span read_;
+#endif
+  int strip_ = 0;
   bool alive_ = true;
   int segment_ = 0;
   uint32_t from_ = 0;
   uint32_t to_ = 0;
 };
 
-// The feeder's whole work. By one warp.
-__device__ inline void feed_rings(const Linear* linears, int count, const Rings& rings) {
+// The feeder's whole work. By one warp. coming: shared, (kWarps).
+__device__ inline void feed_rings(const Linear* linears, int count, const Rings& rings, Span* coming) {
   const int lane = threadIdx.x % 32;
   const int ring = lane % kWarps;
-  Cursor cursor(linears, count, ring);
-  bool alive = lane < kWarps && cursor.alive();
+  Cursor cursor(linears, lane < kWarps ? count : 0, ring, coming + ring);
+  bool alive = cursor.alive();
   int slot = 0;
   uint32_t parity = 1;  // what a barrier that nobody used yet counts as done for
   const uint32_t slots = shared_address(rings.slots + ring * rings.count * rings.slot_bytes);
   const uint32_t full = shared_address(rings.full + ring * rings.count);
   const uint32_t empty = shared_address(rings.empty + ring * rings.count);
 #if __CUDA_ARCH__ >= 900
-  uint64_t policy;  // weights are read once per step: what else is in L2 shall stay
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  // Weights are read once per step, what else is in L2 shall stay: what createpolicy gives for evict_first.
+  constexpr uint64_t policy = 0x12f0000000000000;
 #endif
   while (__any_sync(0xffffffffu, alive)) {
     const bool ready = alive && is_done(empty + 8 * slot, parity);

@@ -37,6 +37,17 @@ void top_logits(const float* logits, int64_t count, int64_t k, int64_t* ids, flo
 void quant_round(const RoundTask& task, cudaStream_t stream);
 void quant_search(const SearchTask& task, float* costs, cudaStream_t stream);
 
+// Keys or values of `tokens` tokens behind `start`, between rows as the model has them and a coded cache (cache.cuh).
+struct CacheTask {
+  uint16_t* rows;   // half (G, T, D); only read by cache_write
+  void* codes;      // (G, capacity, D * bits / 8) bytes
+  uint16_t* units;  // half (G, capacity, blocks of 32)
+  int64_t heads, tokens, head_dim, capacity, start, bits;
+};
+
+void cache_write(const CacheTask& task, cudaStream_t stream);
+void cache_read(const CacheTask& task, cudaStream_t stream);
+
 // Inputs of a linear, half (tokens, width), in the packed order of its rows.
 struct PackedRows {
   uint16_t* out;

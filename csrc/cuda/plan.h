@@ -81,8 +81,10 @@ struct Layer {
   int64_t q_norm_stride;           // D if every head has its own weights, else 0
   int64_t k_norm_stride;
   int64_t window;                  // tokens a token can look at, itself included; 0: all
-  uint16_t* keys;                  // half (G, capacity, D)
-  uint16_t* values;
+  void* keys;                      // (G, capacity, D), as half or as codes: cache.cuh
+  void* values;
+  uint16_t* key_units;             // half (G, capacity, blocks of 32); null with 16 bits
+  uint16_t* value_units;
 };
 
 // What CUDA blocks hand each other during a step (exchange.cuh).
@@ -116,6 +118,8 @@ struct Model {
   int64_t grid;                 // CUDA blocks of the decode kernel
   int64_t slot_bytes;           // the largest segment of the model
   int64_t widest_input;         // in_features of the widest linear
+  int64_t key_bits;             // of the cache, with value_bits: 16 and 16, 8 and 8, 8 and 4, or 4 and 4
+  int64_t value_bits;
 };
 
 }  // namespace exl2::cuda

@@ -1,250 +1,23 @@
-// A decode step, from token ids to logits, as one kernel that stays on the GPU: one CUDA block per multiprocessor, five
-// phases per layer, each waiting for the results of the one before (exchange.cuh). Decoding reads every weight once, so
-// the kernel is built around keeping memory busy: each warp streams its share of all weights through a ring (feed.cuh)
-// that runs ahead of the phases. While blocks wait for each other, stage activations or attend, the next weights arrive.
-//
-// A linear: strips of 32 columns are dealt to the CUDA blocks, the rows of a strip to the warps. Activations are staged
-// once per phase in shared memory, in the packed order of the weight. Sums over warps have a fixed order and no column
-// has two writers, so that a step gives the same bits every time.
-//
-// Bytes moved per weight: bits / 8, plus 32 bytes per segment of 128 rows and 32 columns (EXL2).
+// Starts the kernel of a decode step that fits the tokens, the model and its cache.
 #include "arrange.cuh"
 #include "kernels.h"
-#include "stage.cuh"
-#include "strips.cuh"
 
 namespace exl2::cuda {
+
+// step.cuh
+template <int kKeyBits, int kValueBits>
+void start_step(const Step& step, bool one, int64_t bytes, cudaStream_t stream);
+
 namespace {
 
-// To shared memory, 8 bytes at a time; wait_for_copies() waits for those of the calling thread.
-__device__ __forceinline__ void copy_ahead(void* to, const void* from, int bytes) {
-  const uint32_t place = shared_address(to);
-  const int thread = thread_index();
-  for (int i = 8 * thread; i < bytes; i += 8 * kWorkers) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(place + i), "l"(static_cast<const uint8_t*>(from) + i)
-                 : "memory");
+void start(const Step& step, bool one, int64_t bytes, cudaStream_t stream) {
+  switch (step.model.key_bits + step.model.value_bits) {
+    case 32: return start_step<16, 16>(step, one, bytes, stream);
+    case 16: return start_step<8, 8>(step, one, bytes, stream);
+    case 12: return start_step<8, 4>(step, one, bytes, stream);
+    case 8: return start_step<4, 4>(step, one, bytes, stream);
+    default: throw std::runtime_error("no kernel reads a cache of these bits");
   }
-}
-
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
-__device__ __forceinline__ void copy_shared(void* to, const void* from, int bytes) {
-  const int thread = thread_index();
-  for (int i = thread; i < bytes / 8; i += kWorkers) {
-    static_cast<uint64_t*>(to)[i] = static_cast<const uint64_t*>(from)[i];
-  }
-}
-
-// False on a GPU that holds layers in the middle of a model; there, the residual is the result.
-__device__ __forceinline__ bool has_head(const Model& model) { return model.vocab != 0; }
-
-enum Phase { kQkvPhase, kOutputPhase, kMlpPhase, kDownPhase, kPhases, kHeadPhase };
-
-__device__ __forceinline__ Phase phase_at(int index, int layers) {
-  return index == kPhases * layers ? kHeadPhase : static_cast<Phase>(index % kPhases);
-}
-
-__device__ __forceinline__ int first_linear(Phase phase) {
-  return phase == kOutputPhase ? kO : phase == kMlpPhase ? kGate : phase == kDownPhase ? kDown : kQ;
-}
-
-// The MLP looks at three: what it computes is laid out for the weight behind it.
-__device__ __forceinline__ int planned_linears(Phase phase) { return phase == kQkvPhase || phase == kMlpPhase ? 3 : 1; }
-
-template <bool kOne>
-__global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant__ Step step) {
-  extern __shared__ uint4 shared_words[];
-  uint8_t* const shared = reinterpret_cast<uint8_t*>(shared_words);
-  __shared__ alignas(16) Linear plans[2][3];  // of this phase and of the next
-  __shared__ Layer layer_plans[2];
-  __shared__ float scratch[kWarps];
-  __shared__ Item items[kBatch];
-  __shared__ Attending attending;
-  __shared__ Model shared_model;  // for code that is not inlined, which would read parameters from global memory
-  const Model& model = step.model;
-  const int layers = static_cast<int>(model.layers);
-  auto* const barriers = reinterpret_cast<uint64_t*>(shared + step.barriers_at);
-  const Rings rings = {shared, barriers, barriers + kWarps * step.slots, step.slots, static_cast<int>(model.slot_bytes)};
-  if (threadIdx.x == 0) start_rings(rings);
-  if (threadIdx.x == 0) {
-    const int heads = static_cast<int>(model.heads);
-    const int kv_heads = static_cast<int>(model.kv_heads);
-    const NewTokens fresh = {kOne ? 1 : step.tokens, model.state[0], reinterpret_cast<float*>(shared + step.turns_at)};
-    const Units units = cut_units(heads, kv_heads, fresh.count, fresh.cached);
-    attending = {fresh, units, unit_at(static_cast<int>(blockIdx.x), units.parts, heads, kv_heads)};
-  }
-  copy_shared(&shared_model, &step.model, sizeof(Model));
-  __syncthreads();
-  if (threadIdx.x >= kWorkers) {
-    feed_rings(model.linears, layers * kLinears + (has_head(model) ? 1 : 0), rings);
-    return;
-  }
-
-  int position = 0;  // in this warp's ring
-  const int tokens = kOne ? 1 : step.tokens;
-  auto* const x = reinterpret_cast<uint16_t*>(shared + step.input_at);
-  auto* const ones = reinterpret_cast<float*>(shared + step.ones_at);
-  auto* const gates = reinterpret_cast<float*>(shared + step.gates_at);
-  auto* const turns = reinterpret_cast<float*>(shared + step.turns_at);
-  const int cached = model.state[0];
-  const int half_dim = static_cast<int>(model.rope_dim) / 2;
-  for (int i = threadIdx.x; i < 2 * tokens * half_dim; i += kWorkers) {
-    const int64_t row = cached + i / (2 * half_dim);
-    const int column = i % (2 * half_dim);
-    turns[i] = column < half_dim ? model.cosines[row * half_dim + column] : model.sines[row * half_dim + column - half_dim];
-  }
-  const int64_t first_thread = blockIdx.x * kWorkers + threadIdx.x;
-  const int64_t all_threads = gridDim.x * kWorkers;
-  auto clear = [&](auto* words, int64_t count) {  // no results yet
-    for (int64_t i = first_thread; i < count; i += all_threads) words[i] = {};
-  };
-  const int64_t heads_size = model.heads * model.head_dim;
-  clear(model.middle, tokens * model.hidden);
-  clear(model.qkv, tokens * (heads_size + 2 * model.kv_heads * model.head_dim));
-  clear(model.attended, tokens * round_up(heads_size, kBlockRows));
-  clear(model.activated, tokens * round_up(model.ffn, kBlockRows));
-  clear(model.partial, static_cast<int64_t>(attending.units.parts) * tokens * model.heads * (model.head_dim + 2));
-  for (int64_t i = first_thread; i < tokens * model.hidden; i += all_threads) {
-    float value;
-    if (model.embedding != nullptr) {
-      value = half_float(model.embedding[model.state[1 + i / model.hidden] * model.hidden + i % model.hidden]);
-    } else {
-      value = model.residual[i];
-    }
-    model.entering[i] = {value, stamp_of(0)};
-  }
-
-  const int phases = kPhases * layers + (has_head(model) ? 1 : 0);
-  // Copies what a phase is told about its linears and its layer; without waiting for it.
-  auto plan_ahead = [&](int index) {
-    if (index >= phases) return;
-    const Phase phase = phase_at(index, layers);
-    const int l = index / kPhases;
-    copy_ahead(plans[index % 2], model.linears + l * kLinears + first_linear(phase),
-               planned_linears(phase) * static_cast<int>(sizeof(Linear)));
-    if (phase == kQkvPhase) copy_ahead(&layer_plans[l % 2], model.layer + l, sizeof(Layer));
-  };
-  plan_ahead(0);
-  wait_for_copies();
-  Arrivals attended(model.arrivals + kLineWords, Arrivals::look(model.arrivals + kLineWords));
-  Arrivals multiplied(model.arrivals, wait_for_grid(model.arrivals));
-  const int grid = static_cast<int>(gridDim.x);
-
-#pragma unroll 1
-  for (int index = 0; index < phases; ++index) {
-    const int l = index / kPhases;
-    const Phase phase = phase_at(index, layers);
-    const int count = phase == kQkvPhase ? 3 : phase == kMlpPhase ? 2 : 1;
-    const Linear* const parts = plans[index % 2];
-    const Layer& layer = layer_plans[l % 2];
-
-    const uint32_t stamp = stamp_of(l);
-    const int thread = thread_index();
-    plan_ahead(index + 1);
-    const bool normalizes = phase != kOutputPhase && phase != kDownPhase;
-    const bool attends = phase == kOutputPhase && static_cast<int>(blockIdx.x) < attending.units.count;
-    if (attends) {
-      multiplied.wait(grid);
-      attention(shared_model, layer, parts[0], attending, stamp, reinterpret_cast<float*>(x));
-      sync_workers();
-      attended.arrive();
-    } else if (phase == kOutputPhase) {
-      multiplied.skip(grid);
-    }
-
-    // What the sums of this phase will be added to; there since two phases ago.
-    const Packet* const old = phase == kOutputPhase ? model.entering : model.middle;
-    const Packet* first_old_at = nullptr;
-    Packet first_old = {};
-    if (!normalizes) {
-      const int which = kOne ? thread / kStripColumns : thread / (tokens * kStripColumns);
-      const int token = kOne ? 0 : thread / kStripColumns % tokens;
-      const int n = (first_strip(parts[0]) + which * grid) * kStripColumns + thread % kStripColumns;
-      if (which < step.batch && n < model.hidden) {
-        first_old_at = old + token * model.hidden + n;
-        first_old = look(first_old_at);
-      }
-    }
-    if (phase == kOutputPhase) {
-      attended.wait(min(grid, attending.units.count));
-    } else if (index > 0) {
-      multiplied.wait(grid);
-    }
-    const float first_value = first_old_at != nullptr ? await(first_old, first_old_at, stamp) : 0.f;
-
-    auto finish = [&](bool has, const Item& item, int64_t n, int token, float sum) {
-      if (phase == kMlpPhase) {
-        float* const gate = gates + (item.index * tokens + token) * kStripColumns + n % kStripColumns;
-        if (has && item.part == 0) *gate = sum;
-        sync_workers();
-        if (!has || item.part == 0) return;
-        const int64_t to = parts[2].inverse != nullptr ? parts[2].inverse[n] : n;
-        const float silu = __fdividef(*gate, 1.f + __expf(-*gate));
-        put(model.activated + token * parts[2].in_features + to, half_bits(silu * sum), stamp);
-      } else if (has && phase == kQkvPhase) {
-        const int64_t column = item.part == 0 ? n : n + (model.heads + (item.part - 1) * model.kv_heads) * model.head_dim;
-        put(model.qkv + token * (model.heads + 2 * model.kv_heads) * model.head_dim + column, sum, stamp);
-      } else if (has && phase == kHeadPhase) {
-        model.logits[token * model.vocab + n] = sum;
-      } else if (has) {
-        const int64_t place = token * model.hidden + n;
-        const float value = sum + (item.index < step.batch ? first_value : await(look(old + place), old + place, stamp));
-        if (phase == kOutputPhase) {
-          put(model.middle + place, value, stamp);
-        } else {
-          put(model.entering + place, value, stamp_of(l + 1));
-          if (index + 1 == phases) model.residual[place] = value;
-        }
-      }
-    };
-#pragma unroll 1
-    for (int part = 0; part < count;) {
-      int next = part;
-      bool has_codes = false;
-      bool has_strips = false;
-      for (; next < count && parts[next].inverse == parts[part].inverse; ++next) {
-        has_codes |= parts[next].kind != kDense;
-        has_strips |= first_strip(parts[next]) < parts[next].strips;
-      }
-      const int64_t in_features = parts[part].in_features;
-      if (!has_strips) {  // and must not read: see exchange.cuh
-      } else if (phase == kOutputPhase) {
-        stage_packed<kOne>(step, model.attended, stamp, model.heads * model.head_dim, in_features, x, ones);
-      } else if (phase == kDownPhase) {
-        stage_packed<kOne>(step, model.activated, stamp, model.ffn, in_features, x, ones);
-      } else {
-        const Packet* const residual = phase == kMlpPhase ? model.middle : model.entering;
-        const uint16_t* norm =
-            phase == kHeadPhase ? model.final_norm : phase == kQkvPhase ? layer.attention_norm : layer.mlp_norm;
-        stage_normalized<kOne>(step, residual, stamp, norm, parts[part].inverse, in_features, x, scratch);
-      }
-      if (has_strips) {
-        if (has_codes && normalizes) sum_blocks<kOne>(step, in_features, x, ones);
-        multiply_strips<kOne>(step, parts, part, next, rings, position, shared, items, finish);
-      }
-      part = next;
-    }
-    wait_for_copies();
-    sync_workers();  // the next plans are there, and nobody needs this one
-    multiplied.arrive();
-  }
-}
-
-template <bool kOne>
-void start(const Step& step, int64_t bytes, cudaStream_t stream) {
-  check(cudaFuncSetAttribute(step_kernel<kOne>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-        "shared memory limit");
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(step.model.grid));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(bytes);
-  config.stream = stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeCooperative;
-  attribute.val.cooperative = 1;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, step_kernel<kOne>, step), "decode step");
 }
 
 }  // namespace
@@ -254,16 +27,12 @@ int decode_step(const Model& model, int64_t gate_strips, int tokens, cudaStream_
   int limit = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory limit");
-  constexpr int64_t kStatic = 3072;  // the kernel's static shared memory
+  constexpr int64_t kStatic = 4096;  // the kernel's static shared memory
   const int64_t bytes = (limit - kStatic) / 128 * 128;
   Step step = arrange(model, gate_strips, tokens, bytes);
   while (step.slots < kFewestSlots && step.tokens > 1) step = arrange(model, gate_strips, step.tokens / 2, bytes);
   if (step.slots < kFewestSlots) throw std::runtime_error("a linear layer is too wide for this GPU's shared memory");
-  if (tokens == 1) {
-    start<true>(step, bytes, stream);
-  } else {
-    start<false>(step, bytes, stream);
-  }
+  start(step, tokens == 1, bytes, stream);
   return step.tokens;
 }
 

@@ -34,7 +34,9 @@ Stop = Annotated[list[str] | None, typer.Option("--stop", help="Stop before this
 Context = Annotated[
     int | None, typer.Option("--context", "-l", min=32, help="Tokens of context; default: the model's own.")
 ]
-Cache = Annotated[str | None, typer.Option("--cache", help="KV cache: fp16, or q8 (8 bits, half the memory).")]
+Cache = Annotated[
+    str | None, typer.Option("--cache", help="KV cache: fp16, q8 (half the memory), on a GPU also q6 and q4.")
+]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 GpuSplit = Annotated[
     str | None, typer.Option("--gpu-split", help="Layers on several GPUs: auto, or the GB to use of each, as 8,8.")

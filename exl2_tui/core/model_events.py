@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from exl2_tui.core.events import Event, Fit, ModelInfo
+from exl2_tui.core.requests import CacheKind
 
 # The library
 
@@ -26,7 +27,7 @@ class LibraryListed(Event):
     """Every model of this machine with what it takes at `context` (None: its own, as far as it fits) and `cache`.
 
     available: memory that is free for a model, None if unknown. disk_bytes: what all models take; free_disk: what is
-    left where downloads go.
+    left where downloads go. caches: the kinds that can be had here.
     """
 
     models: tuple[ModelInfo, ...]
@@ -35,6 +36,7 @@ class LibraryListed(Event):
     available: int | None
     disk_bytes: int
     free_disk: int
+    caches: tuple[CacheKind, ...] = ("fp16", "q8")
 
 
 @dataclass(frozen=True, slots=True)

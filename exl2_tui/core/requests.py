@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from exl2_tui.core.errors import ConfigError
 
 Role = Literal["system", "user", "assistant"]
-CacheKind = Literal["fp16", "q8"]
+CacheKind = Literal["fp16", "q8", "q6", "q4"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,9 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         if self.cache not in get_args(CacheKind):
-            raise ConfigError(f"unknown cache kind {self.cache!r}", hint=f"Choose {' or '.join(get_args(CacheKind))}")
+            raise ConfigError(
+                f"unknown cache kind {self.cache!r}", hint=f"Choose one of {', '.join(get_args(CacheKind))}"
+            )
         if self.context is not None and self.context < 1:
             raise ConfigError(f"context is {self.context}, but must be at least 1")
         if self.threads < 0:

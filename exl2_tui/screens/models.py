@@ -12,7 +12,7 @@ from textual.widgets import Footer, Input, OptionList, Static
 
 from exl2_tui.core.events import ModelInfo
 from exl2_tui.keymap import bindings
-from exl2_tui.models_place import CACHES, CONTEXTS, ModelsPlace
+from exl2_tui.models_place import CONTEXTS, ModelsPlace
 from exl2_tui.models_state import ORDERS, matching, ordered
 from exl2_tui.screens.dialogs import LineDialog
 from exl2_tui.screens.models_tab import ModelsTab
@@ -25,6 +25,7 @@ from exl2_tui.widgets.place_tabs import PlaceTabs
 from exl2_tui.widgets.status import size_of, status_row
 
 SPIN_SECONDS = 0.25
+CACHE_NOTES = {"q8": ": about half the memory", "q6": ": keys of 8 bits, values of 4", "q4": ": about a quarter"}
 
 
 class ModelsScreen(ModelsTab):
@@ -155,9 +156,12 @@ class ModelsScreen(ModelsTab):
         self._say(f"Context {context:,}" if context is not None else "Context: each model's own, as far as it fits")
 
     def action_cache(self) -> None:
-        kind = CACHES[(CACHES.index(self._place.options.cache) + 1) % len(CACHES)]
+        if (listed := self._place.state.listed) is None:
+            return
+        now, kinds = self._place.options.cache, listed.caches
+        kind = kinds[(kinds.index(now) + 1) % len(kinds)] if now in kinds else kinds[0]
         self._place.choose_memory(self._place.options.context, kind)
-        self._say(f"Cache {kind}" + (": about half the memory" if kind == "q8" else ""))
+        self._say(f"Cache {kind}" + CACHE_NOTES.get(kind, ""))
 
     def action_verify(self) -> None:
         if (model := self._at_cursor()) is not None:

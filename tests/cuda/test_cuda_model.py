@@ -15,10 +15,13 @@ from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import Exl2Error
 from exl2_tui.core.formats import DenseWeight
+from exl2_tui.core.model.cache import KVCache
 from exl2_tui.core.model.causal_lm import CausalLM
 from exl2_tui.core.model.cuda import library
+from exl2_tui.core.model.cuda.cache import BITS, decode, encode
 from exl2_tui.core.model.cuda.linear import pack_linear
 from exl2_tui.core.model.cuda.model import CudaModel
+from exl2_tui.core.model.footprint import cache_bytes
 
 REASON = library.unavailable()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=f"no GPU: {REASON}")]
@@ -33,6 +36,18 @@ def load_both(path: Path) -> tuple[CausalLM, CudaModel]:
         reference = CausalLM.load(checkpoint, config)
     with Checkpoint.open(path) as checkpoint:
         return reference, CudaModel.load(checkpoint, config, GPU)
+
+
+class RoundedCache(KVCache):
+    """The oracle of a coded cache: float32, but every key and value goes through the codes."""
+
+    def __init__(self, config: ModelConfig, capacity: int, bits: tuple[int, int]) -> None:
+        super().__init__(config, capacity, "fp32")
+        self.bits = bits
+
+    def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = zip((keys, values), self.bits, strict=True)
+        return super().append(layer, *(decode(*encode(rows, bits), rows.shape[-1]) for rows, bits in parts))
 
 
 def assert_agree(path: Path, steps: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 1), context: int = 160) -> None:
@@ -89,6 +104,8 @@ def test_gptq_steps(tmp_path: Path, bits: int, sym: bool, desc_act: bool) -> Non
         ("LlamaForCausalLM", {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128}),
         ("LlamaForCausalLM", {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256}),
         ("LlamaForCausalLM", {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 64}),
+        ("LlamaForCausalLM", {"num_attention_heads": 20, "num_key_value_heads": 2, "head_dim": 64}),
+        ("LlamaForCausalLM", {"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 96}),
         ("LlamaForCausalLM", {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32}),
         ("Qwen2ForCausalLM", {}),
         ("Qwen3ForCausalLM", {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}),
@@ -97,6 +114,28 @@ def test_gptq_steps(tmp_path: Path, bits: int, sym: bool, desc_act: bool) -> Non
 )
 def test_shapes_and_architectures(tmp_path: Path, architecture: str, overrides: dict[str, Any]) -> None:
     assert_agree(write_random_model(tmp_path, architecture, **overrides))
+
+
+# Where activations differ a little, some codes are neighbours: with 4 bits that is a step of 8 %.
+@pytest.mark.parametrize(("kind", "tolerance"), [("q8", 6e-3), ("q6", 4e-2), ("q4", 4e-2)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"),
+    [(4, 2, 16), (6, 2, 32), (8, 1, 64), (4, 2, 96), (2, 2, 128), (10, 1, 128), (4, 1, 256)],
+)
+def test_coded_caches(tmp_path: Path, kind: str, tolerance: float, heads: int, kv_heads: int, dim: int) -> None:
+    sizes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": dim}
+    reference, model = load_both(
+        write_random_model(tmp_path, "Qwen3ForCausalLM", max_position_embeddings=2048, **sizes)
+    )
+    caches = RoundedCache(reference.config, 1200, BITS[kind]), model.new_cache(1200, kind)
+    assert caches[1].nbytes == cache_bytes(reference.config, 1200, kind)
+    generator = torch.Generator().manual_seed(dim)
+    for count in (1, 3, 40, 1, 8, 900, 1, 5):
+        ids = torch.randint(0, reference.config.vocab_size, (count,), generator=generator)
+        wanted = reference.forward(ids, caches[0], all_logits=True)
+        found = model.forward(ids, caches[1], all_logits=True)
+        error = ((found - wanted).norm() / wanted.norm()).item()
+        assert error < tolerance, f"{count} tokens: relative error {error:.2e}"
 
 
 def test_a_long_sequence_is_split_over_the_gpu(tmp_path: Path) -> None:

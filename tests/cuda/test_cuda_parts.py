@@ -11,9 +11,9 @@ from support.models import random_config, write_random_exl2_model
 from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.generation.sampler import Sampler
-from exl2_tui.core.model.cache import KVCache
 from exl2_tui.core.model.causal_lm import CausalLM
 from exl2_tui.core.model.cuda import library
+from exl2_tui.core.model.cuda.cache import CudaCache, decode, encode
 from exl2_tui.core.model.cuda.decoder import Decoder, DecoderChain
 from exl2_tui.core.model.cuda.model import CudaModel
 from exl2_tui.core.model.cuda.prompt import in_order, normalize, rope_and_append, silu_times
@@ -111,7 +111,7 @@ def test_prompt_kernels_give_what_torch_gives(heads: int, kv_heads: int, dim: in
     q, k, v = (torch.randn(300, count, dim).half() for count in (heads, kv_heads, kv_heads))
     angles = torch.randn(300, rope_dim // 2) * 100
     rope = RopeTable(angles.cos(), angles.sin())
-    caches = KVCache(config, 512), KVCache(config, 512, "fp16", GPU)
+    caches = CudaCache(config, 512), CudaCache(config, 512, "fp16", GPU)
     for cache in caches:
         cache.length = 100
         for tensor in (*cache.keys, *cache.values):
@@ -120,6 +120,25 @@ def test_prompt_kernels_give_what_torch_gives(heads: int, kv_heads: int, dim: in
     for ours, wanted in zip(found, rope_and_append(0, q, k, v, rope, caches[0]), strict=True):
         assert torch.equal(ours.cpu(), wanted)
     assert torch.equal(caches[1].keys[0].cpu(), caches[0].keys[0])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dim", [16, 32, 64, 96, 128, 256])
+def test_keys_and_values_are_coded_as_in_torch(dim: int, bits: int) -> None:
+    rows = torch.randn(3, 77, dim) * torch.logspace(-6, 5, 77)[:, None]  # too large for half, and too small
+    rows[:, 7], rows[..., 3] = 0, rows[..., 3] * 20
+    rows = rows.clamp(-6e4, 6e4).half()
+    codes, units = encode(rows, bits)
+    found_codes = torch.full((3, 100, codes.shape[-1]), 0x77, dtype=torch.uint8, device=GPU)
+    found_units = torch.full((3, 100, units.shape[-1]), 77.0, dtype=torch.float16, device=GPU)
+    torch.ops.exl2_cuda.cache_write(rows.to(GPU), found_codes, found_units, 11)
+    for found, wanted in ((found_codes, codes), (found_units, units)):
+        assert (found[:, :11] == found[0, 0, 0]).all() and (found[:, 88:] == found[0, 0, 0]).all()
+        assert torch.equal(found[:, 11:88].cpu(), wanted)
+    read = torch.full((3, 77, dim), float("nan"), dtype=torch.float16, device=GPU)
+    torch.ops.exl2_cuda.cache_read(found_codes[:, 11:].contiguous(), found_units[:, 11:].contiguous(), read, 0)
+    wanted = decode(codes, units, dim).clamp(-65504, 65504).half()
+    assert torch.equal(read.cpu(), wanted)
 
 
 @pytest.mark.parametrize(("size", "width"), [(96, 96), (52, 64), (4096, 4096), (28672, 28672)])

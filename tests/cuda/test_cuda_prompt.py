@@ -10,7 +10,7 @@ from support.compiled import compile_cpp
 from support.models import random_config
 
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.model.cache import KVCache
+from exl2_tui.core.model.cuda.cache import CudaCache
 from exl2_tui.core.model.cuda.prompt import rope_and_append, silu_times
 from exl2_tui.core.model.rope import RopeTable
 
@@ -74,7 +74,7 @@ def test_rope_gives_the_bits_of_torch(
     )
     angles = torch.randn(tokens, rope_dim // 2, generator=generator) * 100
     rope = RopeTable(angles.cos(), angles.sin())
-    caches = [KVCache(config, 40) for _ in range(2)]
+    caches = [CudaCache(config, 40) for _ in range(2)]
     for cache in caches:
         cache.length = start
         for tensor in (*cache.keys, *cache.values):

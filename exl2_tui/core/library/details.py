@@ -19,7 +19,6 @@ from exl2_tui.core.tokenizer import Tokenizer
 
 CONTEXTS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 MOST_ROWS = 4
-CACHE_KINDS = {"native": ("fp16", "q8")}  # the others keep fp16 only
 
 
 def details(path: Path, machine: Machine, context: int | None = None) -> ModelDetailed:
@@ -68,7 +67,7 @@ def memory_rows(numbers: Footprint, machine: Machine, chosen: int | None) -> tup
     contexts = sorted({*contexts, min(own, CONTEXTS[-1]), *([chosen] if chosen is not None else [])})
     rows = []
     for context in contexts:
-        for kind in CACHE_KINDS.get(machine.backend, ("fp16",)):
+        for kind in machine.caches:
             found, fits = machine.plan(numbers, context, kind)
             rows.append(MemoryRow(context, kind, found.weights, found.cache, found.scratch, fits))
     return tuple(rows)

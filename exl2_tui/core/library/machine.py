@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exl2_tui.core.events import Fit
-from exl2_tui.core.model.footprint import Backend, Footprint, MemoryEstimate
+from exl2_tui.core.model.footprint import CACHE_KINDS, Backend, Footprint, MemoryEstimate
 from exl2_tui.core.model.memory import available_memory
-from exl2_tui.core.requests import LoadOptions
+from exl2_tui.core.requests import CacheKind, LoadOptions
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 
@@ -25,12 +25,17 @@ class Machine:
     available: int | None
     fallback: Machine | None = None
 
+    @property
+    def caches(self) -> tuple[CacheKind, ...]:
+        """Cache kinds that can be had."""
+        return CACHE_KINDS[self.backend]
+
     def plan(self, numbers: Footprint, context: int | None, cache: str) -> tuple[MemoryEstimate, Fit]:
         """What a load takes, and whether it fits, as the loader decides it."""
         found = numbers.at(context, cache, self.backend, self.available)
         if self.available is None:
             return found, "unknown"
-        if found.fits == "no" and self.fallback is not None:
+        if found.fits == "no" and self.fallback is not None and cache in self.fallback.caches:
             other, fits = self.fallback.plan(numbers, context, cache)
             if fits != "no":
                 return other, "cpu"
@@ -44,7 +49,7 @@ def this_machine(options: LoadOptions | None = None, reclaim: int = 0) -> Machin
     """
     options = options or LoadOptions()
     asked = options.device not in ("auto", "cpu") or bool(options.gpu_split)
-    by_itself = options.device == "auto" and options.cache == "fp16" and (_PACKAGE / "_C_cuda.so").is_file()
+    by_itself = options.device == "auto" and (_PACKAGE / "_C_cuda.so").is_file()
     if asked or by_itself:
         gpu = _gpu(options)
         if gpu is not None and (asked or gpu.backend == "cuda"):

@@ -12,10 +12,19 @@ from typing import Literal
 
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import UnsupportedError
+from exl2_tui.core.requests import CacheKind
 
 Fits = Literal["yes", "tight", "no"]
 Backend = Literal["native", "cuda", "reference", "gpu-reference"]
 
+# What each keeps keys and values in; q6 has keys of 8 bits and values of 4.
+CACHE_KINDS: dict[Backend, tuple[CacheKind, ...]] = {
+    "native": ("fp16", "q8"),
+    "cuda": ("fp16", "q8", "q6", "q4"),
+    "reference": ("fp16",),
+    "gpu-reference": ("fp16",),
+}
+CACHE_BITS = {"fp32": (32, 32), "fp16": (16, 16), "q8": (8, 8), "q6": (8, 4), "q4": (4, 4)}  # of keys and values
 DENSE = {"reference": 4, "gpu-reference": 2}  # bytes per weight of those that decode all weights
 PROMPT_CHUNK = {"native": 512, "reference": 512, "gpu-reference": 512, "cuda": 2048}  # tokens of a prompt run at once
 CUDA_CONTEXT = 600 << 20  # what the driver and cuBLAS keep, not counted by torch
@@ -79,17 +88,12 @@ class Footprint:
         )
 
     def cache(self, context: int, kind: str) -> int:
-        """Bytes of the keys and values of `context` tokens. q8 has one fp16 scale per 32 values."""
-        dim = self.head_dim
-        if kind == "fp16":
-            per_head = 4 * dim
-        elif kind == "q8":
-            per_head = 2 * dim + 4 * -(-dim // 32)
-        elif kind == "fp32":
-            per_head = 8 * dim
-        else:
-            raise UnsupportedError(f'the cache kind "{kind}" is not one of fp16, q8')
-        return per_head * self.cached_heads * context
+        """Bytes of the keys and values of `context` tokens. Fewer than 16 bits have one fp16 scale per 32 values."""
+        if kind not in CACHE_BITS:
+            raise UnsupportedError(f'the cache kind "{kind}" is not one of {", ".join(CACHE_BITS)}')
+        dim, bits = self.head_dim, CACHE_BITS[kind]
+        scales = 0 if min(bits) >= 16 else 4 * -(-dim // 32)
+        return (dim * sum(bits) // 8 + scales) * self.cached_heads * context
 
     def scratch(self, context: int, backend: Backend) -> int:
         """Float32 activations of one chunk of a prompt, and what each implementation needs besides."""

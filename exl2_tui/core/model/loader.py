@@ -19,7 +19,7 @@ from exl2_tui.core.errors import CheckpointError, ConfigError, MemoryLimitError,
 from exl2_tui.core.model.causal_lm import CausalLM
 from exl2_tui.core.model.cuda import library
 from exl2_tui.core.model.estimate import MeasurableSource, estimate, model_sizes, require_fit
-from exl2_tui.core.model.footprint import COMFORTABLE, CONTEXT_STEP, Backend, MemoryEstimate
+from exl2_tui.core.model.footprint import CACHE_KINDS, COMFORTABLE, CONTEXT_STEP, Backend, MemoryEstimate
 from exl2_tui.core.model.native import NativeModel
 from exl2_tui.core.model.protocol import LanguageModel
 from exl2_tui.core.model.split import split_layers
@@ -27,7 +27,7 @@ from exl2_tui.core.model.watched import Progress, WatchedSource
 from exl2_tui.core.model.weights import Inventory, take_inventory
 from exl2_tui.core.ops.cache import MAX_HEAD_DIM
 from exl2_tui.core.ops.native import capabilities
-from exl2_tui.core.requests import LoadOptions
+from exl2_tui.core.requests import CacheKind, LoadOptions
 
 
 class ModelDirectory(MeasurableSource, Protocol):
@@ -66,13 +66,13 @@ def plan_load(checkpoint: ModelDirectory, config: ModelConfig, options: LoadOpti
     if options.device == "cpu" or library.no_device() is not None:
         return _plan_cpu(checkpoint, config, options, inventory)
     device = torch.device("cuda", torch.cuda.current_device())
-    unused = _no_cuda(config, device) or ("" if options.cache == "fp16" else f"it takes no {options.cache} cache")
+    unused = _no_cuda(config, device)
     if not unused:
         plan = _plan_cuda(checkpoint, config, options, device, inventory)
         if plan.estimate.fits != "no":
             return plan
         unused = "the model does not fit into its free memory"
-    plan = _plan_cpu(checkpoint, config, options, inventory)
+    plan = _plan_cpu(checkpoint, config, options, inventory, unused)
     return replace(plan, reason="; ".join(filter(None, (plan.reason, f"the GPU is not used: {unused}"))))
 
 
@@ -106,14 +106,13 @@ def load_model(
     return model
 
 
-def _plan_cpu(checkpoint: ModelDirectory, config: ModelConfig, options: LoadOptions, inventory: Inventory) -> LoadPlan:
+def _plan_cpu(
+    checkpoint: ModelDirectory, config: ModelConfig, options: LoadOptions, inventory: Inventory, no_gpu: str = ""
+) -> LoadPlan:
+    """no_gpu: why this machine's GPU is left alone."""
     reason = _no_native(config)
-    if reason is not None and options.cache != "fp16":
-        raise UnsupportedError(
-            f'the cache kind "{options.cache}" needs the compiled kernels, which cannot be used: {reason}',
-            hint="Use the cache kind fp16, or see `exl2-tui doctor`.",
-        )
     backend: Backend = "native" if reason is None else "reference"
+    _check_cache(options.cache, backend, reason or no_gpu)
     found = estimate(checkpoint, config, options.context, options.cache, backend)
     require_fit(found, options.cache, checkpoint.path.name)
     return LoadPlan(backend, (torch.device("cpu"),) * config.num_hidden_layers, found, inventory, reason or "")
@@ -130,9 +129,10 @@ def _plan_cuda(
 
     Without our kernels it is the reference in float16, and the plan says why.
     """
-    _check_gpu(options)
+    library.require_device()
     reason = _no_cuda(config, device)
     backend: Backend = "cuda" if reason is None else "gpu-reference"
+    _check_cache(options.cache, backend, reason)
     found = estimate(checkpoint, config, options.context, options.cache, backend, available=free_memory(device))
     return LoadPlan(backend, (device,) * config.num_hidden_layers, found, inventory, reason or "")
 
@@ -141,7 +141,7 @@ def _plan_split(
     checkpoint: ModelDirectory, config: ModelConfig, options: LoadOptions, inventory: Inventory
 ) -> LoadPlan:
     """Layers on several GPUs. A context that was not asked for becomes as short as it must."""
-    _check_gpu(options)
+    library.require_device()
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     rooms = [int(COMFORTABLE * free_memory(device)) for device in devices]
     limits = options.split_bytes()
@@ -155,6 +155,7 @@ def _plan_split(
     reasons = (_no_cuda(config, device) for device, room in zip(devices, rooms, strict=False) if room)
     reason = next(filter(None, reasons), "")
     backend: Backend = "gpu-reference" if reason else "cuda"
+    _check_cache(options.cache, backend, reason)
     found = estimate(checkpoint, config, options.context, options.cache, backend, available=sum(rooms))
     while True:
         sizes = model_sizes(checkpoint, config, found.context, options.cache, backend)
@@ -169,11 +170,16 @@ def _plan_split(
         return LoadPlan(backend, places, found, inventory, reason)
 
 
-def _check_gpu(options: LoadOptions) -> None:
-    """Raises ExtensionError or UnsupportedError where no model can run on a GPU with these options."""
-    library.require_device()
-    if options.cache != "fp16":
-        raise UnsupportedError(f'the cache kind "{options.cache}" cannot be used on a GPU', hint="Use fp16.")
+def _check_cache(kind: CacheKind, backend: Backend, reason: str | None) -> None:
+    """Raises UnsupportedError for a cache kind that is not to be had. reason: why it is not a better backend."""
+    kinds = CACHE_KINDS[backend]
+    if kind in kinds:
+        return
+    needed = "the compiled kernels" if kind in CACHE_KINDS["native"] else "a GPU and its kernels"
+    raise UnsupportedError(
+        f'the cache kind "{kind}" needs {needed}' + (f", which cannot be used: {reason}" if reason else ""),
+        hint=f"Use the cache kind {' or '.join(kinds)}, or see `exl2-tui doctor`.",
+    )
 
 
 def free_memory(device: torch.device) -> int:

@@ -12,17 +12,16 @@ import torch
 from torch import Tensor
 
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.model.cache import KVCache
+from exl2_tui.core.model.cuda.cache import CudaCache
 from exl2_tui.core.model.cuda.linear import CudaLinear
-from exl2_tui.core.model.rope import rope_table
 from exl2_tui.core.model.top import TopLogits
 
 MAX_STEP = 8
 MOST_TOPS = 4  # graphs that choose the best logits: a sampler's settings need one
 MOST_CHOSEN = 1024  # csrc/cuda/kernels.h
-HEADS_AT_ONCE = 2  # csrc/cuda/attention.cuh
-MODEL_FORMAT = "<9q2d16Q3q"  # struct Model of csrc/cuda/plan.h
-LAYER_FORMAT = "<4Q3q2Q"  # struct Layer
+MOST_HEADS = 8  # of a unit of attention: csrc/cuda/attention.cuh
+MODEL_FORMAT = "<9q2d16Q5q"  # struct Model of csrc/cuda/plan.h
+LAYER_FORMAT = "<4Q3q4Q"  # struct Layer
 
 
 class CudaLayer(NamedTuple):
@@ -59,7 +58,7 @@ class Decoder:
         layers: Sequence[CudaLayer],
         final_norm: Tensor | None,
         head: CudaLinear | None,
-        cache: KVCache,
+        cache: CudaCache,
         first: int = 0,
     ) -> None:
         device = layers[0].attention_norm.device
@@ -73,7 +72,7 @@ class Decoder:
         def upload(plan: bytes) -> Tensor:
             return torch.frombuffer(bytearray(plan), dtype=torch.uint8).to(device)
 
-        rope = rope_table(config, cache.capacity, 0, cache.capacity, device)
+        rope = cache.rope(device)
         linears = [linear for layer in layers for linear in layer.linears] + ([] if head is None else [head])
         self.state = zeros(1 + MAX_STEP, dtype=torch.int32)
         self.staging = torch.zeros(1 + MAX_STEP, dtype=torch.int32).pin_memory()
@@ -84,8 +83,8 @@ class Decoder:
         self.buffers = (
             embedding,
             final_norm,
-            rope.cos.contiguous(),
-            rope.sin.contiguous(),
+            rope.cos,
+            rope.sin,
             self.state,
             self.residual,
             # Numbers that the kernel's blocks hand each other, each with a stamp (exchange.cuh).
@@ -94,7 +93,7 @@ class Decoder:
             zeros(MAX_STEP, config.query_size + 2 * config.kv_size, 2),
             zeros(MAX_STEP, layers[0].o.in_features),
             zeros(MAX_STEP, layers[0].down.in_features),
-            zeros(max(HEADS_AT_ONCE * grid, MAX_STEP * heads), dim + 2, 2),
+            zeros(MOST_HEADS * grid, dim + 2, 2),
             self.logits,
             upload(_plan_linears(layers, head, grid)),
             upload(b"".join(_plan_layer(config, index, layer, cache) for index, layer in enumerate(layers, first))),
@@ -117,6 +116,8 @@ class Decoder:
             grid,
             max(linear.slot_bytes for linear in linears),
             max(linear.in_features for linear in linears),
+            cache.key_bits,
+            cache.value_bits,
         )
         self.plan = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
         self.gate_strips = max(layer.gate.strips for layer in layers)
@@ -263,7 +264,7 @@ def _plan_linears(layers: Sequence[CudaLayer], head: CudaLinear | None, grid: in
     return bytes(plan if head is None else plan + head.plan(offset))
 
 
-def _plan_layer(config: ModelConfig, index: int, layer: CudaLayer, cache: KVCache) -> bytes:
+def _plan_layer(config: ModelConfig, index: int, layer: CudaLayer, cache: CudaCache) -> bytes:
     """struct Layer of csrc/cuda/plan.h."""
     norms = (layer.attention_norm, layer.mlp_norm, layer.q_norm, layer.k_norm)
     strides = (config.head_dim if norm is not None and norm.dim() == 2 else 0 for norm in norms[2:])
@@ -272,6 +273,5 @@ def _plan_layer(config: ModelConfig, index: int, layer: CudaLayer, cache: KVCach
         *(0 if norm is None else norm.data_ptr() for norm in norms),
         *strides,
         config.window(index) or 0,
-        cache.keys[index].data_ptr(),
-        cache.values[index].data_ptr(),
+        *(part[index].data_ptr() for part in (cache.keys, cache.values, cache.key_units, cache.value_units)),
     )

@@ -19,8 +19,9 @@ from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import MemoryLimitError, UnsupportedError
 from exl2_tui.core.model.attention import attention_mask
-from exl2_tui.core.model.cache import KVCache, check_room
+from exl2_tui.core.model.cache import check_room
 from exl2_tui.core.model.causal_lm import check_ids
+from exl2_tui.core.model.cuda.cache import CudaCache
 from exl2_tui.core.model.cuda.decoder import MAX_STEP, MOST_CHOSEN, CudaLayer, Decoder, DecoderChain
 from exl2_tui.core.model.cuda.library import require
 from exl2_tui.core.model.cuda.linear import CudaLinear, pack_linear
@@ -28,12 +29,12 @@ from exl2_tui.core.model.cuda.prompt import in_order, normalize, rope_and_append
 from exl2_tui.core.model.layout import EMBEDDING, FINAL_NORM, LinearSpec, head_linear, layer_linears, layer_norms
 from exl2_tui.core.model.norm import RMSNorm
 from exl2_tui.core.model.protocol import Cache
-from exl2_tui.core.model.rope import RopeTable, rope_table
+from exl2_tui.core.model.rope import RopeTable
 from exl2_tui.core.model.top import TopLogits, top_logits
 from exl2_tui.core.model.weights import TensorSource, read_linear, read_matrix, read_norm, release_linear
 
 CHUNK = 2048
-HEAD_DIMS = (16, 32, 64, 128, 256)
+HEAD_DIMS = (16, 32, 64, 96, 128, 256)
 
 
 @contextmanager
@@ -130,12 +131,8 @@ class CudaModel:
         linears = sum(linear.nbytes for layer in self.layers for linear in layer.linears)
         return self.embedding.nbytes + linears + self.head.nbytes
 
-    def new_cache(self, context: int, kind: str = "fp16") -> KVCache:
-        if kind != "fp16":
-            raise UnsupportedError(
-                f'the cache kind "{kind}" cannot be used on the GPU', hint="Use the cache kind fp16."
-            )
-        cache = KVCache(self.config, context, kind, self.devices)
+    def new_cache(self, context: int, kind: str = "fp16") -> CudaCache:
+        cache = CudaCache(self.config, context, kind, self.devices)
         self._decoder = None
         return cache
 
@@ -149,7 +146,7 @@ class CudaModel:
         all_logits: bool = False,
         cancel: CancelToken | None = None,
     ) -> Tensor:
-        assert isinstance(cache, KVCache)
+        assert isinstance(cache, CudaCache)
         tokens = check_ids(ids, self.config.vocab_size)
         check_room(len(tokens), cache.length, cache.capacity)
         if len(tokens) <= MAX_STEP:
@@ -174,7 +171,7 @@ class CudaModel:
         self, ids: Sequence[int], cache: Cache, count: int, vocab: int, *, cancel: CancelToken | None = None
     ) -> TopLogits:
         """Implements top.Preselecting: `count` logits cross to the CPU instead of all."""
-        assert isinstance(cache, KVCache)
+        assert isinstance(cache, CudaCache)
         if len(ids) != 1 or not 0 <= ids[0] < self.config.vocab_size:
             tokens = check_ids(ids, self.config.vocab_size)
             if len(tokens) > MAX_STEP:
@@ -194,18 +191,18 @@ class CudaModel:
         self._workspaces = {}
         torch.cuda.empty_cache()
 
-    def _step(self, tokens: Tensor, cache: KVCache) -> Tensor:
+    def _step(self, tokens: Tensor, cache: CudaCache) -> Tensor:
         """tokens (T,), T <= MAX_STEP -> logits (T, V) on the GPU until the next step."""
         logits = self._decoder_of(cache).step(tokens)
         cache.length += len(tokens)
         return logits
 
-    def _decoder_of(self, cache: KVCache) -> Decoder | DecoderChain:
+    def _decoder_of(self, cache: CudaCache) -> Decoder | DecoderChain:
         if self._decoder is None or self._decoder.cache is not cache:
             self._decoder = self._new_decoder(cache)
         return self._decoder
 
-    def _new_decoder(self, cache: KVCache) -> Decoder | DecoderChain:
+    def _new_decoder(self, cache: CudaCache) -> Decoder | DecoderChain:
         config, parts = self.config, []
         for _, group in groupby(enumerate(self.devices), key=lambda item: item[1]):
             first, *_ = indices = [index for index, _ in group]
@@ -215,22 +212,20 @@ class CudaModel:
             parts.append(Decoder(config, None if first else self.embedding, layers, norm, head, cache, first))
         return parts[0] if len(parts) == 1 else DecoderChain(parts)
 
-    def _prompt(self, tokens: Tensor, cache: KVCache, cancel: CancelToken | None) -> Tensor:
+    def _prompt(self, tokens: Tensor, cache: CudaCache, cancel: CancelToken | None) -> Tensor:
         """tokens (T,) -> hidden states before the final norm, (T, C) float32. Fills the cache behind its length."""
-        config = self.config
-        rope = rope_table(config, cache.capacity, cache.length, len(tokens), self.device)
         x = functional.embedding(tokens.to(self.device), self.embedding).float()
         delta: Tensor | None = None  # what is to be added to the residual
         for index, (layer, device) in enumerate(zip(self.layers, self.devices, strict=True)):
             if cancel is not None:
                 cancel.check()
             if x.device != device:
-                x, rope, delta = x.to(device), rope.to(device), None if delta is None else delta.to(device)
-            delta = self._layer(index, layer, x, delta, rope, cache)
+                x, delta = x.to(device), None if delta is None else delta.to(device)
+            delta = self._layer(index, layer, x, delta, cache.rope(device, cache.length, len(tokens)), cache)
         return x if delta is None else x + delta
 
     def _layer(
-        self, index: int, layer: CudaLayer, x: Tensor, delta: Tensor | None, rope: RopeTable, cache: KVCache
+        self, index: int, layer: CudaLayer, x: Tensor, delta: Tensor | None, rope: RopeTable, cache: CudaCache
     ) -> Tensor:
         """x (T, C) float32 += delta and what the attention gives. Returns what the MLP gives, (T, C) float16."""
         q, k, v = self._normalized(x, delta, layer.attention_norm, layer.q, layer.k, layer.v)
@@ -240,7 +235,7 @@ class CudaModel:
         return self._multiply(silu_times(gate, up, layer.down.perm, layer.down.in_features), layer.down)
 
     def _attention(
-        self, index: int, layer: CudaLayer, q: Tensor, k: Tensor, v: Tensor, rope: RopeTable, cache: KVCache
+        self, index: int, layer: CudaLayer, q: Tensor, k: Tensor, v: Tensor, rope: RopeTable, cache: CudaCache
     ) -> Tensor:
         """q (T, H D), k and v (T, G D) float16, as the linears give them -> (T, H D). Appends to the cache."""
         config, count = self.config, len(q)

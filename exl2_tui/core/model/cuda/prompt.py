@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from exl2_tui.core.model.cache import KVCache
+from exl2_tui.core.model.cuda.cache import CudaCache
 from exl2_tui.core.model.rope import RopeTable, rotate
 
 NOTHING = torch.empty(0)
 
 
 def rope_and_append(
-    index: int, q: Tensor, k: Tensor, v: Tensor, rope: RopeTable, cache: KVCache
+    index: int, q: Tensor, k: Tensor, v: Tensor, rope: RopeTable, cache: CudaCache
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rotates q and k and appends k and v to layer `index` of the cache; q, and the keys and values of all S tokens.
 
@@ -22,10 +22,13 @@ def rope_and_append(
     if not q.is_cuda:
         q, k = rotate(q.float(), rope).half(), rotate(k.float(), rope).half()
         return q, *cache.append(index, k.transpose(0, 1), v.transpose(0, 1))
-    keys, values = cache.keys[index], cache.values[index]
-    torch.ops.exl2_cuda.prompt_rope(q, k, v, rope.cos, rope.sin, keys, values, cache.length)
-    end = cache.length + q.shape[0]
-    return q, keys[:, :end], values[:, :end]
+    tables = (rope.cos, rope.sin)
+    if not cache.is_coded:
+        torch.ops.exl2_cuda.prompt_rope(q, k, v, *tables, cache.keys[index], cache.values[index], cache.length)
+        return q, *cache.read(index, cache.length + q.shape[0])
+    keys, values = (part.new_empty(part.shape[1], part.shape[0], part.shape[2]) for part in (k, v))
+    torch.ops.exl2_cuda.prompt_rope(q, k, v, *tables, keys, values, 0)
+    return q, *cache.append(index, keys, values)
 
 
 def normalize(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, perm: Tensor | None, width: int) -> Tensor:

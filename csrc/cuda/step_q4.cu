@@ -1,0 +1,8 @@
+// The decode step for a cache of 4 bits.
+#include "step.cuh"
+
+namespace exl2::cuda {
+
+template void start_step<4, 4>(const Step& step, bool one, int64_t bytes, cudaStream_t stream);
+
+}  // namespace exl2::cuda
