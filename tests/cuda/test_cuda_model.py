@@ -106,6 +106,8 @@ def test_gptq_steps(tmp_path: Path, bits: int, sym: bool, desc_act: bool) -> Non
         ("LlamaForCausalLM", {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 64}),
         ("LlamaForCausalLM", {"num_attention_heads": 20, "num_key_value_heads": 2, "head_dim": 64}),
         ("LlamaForCausalLM", {"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 96}),
+        # 8 tokens are 256 units of attention, more than there are CUDA blocks
+        ("LlamaForCausalLM", {"num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 16}),
         ("LlamaForCausalLM", {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32}),
         ("Qwen2ForCausalLM", {}),
         ("Qwen3ForCausalLM", {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}),
@@ -120,7 +122,7 @@ def test_shapes_and_architectures(tmp_path: Path, architecture: str, overrides: 
 @pytest.mark.parametrize(("kind", "tolerance"), [("q8", 6e-3), ("q6", 4e-2), ("q4", 4e-2)])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim"),
-    [(4, 2, 16), (6, 2, 32), (8, 1, 64), (4, 2, 96), (2, 2, 128), (10, 1, 128), (4, 1, 256)],
+    [(4, 2, 16), (6, 2, 32), (8, 1, 64), (4, 2, 96), (2, 2, 128), (10, 1, 128), (4, 1, 256), (32, 32, 32)],
 )
 def test_coded_caches(tmp_path: Path, kind: str, tolerance: float, heads: int, kv_heads: int, dim: int) -> None:
     sizes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": dim}
