@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -28,12 +28,9 @@ class KVCache:
         kind: str = "fp16",
         device: torch.device | str | Sequence[torch.device] = "cpu",
     ) -> None:
-        if kind not in DTYPES:
-            raise UnsupportedError(f'the cache kind "{kind}" is not one of {", ".join(DTYPES)}')
-        if capacity < 1:
-            raise ShapeError(f"a cache for {capacity} tokens is asked for, but it must hold at least one")
+        check_new(kind, DTYPES, capacity)
         shape = (config.num_key_value_heads, capacity, config.head_dim)
-        places = [device] * config.num_hidden_layers if isinstance(device, torch.device | str) else device
+        places = layer_devices(config, device)
         self.kind = kind
         self.capacity = capacity
         self.length = 0
@@ -59,6 +56,21 @@ class KVCache:
         self.keys[layer][:, self.length : end] = keys
         self.values[layer][:, self.length : end] = values
         return self.keys[layer][:, :end].to(keys.dtype), self.values[layer][:, :end].to(values.dtype)
+
+
+def check_new(kind: str, kinds: Collection[str], capacity: int) -> None:
+    """Raises UnsupportedError for a kind that is none of `kinds`, ShapeError for a cache without room."""
+    if kind not in kinds:
+        raise UnsupportedError(f'the cache kind "{kind}" is not one of {", ".join(kinds)}')
+    if capacity < 1:
+        raise ShapeError(f"a cache for {capacity} tokens is asked for, but it must hold at least one")
+
+
+def layer_devices(config: ModelConfig, device: torch.device | str | Sequence[torch.device]) -> list[torch.device]:
+    """The device of every layer. device: one for all, or one per layer."""
+    if isinstance(device, torch.device | str):
+        return [torch.device(device)] * config.num_hidden_layers
+    return list(device)
 
 
 def check_room(count: int, length: int, capacity: int) -> None:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.errors import MemoryLimitError, ShapeError, UnsupportedError
-from exl2_tui.core.model.cache import check_truncate
+from exl2_tui.core.errors import MemoryLimitError
+from exl2_tui.core.model.cache import check_new, check_truncate, layer_devices
 from exl2_tui.core.model.rope import RopeTable, rope_table
 
 BITS = {"fp16": (16, 16), "q8": (8, 8), "q6": (8, 4), "q4": (4, 4)}  # of keys and values
@@ -43,12 +43,8 @@ class CudaCache:
         kind: str = "fp16",
         device: torch.device | str | Sequence[torch.device] = "cpu",
     ) -> None:
-        if kind not in BITS:
-            raise UnsupportedError(f'the cache kind "{kind}" is not one of {", ".join(BITS)}')
-        if capacity < 1:
-            raise ShapeError(f"a cache for {capacity} tokens is asked for, but it must hold at least one")
-        layers = config.num_hidden_layers
-        places = [torch.device(device)] * layers if isinstance(device, torch.device | str) else list(device)
+        check_new(kind, BITS, capacity)
+        places = layer_devices(config, device)
         heads, dim = config.num_key_value_heads, config.head_dim
 
         def reserve(bits: int) -> tuple[list[Tensor], list[Tensor]]:
