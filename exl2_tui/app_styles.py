@@ -62,6 +62,7 @@ class StyledApp(KeysInOrder):
             self.stylesheet.read(STYLES / f"{name}.tcss")
 
 
+# An option list of Textual forgets `reverse`, which alone marks the row under the cursor in the terminal's own colours.
 _style_of_option = OptionList.get_visual_style
 
 

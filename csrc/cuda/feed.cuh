@@ -108,8 +108,7 @@ struct Span {
   int64_t strips;
   int64_t strip_bytes;
   int64_t strip;
-  int64_t unused;
-  Share share;
+  alignas(16) Share share;
 };
 static_assert(sizeof(Span) == 64);
 
@@ -179,7 +178,7 @@ class Cursor {
     if (left_ == 0) return;
     --left_;
     const Linear& linear = *next_++;
-    read_ = {linear.codes, linear.offsets, linear.strips, linear.strip_bytes, linear.offset, 0, linear.shares[warp_]};
+    read_ = {linear.codes, linear.offsets, linear.strips, linear.strip_bytes, linear.offset, linear.shares[warp_]};
   }
 
   __device__ void take_next() { now_ = read_; }

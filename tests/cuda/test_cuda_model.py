@@ -18,10 +18,10 @@ from exl2_tui.core.formats import DenseWeight
 from exl2_tui.core.model.cache import KVCache
 from exl2_tui.core.model.causal_lm import CausalLM
 from exl2_tui.core.model.cuda import library
-from exl2_tui.core.model.cuda.cache import BITS, decode, encode
+from exl2_tui.core.model.cuda.cache import decode, encode
 from exl2_tui.core.model.cuda.linear import pack_linear
 from exl2_tui.core.model.cuda.model import CudaModel
-from exl2_tui.core.model.footprint import cache_bytes
+from exl2_tui.core.model.footprint import CACHE_BITS, cache_bytes
 
 REASON = library.unavailable()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=f"no GPU: {REASON}")]
@@ -129,7 +129,7 @@ def test_coded_caches(tmp_path: Path, kind: str, tolerance: float, heads: int, k
     reference, model = load_both(
         write_random_model(tmp_path, "Qwen3ForCausalLM", max_position_embeddings=2048, **sizes)
     )
-    caches = RoundedCache(reference.config, 1200, BITS[kind]), model.new_cache(1200, kind)
+    caches = RoundedCache(reference.config, 1200, CACHE_BITS[kind]), model.new_cache(1200, kind)
     assert caches[1].nbytes == cache_bytes(reference.config, 1200, kind)
     generator = torch.Generator().manual_seed(dim)
     for count in (1, 3, 40, 1, 8, 900, 1, 5):

@@ -164,7 +164,7 @@ class ClassicRecipe:
     def tune_step(
         self, step: int, calibration: Calibration, parts: Checkpoint, states: States, cancel: CancelToken | None
     ) -> Generator[Event, None, States]:
-        raise NotImplementedError("the classic recipe tunes nothing")
+        raise AssertionError("never called, since tune_steps is 0")
 
 
 def quantize_head(model: SourceModel, states: Tensor, params: QParams, cancel: CancelToken | None) -> QuantizedLinear:

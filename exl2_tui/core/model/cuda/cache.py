@@ -21,9 +21,9 @@ from torch import Tensor
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import MemoryLimitError
 from exl2_tui.core.model.cache import check_new, check_truncate, layer_devices
+from exl2_tui.core.model.footprint import CACHE_BITS, CACHE_KINDS
 from exl2_tui.core.model.rope import RopeTable, rope_table
 
-BITS = {"fp16": (16, 16), "q8": (8, 8), "q6": (8, 4), "q4": (4, 4)}  # of keys and values
 BLOCK = 32  # elements that share a unit
 NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)  # where the codes of eight elements lie in their word
 NO_UNITS = torch.empty(0, dtype=torch.float16)
@@ -43,7 +43,7 @@ class CudaCache:
         kind: str = "fp16",
         device: torch.device | str | Sequence[torch.device] = "cpu",
     ) -> None:
-        check_new(kind, BITS, capacity)
+        check_new(kind, CACHE_KINDS["cuda"], capacity)
         places = layer_devices(config, device)
         heads, dim = config.num_key_value_heads, config.head_dim
 
@@ -59,7 +59,7 @@ class CudaCache:
             )
 
         self.kind = kind
-        self.key_bits, self.value_bits = BITS[kind]
+        self.key_bits, self.value_bits = CACHE_BITS[kind]
         self.capacity = capacity
         self.head_dim = dim
         self.length = 0
