@@ -35,7 +35,8 @@ __device__ __forceinline__ void copy_shared(void* to, const void* from, int byte
   }
 }
 
-// 640 threads can have 96 registers each. 128 of them need no more than 40: what they give is 16 for each of the others.
+// 640 threads can have 96 registers each. 128 of them need no more than 32: the 64 that each gives are 16 for each of the
+// 512 others. No more than that: registers that the launch left over are not in the pool, who asks for them waits forever.
 __device__ __forceinline__ void give_registers() {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
