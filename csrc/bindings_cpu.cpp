@@ -177,6 +177,11 @@ STABLE_TORCH_LIBRARY(exl2_cpu, m) {
   m.def(
       "model_step(int handle, int[] ids, int position, Tensor(a!) k, Tensor(b!) v, Tensor(c!) k_scale, "
       "Tensor(d!) v_scale, Tensor cos, Tensor sin, Tensor(e!) logits, bool all_logits, int cancel) -> bool");
+  m.def(
+      "model_write(int handle, int token, int position, Tensor(a!) k, Tensor(b!) v, Tensor(c!) k_scale, "
+      "Tensor(d!) v_scale, Tensor cos, Tensor sin, Tensor(e!) logits, int vocab, Tensor seen, Tensor counts, "
+      "int distinct, bool uses_history, Tensor settings, Tensor uniforms, int used, int[] stop_ids, float seconds, "
+      "int cancel, Tensor(f!) tokens) -> int");
   m.def("model_free(int handle) -> ()");
   m.def(
       "sample(Tensor logits, Tensor ids, bool complete, int vocab, Tensor seen, Tensor counts, int distinct, "
@@ -205,6 +210,7 @@ STABLE_TORCH_LIBRARY_IMPL(exl2_cpu, CPU, m) {
   m.impl("linear_pack", TORCH_BOX(&exl2::linear_pack));
   m.impl("linear_multiply", TORCH_BOX(&exl2::linear_multiply));
   m.impl("model_step", TORCH_BOX(&exl2::model_step));
+  m.impl("model_write", TORCH_BOX(&exl2::model_write));
   m.impl("sample", TORCH_BOX(&exl2::sample));
   m.impl("large_pages", TORCH_BOX(&exl2::large_pages));
   m.impl("read_memory", TORCH_BOX(&exl2::read_memory));

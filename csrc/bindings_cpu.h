@@ -12,6 +12,7 @@
 #include "cpu/kernels.h"
 #include "cpu/linear.h"
 #include "cpu/model.h"
+#include "cpu/sampler.h"
 
 namespace exl2 {
 
@@ -40,9 +41,18 @@ int64_t model_scratch_bytes(int64_t handle);
 bool model_step(int64_t handle, std::vector<int64_t> ids, int64_t position, const Tensor& k, const Tensor& v,
                 const Tensor& k_scale, const Tensor& v_scale, const Tensor& cos, const Tensor& sin,
                 const Tensor& logits, bool all_logits, int64_t cancel);
+int64_t model_write(int64_t handle, int64_t token, int64_t position, const Tensor& k, const Tensor& v,
+                    const Tensor& k_scale, const Tensor& v_scale, const Tensor& cos, const Tensor& sin,
+                    const Tensor& logits, int64_t vocab, const Tensor& seen, const Tensor& counts, int64_t distinct,
+                    bool uses_history, const Tensor& settings, const Tensor& uniforms, int64_t used,
+                    std::vector<int64_t> stop_ids, double seconds, int64_t cancel, const Tensor& tokens);
 void model_free(int64_t handle);
 
 // bindings_sampler_cpu.cpp
+// (8) float64: the fields of SamplerSettings in sampler.h.
+SamplerSettings sampler_settings(const Tensor& numbers);
+// ids (at least distinct) int64, each below vocab, and counts float32.
+SeenTokens seen_tokens(const Tensor& ids, const Tensor& counts, int64_t distinct, int64_t vocab);
 int64_t sample(const Tensor& logits, const Tensor& ids, bool complete, int64_t vocab, const Tensor& seen,
                const Tensor& counts, int64_t distinct, const Tensor& settings, double uniform, int64_t isa);
 

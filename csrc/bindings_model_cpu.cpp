@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "bindings_cpu.h"
+#include "cpu/passage.h"
 
 namespace exl2 {
 
@@ -36,6 +37,26 @@ std::shared_ptr<Entry> entry_of(int64_t handle) {
 }
 
 constexpr int64_t kTensorsPerLayer = 11;
+
+struct CacheTensors {
+  const Tensor &k, &v, &k_scale, &v_scale;
+};
+
+// What steps over the next `count` tokens from `position` on have in common.
+StepRequest step_request(const Model& model, int64_t position, int64_t count, const CacheTensors& t, const Tensor& cos,
+                         const Tensor& sin, int64_t cancel) {
+  const ModelWeights& w = model.weights();
+  StepRequest request{};
+  request.position = position;
+  request.cache = cache_memory(t.k, t.v, t.k_scale, t.v_scale, static_cast<int64_t>(w.layers.size()), w.G, w.D);
+  const int64_t end = position + count;
+  STD_TORCH_CHECK(count >= 1, "ids: there are none");
+  STD_TORCH_CHECK(position >= 0 && end <= request.cache.capacity, "the cache is too small");
+  request.cos = data_of<const float>(cos, ScalarType::Float, end * w.rope_half, "cos");
+  request.sin = data_of<const float>(sin, ScalarType::Float, end * w.rope_half, "sin");
+  request.cancel = reinterpret_cast<const volatile uint8_t*>(cancel);
+  return request;
+}
 
 }  // namespace
 
@@ -106,22 +127,45 @@ bool model_step(int64_t handle, std::vector<int64_t> ids, int64_t position, cons
                 const Tensor& logits, bool all_logits, int64_t cancel) {
   const std::shared_ptr<Entry> entry = entry_of(handle);
   std::lock_guard<std::mutex> lock(entry->mutex);
-  const ModelWeights& w = entry->model->weights();
-  StepRequest request;
-  request.T = static_cast<int64_t>(ids.size());
+  const int64_t T = static_cast<int64_t>(ids.size()), V = entry->model->weights().V;
+  for (const int64_t id : ids) STD_TORCH_CHECK(id >= 0 && id < V, "ids: outside the vocabulary");
+  StepRequest request = step_request(*entry->model, position, T, {k, v, k_scale, v_scale}, cos, sin, cancel);
+  request.T = T;
   request.ids = ids.data();
-  STD_TORCH_CHECK(request.T >= 1, "ids: there are none");
-  for (const int64_t id : ids) STD_TORCH_CHECK(id >= 0 && id < w.V, "ids: outside the vocabulary");
-  request.position = position;
-  request.cache = cache_memory(k, v, k_scale, v_scale, static_cast<int64_t>(w.layers.size()), w.G, w.D);
-  const int64_t end = position + request.T;
-  STD_TORCH_CHECK(position >= 0 && end <= request.cache.capacity, "model_step: the cache is too small");
-  request.cos = data_of<const float>(cos, ScalarType::Float, end * w.rope_half, "cos");
-  request.sin = data_of<const float>(sin, ScalarType::Float, end * w.rope_half, "sin");
-  request.logits = data_of<float>(logits, ScalarType::Float, (all_logits ? request.T : 1) * w.V, "logits");
+  request.logits = data_of<float>(logits, ScalarType::Float, (all_logits ? T : 1) * V, "logits");
   request.all_logits = all_logits;
-  request.cancel = reinterpret_cast<const volatile uint8_t*>(cancel);
   return entry->model->step(request);
+}
+
+// token: the first to run, at `position`; logits (V) float32 of the last step; tokens (count) int64: what was chosen
+// after each, -1 where that cannot be told for sure. uniforms float64: random numbers, the first `used` are spent. The
+// rest as in model_step and sample. The number of steps that were run.
+int64_t model_write(int64_t handle, int64_t token, int64_t position, const Tensor& k, const Tensor& v,
+                    const Tensor& k_scale, const Tensor& v_scale, const Tensor& cos, const Tensor& sin,
+                    const Tensor& logits, int64_t vocab, const Tensor& seen, const Tensor& counts, int64_t distinct,
+                    bool uses_history, const Tensor& settings, const Tensor& uniforms, int64_t used,
+                    std::vector<int64_t> stop_ids, double seconds, int64_t cancel, const Tensor& tokens) {
+  const std::shared_ptr<Entry> entry = entry_of(handle);
+  std::lock_guard<std::mutex> lock(entry->mutex);
+  const int64_t V = entry->model->weights().V, count = tokens.numel();
+  STD_TORCH_CHECK(token >= 0 && token < V, "token: outside the vocabulary");
+  STD_TORCH_CHECK(count >= 1 && used >= 0 && vocab <= V, "model_write: bad size");
+  PassageRequest request;
+  request.step = step_request(*entry->model, position, count, {k, v, k_scale, v_scale}, cos, sin, cancel);
+  request.step.T = 1;
+  request.step.ids = &token;
+  request.step.logits = data_of<float>(logits, ScalarType::Float, V, "logits");
+  request.step.all_logits = false;
+  request.vocab = vocab;
+  request.seen = seen_tokens(seen, counts, distinct, vocab);
+  request.uses_history = uses_history;
+  request.settings = sampler_settings(settings);
+  request.uniforms = data_of<const double>(uniforms, ScalarType::Double, used + count, "uniforms") + used;
+  request.stop_ids = stop_ids.data();
+  request.stops = static_cast<int64_t>(stop_ids.size());
+  request.count = count;
+  request.seconds = seconds;
+  return write_passage(*entry->model, request, data_of<int64_t>(tokens, ScalarType::Long, count, "tokens"));
 }
 
 void model_free(int64_t handle) {

@@ -64,6 +64,7 @@ class Model {
   bool step(const StepRequest& request);
 
   const ModelWeights& weights() const { return weights_; }
+  const Kernels& kernels() const { return kernels_; }
   int64_t scratch_bytes() const;
 
  private:

@@ -13,8 +13,10 @@ from torch import Tensor
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import CancelledError, ContextError, PromptError
 from exl2_tui.core.events import Event, FinishReason, GenerationFinished, PrefillProgress, TokenDelta
+from exl2_tui.core.generation.history import TokenHistory
 from exl2_tui.core.generation.sampler import Sampler
 from exl2_tui.core.generation.text import TextStream, TextTokenizer
+from exl2_tui.core.model.passage import WritesPassages
 from exl2_tui.core.model.protocol import Cache, LanguageModel
 from exl2_tui.core.model.top import Preselecting, TopLogits
 from exl2_tui.core.requests import SamplerSettings
@@ -27,6 +29,8 @@ LARGEST_CHUNK = 2048
 # The last tokens of a prompt are run together, even if all but one of them are in the cache: kernels round differently
 # for one token and for several, and asking the same thing twice with the same seed must give the same text.
 TAIL = 8
+# A model that chooses tokens itself gives them out this often, so text never waits longer than a screen would notice.
+PASSAGE_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,7 @@ class Generator:
 
     def __init__(self, model: LanguageModel, tokenizer: TextTokenizer, cache: Cache) -> None:
         self._model = model
+        self._writer = model if isinstance(model, WritesPassages) else None
         self._tokenizer = tokenizer
         self._cache = cache
         self._run: list[int] = []
@@ -108,11 +113,8 @@ class Generator:
             after_prompt = yield from self._prefill(ids, cached, request_id, cancel)
             prefilled = first = last = time.perf_counter()
             self._prompt_end = PromptEnd(tuple(ids), after_prompt.detach().to("cpu", torch.float32, copy=True))
-            logits: Tensor | TopLogits = after_prompt
             history = sampler.history(ids)
-            while generated < max_new_tokens:
-                cancel.check()
-                token = sampler.sample(logits, history)
+            for token in self._tokens(after_prompt, sampler, history, max_new_tokens, stop_ids, cancel):
                 generated += 1
                 last = time.perf_counter()
                 if generated == 1:
@@ -126,17 +128,14 @@ class Generator:
                 if text.stopped:
                     reason = "stop_string"
                     break
-                if generated == max_new_tokens:
-                    break
-                if self._cache.length == self._cache.capacity:
-                    reason = "context"
-                    break
-                history.append(token)
-                logits = self._next(token, sampler, cancel)
+            else:
+                reason = "length" if generated == max_new_tokens else "context"
         except CancelledError:
             reason = "cancelled"
             if not generated:
                 prefilled = first = last = time.perf_counter()
+        # What the model wrote beyond the end; the last token is only run before somebody stops what would follow.
+        self._forget(len(ids) + max(0, generated - (reason != "cancelled")))
         shown, tokens = text.finish(cut=reason != "stop_token")
         if shown or tokens:
             yield TokenDelta(request_id, shown, tokens)
@@ -180,14 +179,65 @@ class Generator:
         elif tokens == self._chunk and seconds < 0.4 * CHUNK_SECONDS:
             self._chunk = min(LARGEST_CHUNK, self._chunk * 2)
 
-    def _next(self, token: int, sampler: Sampler, cancel: CancelToken) -> Tensor | TopLogits:
-        """Runs the token that was chosen; only as many logits as the sampler needs, if they lie on a GPU."""
-        count = sampler.preselection
-        if not count or not isinstance(self._model, Preselecting):
-            return self._forward([token], cancel)
-        top = self._model.forward_top([token], self._cache, count, sampler.vocab_size, cancel=cancel)
+    def _tokens(
+        self,
+        after_prompt: Tensor,
+        sampler: Sampler,
+        history: TokenHistory,
+        count: int,
+        stop_ids: Collection[int],
+        cancel: CancelToken,
+    ) -> Iterator[int]:
+        """The tokens behind a prompt, `count` of them or as many as the context holds; nobody asks behind a stop id."""
+        chosen: Sequence[int] = ()
+        logits: Tensor | TopLogits | None = after_prompt
+        while count:
+            for token in chosen:
+                cancel.check()
+                yield token
+                history.append(token)
+            count -= len(chosen)
+            if logits is not None and count:
+                cancel.check()
+                token = sampler.sample(logits, history)
+                yield token
+                history.append(token)
+                count -= 1
+            if not count or self._cache.length == self._cache.capacity:
+                return
+            chosen, logits = self._next(token, sampler, history, count, stop_ids, cancel)
+
+    def _next(
+        self,
+        token: int,
+        sampler: Sampler,
+        history: TokenHistory,
+        count: int,
+        stop_ids: Collection[int],
+        cancel: CancelToken,
+    ) -> tuple[Sequence[int], Tensor | TopLogits | None]:
+        """Runs the token that was chosen last: up to `count` tokens behind it if the model chooses itself, and logits
+        of the one behind them unless that is yet to be run. Only as many logits as the sampler needs, on a GPU."""
+        if self._writer is not None and (choice := sampler.ahead(history, count)) is not None:
+            passage = self._writer.write(
+                token, self._cache, choice, stop_ids=stop_ids, seconds=PASSAGE_SECONDS, cancel=cancel
+            )
+            sampler.spend(len(passage.tokens))
+            run = (token, *passage.tokens)
+            self._run.extend(run if passage.logits is not None else run[:-1])
+            return passage.tokens, passage.logits
+        wanted = sampler.preselection
+        if not wanted or not isinstance(self._model, Preselecting):
+            return (), self._forward([token], cancel)
+        top = self._model.forward_top([token], self._cache, wanted, sampler.vocab_size, cancel=cancel)
         self._run.append(token)
-        return top
+        return (), top
+
+    def _forget(self, length: int) -> None:
+        """Takes everything behind the first `length` tokens out of the cache."""
+        if length < len(self._run):
+            self._cache.truncate(length)
+            del self._run[length:]
 
     def _forward(self, ids: Sequence[int], cancel: CancelToken) -> Tensor:
         logits = self._model.forward(ids, self._cache, cancel=cancel)

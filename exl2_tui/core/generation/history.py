@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections import Counter, deque
 from collections.abc import Iterable
 
@@ -56,6 +57,11 @@ class TokenHistory:
     def seen(self) -> tuple[Tensor, Tensor]:
         """The entries in use: the distinct tokens (U,) and how often each occurs (U,)."""
         return self.ids[: len(self)], self.counts[: len(self)]
+
+    @property
+    def room(self) -> int:
+        """How many tokens can be added before one falls out of the window."""
+        return self._window - len(self._recent) if self._window > 0 else sys.maxsize
 
     def __len__(self) -> int:
         """How many distinct tokens there are."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from exl2_tui.core.generation.history import TokenHistory
+from exl2_tui.core.model.passage import Choice
 from exl2_tui.core.model.top import TopLogits
 from exl2_tui.core.ops import native
 from exl2_tui.core.ops.native import Isa
@@ -50,8 +51,30 @@ class QuickChoice:
             values, ids, complete, vocab = logits, self._all, True, min(self._vocab_size, len(logits))
             if not vocab or values.dtype != torch.float32 or not values.is_cpu or not values.is_contiguous():
                 return None
-        distinct = len(history) if self._uses_history else 0
+        distinct = self._distinct(history)
         token: int = self._sample(
             values, ids, complete, vocab, history.ids, history.counts, distinct, self._settings, uniform, self._isa
         )
         return token if token >= 0 else None
+
+    def ahead(self, history: TokenHistory, uniforms: Tensor, used: int, count: int) -> Choice | None:
+        """What a model needs to choose up to `count` tokens in the same way; None if that is not possible.
+
+        uniforms float64: numbers in [0, 1), of which the first `used` are spent and at least one is left.
+        """
+        if not self.possible:
+            return None
+        return Choice(
+            count=min(count, len(uniforms) - used, history.room + 1),
+            vocab=self._vocab_size,
+            seen=history.ids,
+            counts=history.counts,
+            distinct=self._distinct(history),
+            uses_history=self._uses_history,
+            settings=self._settings,
+            uniforms=uniforms,
+            used=used,
+        )
+
+    def _distinct(self, history: TokenHistory) -> int:
+        return len(history) if self._uses_history else 0

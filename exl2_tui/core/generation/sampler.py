@@ -21,6 +21,7 @@ from exl2_tui.core.generation import filters
 from exl2_tui.core.generation.filters import Candidates
 from exl2_tui.core.generation.history import TokenHistory
 from exl2_tui.core.generation.quick import QuickChoice
+from exl2_tui.core.model.passage import Choice
 from exl2_tui.core.model.top import TopLogits
 from exl2_tui.core.requests import SamplerSettings
 
@@ -57,7 +58,9 @@ class Sampler:
         # 31 bits: short enough to be typed again
         self.seed = secrets.randbits(31) if settings.seed is None else settings.seed
         self._random = torch.Generator().manual_seed(self.seed % (1 << 64))
-        self._uniforms: list[float] = []  # drawn, the next one last
+        self._uniforms = torch.zeros(UNIFORMS, dtype=torch.float64)  # as drawn; greedy choice needs none
+        self._uniforms_list: list[float] = []  # the same for Python
+        self._used = 0 if settings.temperature == 0 else UNIFORMS
         self._quick = QuickChoice(settings, vocab_size, uses_history=self.uses_history)
         self._ids = torch.arange(vocab_size)
         self._filters = _filters(settings)
@@ -110,6 +113,20 @@ class Sampler:
         with _one_thread():
             return self._sample(logits, history, uniform)
 
+    def ahead(self, history: TokenHistory, count: int) -> Choice | None:
+        """What a model needs to choose up to `count` tokens itself, as `sample` would; None: ask `sample` for each.
+
+        `spend` the numbers of those that it has chosen.
+        """
+        if self._used == UNIFORMS:
+            self._draw_uniforms()
+        return self._quick.ahead(history, self._uniforms, self._used, count)
+
+    def spend(self, tokens: int) -> None:
+        """So many tokens were chosen with the numbers that `ahead` gave away."""
+        if self.settings.temperature:
+            self._used += tokens
+
     def explain(self, logits: Tensor, history: TokenHistory, show: int = 20) -> tuple[SamplingStep, ...]:
         """What each step of `sample` would leave over, the model's own choice first; draws and changes nothing."""
         with _one_thread():
@@ -137,10 +154,15 @@ class Sampler:
 
     def _uniform(self) -> float:
         """The next random number in [0, 1)."""
-        if not self._uniforms:
-            numbers = torch.rand(UNIFORMS, dtype=torch.float64, generator=self._random)
-            self._uniforms = numbers.flip(0).tolist()
-        return self._uniforms.pop()
+        if self._used == UNIFORMS:
+            self._draw_uniforms()
+        self._used += 1
+        return self._uniforms_list[self._used - 1]
+
+    def _draw_uniforms(self) -> None:
+        self._uniforms = torch.rand(UNIFORMS, dtype=torch.float64, generator=self._random)
+        self._uniforms_list = self._uniforms.tolist()
+        self._used = 0
 
     def _candidates(self, logits: Tensor, history: TokenHistory) -> Candidates:
         logits = logits.detach().to("cpu", torch.float32)[: self.vocab_size]

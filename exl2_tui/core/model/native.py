@@ -7,7 +7,7 @@ busy user interface cannot slow the model down by holding the interpreter lock.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from exl2_tui.core.errors import CancelledError, ExtensionError, ShapeError
 from exl2_tui.core.model.cache import check_room
 from exl2_tui.core.model.causal_lm import check_ids
 from exl2_tui.core.model.layout import EMBEDDING, FINAL_NORM, LinearSpec, head_linear, layer_linears, layer_norms
+from exl2_tui.core.model.passage import Choice, Passage
 from exl2_tui.core.model.protocol import Cache
 from exl2_tui.core.model.rope import rope_table
 from exl2_tui.core.model.weights import TensorSource, read_linear, read_matrix, read_norm, release_linear
@@ -67,6 +68,7 @@ class NativeModel:
         self.kernels = kernels
         self._handle = handle
         self._step = native.ops().model_step
+        self._write = native.ops().model_write
         self._free = weakref.finalize(self, native.ops().model_free, handle)
 
     @classmethod
@@ -126,24 +128,58 @@ class NativeModel:
         all_logits: bool = False,
         cancel: CancelToken | None = None,
     ) -> Tensor:
-        if not isinstance(cache, NativeModelCache):
-            raise ShapeError("the cache was made by another model: new_cache() makes one that fits")
-        if not self._free.alive:
-            raise ExtensionError("the model was closed")
+        own = self._checked(cache)
         vocab = self.config.vocab_size
         # Without torch where it is not needed: every call into it gives the interpreter lock away.
         if isinstance(ids, Tensor) or not ids or min(ids) < 0 or max(ids) >= vocab:
             ids = check_ids(ids, vocab).tolist()
         count = len(ids)
-        check_room(count, cache.length, cache.capacity)
-        cos, sin = cache.rope_rows(cache.length + count)
+        check_room(count, own.length, own.capacity)
+        cos, sin = own.rope_rows(own.length + count)
         logits = torch.empty((count, vocab) if all_logits else (vocab,))
         flag = 0 if cancel is None else cancel.address
-        done = self._step(self._handle, ids, cache.length, *cache.tensors, cos, sin, logits, all_logits, flag)
+        done = self._step(self._handle, ids, own.length, *own.tensors, cos, sin, logits, all_logits, flag)
         if not done:
             raise CancelledError
-        cache.length += count
+        own.length += count
         return logits
+
+    def write(
+        self,
+        token: int,
+        cache: Cache,
+        choice: Choice,
+        *,
+        stop_ids: Collection[int],
+        seconds: float,
+        cancel: CancelToken | None = None,
+    ) -> Passage:
+        own = self._checked(cache)
+        check_ids([token], self.config.vocab_size)
+        check_room(1, own.length, own.capacity)
+        count = min(choice.count, own.capacity - own.length)
+        cos, sin = own.rope_rows(own.length + count)
+        logits = torch.empty(self.config.vocab_size)
+        tokens = torch.empty(count, dtype=torch.int64)
+        vocab = min(choice.vocab, self.config.vocab_size)
+        history = (choice.seen, choice.counts, choice.distinct, choice.uses_history)
+        steps = self._write(
+            *(self._handle, token, own.length, *own.tensors, cos, sin, logits, vocab, *history, choice.settings),
+            *(choice.uniforms, choice.used, list(stop_ids), seconds, 0 if cancel is None else cancel.address, tokens),
+        )
+        if not steps:
+            raise CancelledError
+        own.length += steps
+        chosen: list[int] = tokens[:steps].tolist()
+        return Passage(chosen, None) if chosen[-1] >= 0 else Passage(chosen[:-1], logits)
+
+    def _checked(self, cache: Cache) -> NativeModelCache:
+        """The cache, if it is one of ours and the model is there."""
+        if not isinstance(cache, NativeModelCache):
+            raise ShapeError("the cache was made by another model: new_cache() makes one that fits")
+        if not self._free.alive:
+            raise ExtensionError("the model was closed")
+        return cache
 
     def close(self) -> None:
         self._free()

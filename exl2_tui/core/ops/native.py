@@ -25,7 +25,7 @@ LABELS: dict[Isa | None, str] = {
     None: "reference (torch)",
 }
 LIBRARY = Path(__file__).resolve().parents[2] / "_C_cpu.so"
-NEWEST_OP = "sample"  # in every library that this source can use
+NEWEST_OP = "model_write"  # in every library that this source can use
 REBUILD = "Run `pip install --no-build-isolation -e .` where the source is, or reinstall the package."
 
 
