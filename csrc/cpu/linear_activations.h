@@ -2,7 +2,8 @@
 // path, quantized to one byte, two, or one and a half (linear_pairs.h), with a scale per block of rows.
 //
 // They lie in scratch by token blocks of Lanes::kTokens (the last one shorter), each [row quad][token][4 rows] int8, or
-// [row][token] float, so that the inner loops read them in address order.
+// [row][token] float, so that the inner loops read them in address order. Two bytes are two such terms, the high bytes
+// of a block before the low ones; for many tokens they are one int16, [row quad][rows 0 and 2, rows 1 and 3][token].
 #pragma once
 
 #include "linear_pack.h"
@@ -80,9 +81,10 @@ static EXL2_INLINE void quantize_pairs(Pair pair, const F* values, F inverse, in
   sum[1] = Lanes::add_i(sum[1], parts[2]);
 }
 
-// One block of one token: quads[i * mb] receives rows 4i..4i+3; those of the second term follow behind all of the first.
+// One block of one token: quads[i * mb] receives rows 4i..4i+3; those of the second term follow behind all of the
+// first. words: two bytes become int16.
 static inline void quantize_block(const Header& h, const Section& s, const int32_t* map, const float* x, int64_t row,
-                                  int32_t* quads, int64_t mb, BlockMeta& meta) {
+                                  int32_t* quads, int64_t mb, bool words, BlockMeta& meta) {
   const int steps = s.slabs * 2;  // of 16 rows
   F values[8];
   F top = Lanes::zero(), poison = Lanes::zero();
@@ -91,29 +93,33 @@ static inline void quantize_block(const Header& h, const Section& s, const int32
     top = Lanes::max_abs(top, values[i]);
     poison = Lanes::fma(values[i], Lanes::zero(), poison);  // NaN if any is NaN or infinite: never hidden by rounding
   }
-  const Form form = form_here(s.form);
+  const Form form = Form(s.form);
   const bool pairs = form == kPairs;
   const Pair pair = pair_of(s.bits);
   // 32639 = 127 * 256 + 127: both bytes fit int8
   const float range = pairs ? float(pair.range) : form == kOneByte ? 127.0f : 32639.0f;
   const float amax = Lanes::reduce_max(top);
   const float inverse = amax > 1e-30f ? range / amax : 0.0f;
-  const float step = pairs ? range * 256 : range;  // pairs count in 256ths (linear_pairs.h)
+  const float step = pairs ? range * pair.n() : range;  // pairs count in Nths (linear_pairs.h)
   meta.scale = (amax > 1e-30f ? amax / step : 0.0f) + Lanes::reduce_add(poison);
   I sum[2] = {Lanes::zero_i(), Lanes::zero_i()};
   int32_t* second = quads + s.slabs * kSlabQuads * mb;
-  if constexpr (Lanes::kPairs) {
-    for (int slab = 0; pairs && slab < s.slabs; slab++) {
-      quantize_pairs(pair, values + 2 * slab, Lanes::set1(inverse), quads + slab * kSlabQuads * mb,
-                     second + slab * kSlabQuads / 2 * mb, mb, sum);
-    }
+  for (int slab = 0; pairs && slab < s.slabs; slab++) {
+    quantize_pairs(pair, values + 2 * slab, Lanes::set1(inverse), quads + slab * kSlabQuads * mb,
+                   second + slab * kSlabQuads / 2 * mb, mb, sum);
   }
   for (int i = 0; !pairs && i < steps; i++) {
     I low = Lanes::round(Lanes::mul(values[i], Lanes::set1(inverse)));
+    if (form == kTwoBytes && words) {
+      int32_t halves[8];
+      Lanes::store_words(halves, low);
+      for (int q = 0; q < 8; q++) quads[(i * 8 + q) * mb] = halves[q];
+      continue;
+    }
     int32_t bytes[4];
     if (form == kTwoBytes) {
       const I high = Lanes::high_byte(low);  // (v + 128) >> 8, so that what is left fits int8
-      low = Lanes::sub_i(low, Lanes::shift_left8(high));
+      low = Lanes::sub_i(low, Lanes::shift_left(high, 8));
       sum[0] = Lanes::add_i(sum[0], high);
       Lanes::store_bytes(bytes, high);
       for (int q = 0; q < 4; q++) quads[(i * 4 + q) * mb] = bytes[q];
@@ -175,7 +181,8 @@ static void prepare(const uint8_t* blob, const float* x, int64_t M, int64_t ldx,
         int32_t* quads = const_cast<int32_t*>(a.quads(s->x_offset + index * rows * terms_of(Form(s->form))));
         BlockMeta* meta = const_cast<BlockMeta*>(a.meta(h, block));
         for (int64_t m = 0; m < a.mb; m++) {
-          quantize_block(h, *s, map, x + (token + m) * ldx, s->first_row + index * rows, quads + m, a.mb, meta[m]);
+          quantize_block(h, *s, map, x + (token + m) * ldx, s->first_row + index * rows, quads + m, a.mb,
+                         M > Lanes::kDirectTokens, meta[m]);
         }
       }
     }

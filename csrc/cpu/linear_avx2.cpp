@@ -9,11 +9,11 @@ namespace exl2 {
 namespace EXL2_ISA {
 
 struct Lanes {
-  static constexpr int kTokens = 4;  // x 2 registers x (32-bit and 16-bit sums): all 16 registers
+  static constexpr int kTokens = 4;  // x 2 registers: of 16-bit sums, and as many of others. 3, 5 and 6 are as fast.
   static constexpr int kStageTiles = 1;
   static constexpr int kDirectTokens = 2;
+  static constexpr int kChains = 1;  // two registers, whose sums take a cycle
   static constexpr bool kWidthMatters = true;
-  static constexpr bool kPairs = false;  // dot4 of full bytes costs three of narrow codes
 
   struct F {
     __m256 a, b;
@@ -110,7 +110,7 @@ struct Lanes {
   }
   static I add_i(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
   static I sub_i(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
-  static I shift_left8(I x) { return {_mm256_slli_epi32(x.a, 8), _mm256_slli_epi32(x.b, 8)}; }
+  static I shift_left(I x, int by) { return {_mm256_slli_epi32(x.a, by), _mm256_slli_epi32(x.b, by)}; }
   static I high_byte(I x) {
     const I rounded = add_i(x, set1_i(128));
     return {_mm256_srai_epi32(rounded.a, 8), _mm256_srai_epi32(rounded.b, 8)};
@@ -129,6 +129,11 @@ struct Lanes {
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+  }
+  static void store_words(int32_t* p, I x) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xd8), 0xd8));
   }
 
   // codes
@@ -170,12 +175,30 @@ struct Lanes {
     return {_mm256_madd_epi16(a.a, _mm256_set1_epi32(b)), _mm256_madd_epi16(a.b, _mm256_set1_epi32(b))};
   }
   static Acc start(I value) { return {value, zero_i()}; }
-  // pmaddubsw adds two products into 16 bits; kDepth of its results fit one int16 sum (|x| <= 128). Only at 8 bits not
-  // even one does: the code is split into its nibbles.
-  template <int BITS, int J, bool LAST>
+  static void words_of_quad(I* words, I code, I zero) {
+    const auto split = [](__m256i& even, __m256i& odd, __m256i bytes, __m256i z) {
+      const __m256i both = _mm256_or_si256(z, _mm256_slli_epi32(z, 16));
+      even = _mm256_sub_epi16(_mm256_and_si256(bytes, _mm256_set1_epi16(255)), both);
+      odd = _mm256_sub_epi16(_mm256_srli_epi16(bytes, 8), both);
+    };
+    split(words[0].a, words[1].a, code.a, zero.a);
+    split(words[0].b, words[1].b, code.b, zero.b);
+  }
+  // GCC knows that sums may be taken in any order, and would first make all products of a block, which fit no
+  // registers; it cannot see into an empty instruction. Without it (Zen 5) words take twice the time, bytes half more.
+  static void in_this_order(I& sum) { asm("" : "+x"(sum.a), "+x"(sum.b)); }
+  static EXL2_INLINE I dot2(I acc, I words, int32_t x) {
+    const __m256i value = _mm256_set1_epi32(x);
+    I sum = add_i(acc, {_mm256_madd_epi16(words.a, value), _mm256_madd_epi16(words.b, value)});
+    in_this_order(sum);
+    return sum;
+  }
+  // pmaddubsw adds two products into 16 bits; DEPTH of its results fit one int16 sum. Only at 8 bits not even one does:
+  // the code is split into its nibbles.
+  template <int DEPTH, int J, bool LAST>
   static EXL2_INLINE void dot4(Acc& acc, I code, int32_t x) {
     const __m256i value = _mm256_set1_epi32(x), ones = _mm256_set1_epi16(1);
-    if constexpr (BITS == 8) {
+    if constexpr (DEPTH == 0) {
       const I low = and_bytes<15>(code), high = and_bytes<15>(shift_right16<4>(code));
       const __m256i sixteen = _mm256_set1_epi16(16);
       const auto dot = [&](__m256i l, __m256i h) {
@@ -183,15 +206,16 @@ struct Lanes {
                                 _mm256_madd_epi16(_mm256_maddubs_epi16(h, value), sixteen));
       };
       acc.wide = add_i(acc.wide, {dot(low.a, high.a), dot(low.b, high.b)});
+      in_this_order(acc.wide);
     } else {
-      constexpr int kDepth = 32767 / (2 * 128 * ((1 << BITS) - 1));
       const I pairs = {_mm256_maddubs_epi16(code.a, value), _mm256_maddubs_epi16(code.b, value)};
-      if constexpr (J % kDepth == 0) {
+      if constexpr (J % DEPTH == 0) {
         acc.narrow = pairs;
       } else {
         acc.narrow = {_mm256_add_epi16(acc.narrow.a, pairs.a), _mm256_add_epi16(acc.narrow.b, pairs.b)};
       }
-      if constexpr ((J + 1) % kDepth == 0 || LAST) {
+      in_this_order(acc.narrow);
+      if constexpr ((J + 1) % DEPTH == 0 || LAST) {
         acc.wide = add_i(acc.wide, {_mm256_madd_epi16(acc.narrow.a, ones), _mm256_madd_epi16(acc.narrow.b, ones)});
       }
     }

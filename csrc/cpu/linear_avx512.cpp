@@ -17,8 +17,8 @@ struct Lanes {
   static constexpr int kTokens = 6;
   static constexpr int kStageTiles = 2;
   static constexpr int kDirectTokens = 4;
+  static constexpr int kChains = 4;
   static constexpr bool kWidthMatters = false;
-  static constexpr bool kPairs = true;
 
   using F = __m512;
   using I = __m512i;
@@ -68,12 +68,17 @@ struct Lanes {
   }
   static I add_i(I a, I b) { return _mm512_add_epi32(a, b); }
   static I sub_i(I a, I b) { return _mm512_sub_epi32(a, b); }
-  static I shift_left8(I a) { return _mm512_slli_epi32(a, 8); }
+  static I shift_left(I a, int by) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(by)); }
   static I high_byte(I a) { return _mm512_srai_epi32(_mm512_add_epi32(a, _mm512_set1_epi32(128)), 8); }
   static I round(F a) { return _mm512_cvt_roundps_epi32(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
   static int32_t reduce_add_i(I a) { return _mm512_reduce_add_epi32(a); }
   static void store_bytes(int32_t* p, I a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
+  static void store_words(int32_t* p, I a) {
+    const I words = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(a));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_castsi512_si256(_mm512_shufflehi_epi16(_mm512_shufflelo_epi16(words, 0xd8), 0xd8)));
+  }
 
   // codes
   static I load_line(const uint8_t* p) { return _mm512_load_si512(p); }
@@ -107,7 +112,13 @@ struct Lanes {
   // the cost of a 32-bit one.
   static I multiply16(I a, int32_t b) { return _mm512_madd_epi16(a, set1_i(b)); }
   static Acc start(I value) { return value; }
-  template <int BITS, int J, bool LAST>
+  static void words_of_quad(I* words, I code, I zero) {
+    const I both = _mm512_or_si512(zero, _mm512_slli_epi32(zero, 16));
+    words[0] = _mm512_sub_epi16(_mm512_and_si512(code, _mm512_set1_epi16(255)), both);
+    words[1] = _mm512_sub_epi16(_mm512_srli_epi16(code, 8), both);
+  }
+  static I dot2(I acc, I words, int32_t x) { return _mm512_dpwssd_epi32(acc, words, set1_i(x)); }
+  template <int DEPTH, int J, bool LAST>
   static EXL2_INLINE void dot4(Acc& acc, I code, int32_t x) {
     acc = _mm512_dpbusd_epi32(acc, code, set1_i(x));
   }

@@ -37,12 +37,17 @@ struct Index {
   static constexpr int value = J;
 };
 
-// f(Index<0>) ... f(Index<COUNT - 1>): the quads of a slab, with the index known at compile time.
+// f(Index<0>) ... f(Index<COUNT - 1>): the quads of a slab, or half or twice as many lines, with the index known at
+// compile time.
 template <int COUNT = kSlabQuads, typename Body>
 static EXL2_INLINE void for_each_quad(Body&& f) {
-  static_assert(COUNT == 8 || COUNT == 4);
+  static_assert(COUNT == 4 || COUNT == 8 || COUNT == 16);
   f(Index<0>{}), f(Index<1>{}), f(Index<2>{}), f(Index<3>{});
-  if constexpr (COUNT == 8) f(Index<4>{}), f(Index<5>{}), f(Index<6>{}), f(Index<7>{});
+  if constexpr (COUNT > 4) f(Index<4>{}), f(Index<5>{}), f(Index<6>{}), f(Index<7>{});
+  if constexpr (COUNT > 8) {
+    f(Index<8>{}), f(Index<9>{}), f(Index<10>{}), f(Index<11>{});
+    f(Index<12>{}), f(Index<13>{}), f(Index<14>{}), f(Index<15>{});
+  }
 }
 
 template <int BITS>
@@ -86,18 +91,17 @@ static EXL2_INLINE void for_width(int bits, Args&&... args) {
   }
 }
 
-// f(Index<form>{}): what the section's activations are here, of the forms that its width may have.
+// f(Index<form>{}): what the section's activations are, of the forms that its width may have.
 template <int BITS, typename Body>
 static EXL2_INLINE void for_form(const Section& s, Body&& f) {
-  const Form form = form_here(s.form);
   if constexpr (may_have(BITS, kOneByte)) {
-    if (form == kOneByte) return f(Index<kOneByte>{});
+    if (s.form == kOneByte) return f(Index<kOneByte>{});
   }
-  if constexpr (may_have(BITS, kPairs) && Lanes::kPairs) {
-    if (form == kPairs) return f(Index<kPairs>{});
+  if constexpr (may_have(BITS, kPairs)) {
+    if (s.form == kPairs) return f(Index<kPairs>{});
   }
-  if constexpr (may_have(BITS, kTwoBytes) || (may_have(BITS, kPairs) && !Lanes::kPairs)) {
-    if (form == kTwoBytes) return f(Index<kTwoBytes>{});
+  if constexpr (may_have(BITS, kTwoBytes)) {
+    if (s.form == kTwoBytes) return f(Index<kTwoBytes>{});
   }
 }
 

@@ -11,6 +11,14 @@
 namespace exl2 {
 namespace EXL2_ISA {
 
+// Product number J of the COUNT of a slab, into one of the chains that take turns. FORM: of what is in x, kPairs if
+// that is the shared numbers.
+template <int BITS, Form FORM, int J, int COUNT, int CHAINS>
+static EXL2_INLINE void dot4(Acc (&acc)[CHAINS], I code, int32_t x) {
+  constexpr int kStep = J / CHAINS, kLast = (COUNT - 1) / CHAINS;
+  Lanes::dot4<sum_depth(BITS, FORM), kStep, kStep == kLast>(acc[J % CHAINS], code, x);
+}
+
 // One slab of fine activations (linear_pairs.h): acc[0] sums what rows have of their own, acc[1] what pairs share.
 template <int BITS, int MB, int CHAINS>
 static EXL2_INLINE void multiply_pairs(Acc (&acc)[2][MB][CHAINS], const I* lines, const int32_t* own,
@@ -19,9 +27,9 @@ static EXL2_INLINE void multiply_pairs(Acc (&acc)[2][MB][CHAINS], const I* lines
     constexpr int P = decltype(pair)::value, A = 2 * P, B = A + 1;
     const I a = unpack<BITS, A>(lines), b = unpack<BITS, B>(lines), both = pair_codes<BITS, A>(lines, a, b);
     for (int m = 0; m < MB; m++) {
-      Lanes::dot4<BITS, A, false>(acc[0][m][A % CHAINS], a, own[A * MB + m]);
-      Lanes::dot4<BITS, B, false>(acc[0][m][B % CHAINS], b, own[B * MB + m]);
-      Lanes::dot4<8, P, false>(acc[1][m][P % CHAINS], both, shared[P * MB + m]);
+      dot4<BITS, kOneByte, A, kSlabQuads, CHAINS>(acc[0][m], a, own[A * MB + m]);
+      dot4<BITS, kOneByte, B, kSlabQuads, CHAINS>(acc[0][m], b, own[B * MB + m]);
+      dot4<BITS, kPairs, P, kSlabQuads / 2, CHAINS>(acc[1][m], both, shared[P * MB + m]);
     }
   });
 }
@@ -31,7 +39,7 @@ static EXL2_INLINE void direct_integer(const Header& h, const Section& s, const 
                                        const Activations& a, F* out) {
   constexpr int TERMS = terms_of(FORM);
   // A chain of dependent multiply-adds per token would wait for its own latency: short of tokens, use several.
-  constexpr int CHAINS = MB * TERMS >= 4 ? 1 : 4 / (MB * TERMS);
+  constexpr int CHAINS = MB * TERMS >= Lanes::kChains ? 1 : Lanes::kChains / (MB * TERMS);
   constexpr int kAskBlocks = max_block_slabs(kPairs) / max_block_slabs(FORM);
   const uint8_t* codes = tile + s.code_offset;
   const int32_t* x = a.quads(s.x_offset);
@@ -65,8 +73,7 @@ static EXL2_INLINE void direct_integer(const Header& h, const Section& s, const 
             const I code = unpack<BITS, J>(lines);
             for (int t = 0; t < TERMS; t++) {
               for (int m = 0; m < MB; m++) {
-                Lanes::dot4<BITS, J / CHAINS, J / CHAINS == (kSlabQuads - 1) / CHAINS>(acc[t][m][J % CHAINS], code,
-                                                                                       quad[t * term + J * MB + m]);
+                dot4<BITS, kOneByte, J, kSlabQuads, CHAINS>(acc[t][m], code, quad[t * term + J * MB + m]);
               }
             }
           });
@@ -78,7 +85,7 @@ static EXL2_INLINE void direct_integer(const Header& h, const Section& s, const 
           sum[t] = Lanes::value(acc[t][m][0]);
           for (int c = 1; c < CHAINS; c++) sum[t] = Lanes::add_i(sum[t], Lanes::value(acc[t][m][c]));
         }
-        if constexpr (TERMS == 2) sum[0] = Lanes::add_i(Lanes::shift_left8(sum[0]), sum[1]);
+        if constexpr (TERMS == 2) sum[0] = Lanes::add_i(Lanes::shift_left(sum[0], term_shift(BITS, FORM)), sum[1]);
         out[m] = Lanes::fma(Lanes::to_float(sum[0]), Lanes::mul(scale, Lanes::set1(meta[m].scale)), out[m]);
       }
     }

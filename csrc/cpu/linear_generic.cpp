@@ -11,8 +11,8 @@ struct Lanes {
   static constexpr int kTokens = 4;  // tokens and tiles of the register block of the many-token forms
   static constexpr int kStageTiles = 1;
   static constexpr int kDirectTokens = 1;       // at most so many tokens take the few-token forms
+  static constexpr int kChains = 4;             // sums in work at once that hide how long one multiply-add takes
   static constexpr bool kWidthMatters = false;  // dot4 is exact for every width
-  static constexpr bool kPairs = true;          // and for full bytes as fast as for narrow codes (linear_pairs.h)
 
   struct F {  // one float per column
     float v[16];
@@ -107,8 +107,8 @@ struct Lanes {
   static I sub_i(I a, I b) {
     return each_i([&](int c) { return a.v[c] - b.v[c]; });
   }
-  static I shift_left8(I a) {
-    return each_i([&](int c) { return a.v[c] << 8; });
+  static I shift_left(I a, int by) {
+    return each_i([&](int c) { return a.v[c] << by; });
   }
   static I high_byte(I a) {
     return each_i([&](int c) { return int32_t(a.v[c] + 128) >> 8; });
@@ -134,6 +134,13 @@ struct Lanes {
       uint32_t word = 0;
       for (int r = 0; r < 4; r++) word |= (a.v[4 * q + r] & 255) << (8 * r);
       p[q] = int32_t(word);
+    }
+  }
+
+  static void store_words(int32_t* p, I a) {  // the low 16 bits of each lane; of four lanes 0 and 2, then 1 and 3
+    for (int i = 0; i < 8; i++) {
+      const int first = i / 2 * 4 + i % 2;
+      p[i] = int32_t((a.v[first] & 0xffff) | a.v[first + 2] << 16);
     }
   }
 
@@ -171,9 +178,25 @@ struct Lanes {
     return each_i([&](int c) { return int32_t(a.v[c]) * b; });
   }
   static Acc start(I value) { return value; }
+  // words: the 4 bytes of each lane less `zero`, as int16: bytes 0 and 2, then bytes 1 and 3.
+  static __attribute__((noinline)) void words_of_quad(I* words, I code, I zero) {
+    for (int i = 0; i < 2; i++) {
+      words[i] = each_i([&](int c) {
+        const uint32_t bytes = code.v[c] >> (8 * i), z = zero.v[c];
+        return (((bytes & 255) - z) & 0xffff) | ((bytes >> 16 & 255) - z) << 16;
+      });
+    }
+  }
+  // acc + the two int16 of each lane times those of x
+  static I dot2(I acc, I words, int32_t x) {
+    return each_i([&](int c) {
+      return acc.v[c] + uint32_t(int16_t(words.v[c]) * int16_t(x) + int16_t(words.v[c] >> 16) * int16_t(x >> 16));
+    });
+  }
   // acc += the 4 unsigned bytes of each lane times the 4 signed bytes of x. J numbers the products of a slab that go
-  // into this accumulator, LAST marks the last one: for instruction sets that keep 16-bit sums in between.
-  template <int BITS, int J, bool LAST>
+  // into this accumulator, LAST marks the last one: for instruction sets that keep 16-bit sums in between, DEPTH of
+  // them.
+  template <int DEPTH, int J, bool LAST>
   static __attribute__((noinline)) void dot4(Acc& acc, I code, int32_t x) {
     acc = each_i([&](int c) {
       int32_t sum = int32_t(acc.v[c]);

@@ -49,7 +49,7 @@ constexpr int kLine = 64;
 constexpr int kSlabQuads = kSlabRows / 4;
 
 // What becomes of an activation: one byte; one byte and half of one that it shares with another row's (linear_pairs.h);
-// two bytes. Without instructions for pairs, those get two bytes as well.
+// two bytes.
 enum Form : int32_t { kOneByte, kPairs, kTwoBytes };
 
 struct Section {

@@ -4,34 +4,18 @@
 // kTokens tokens.
 #pragma once
 
-#include "linear_chunks.h"
+#include "linear_prompt_words.h"
 
 namespace exl2 {
 namespace EXL2_ISA {
-
-// Of each of 2 tiles, together 48 KiB: 1536 rows, of pairs 1024. Many rows are worth more than tiles: each chunk adds its
-// sums to memory once. Measured (Zen 5, 5 bits, pairs): with 32 KiB 3 % slower, with 4 tiles and 32 KiB 6 %.
-constexpr int kChunkLines = 384;
-constexpr int kChunkBlocks = kChunkLines / kSlabQuads;
-
-// Codes lie by blocks: the quads of its slabs, and behind them, of pairs, what is multiplied with the shared numbers.
-struct ByteChunk {
-  alignas(kLine) uint8_t codes[kSuperTiles][kChunkLines * kLine];
-  alignas(kLine) F scales[kSuperTiles][kChunkBlocks];
-  alignas(kLine) I zeros[kSuperTiles][kChunkBlocks];
-};
-
-// Of each slab and tile.
-constexpr int lines_in_chunk(Form form) { return kSlabQuads + (form == kPairs ? kSlabQuads / 2 : 0); }
 
 // The register block: TILES x MB integer accumulators, over some blocks of one chunk, from tile `tile` of it on.
 // Sums over blocks stay in registers too: with them in memory, twice as many integer accumulators fit, and the kernel
 // ran 30 % slower (Zen 5).
 template <int BITS, Form FORM, int TILES, int MB, typename Params>
-static void multiply_bytes(const ByteChunk& chunk, int tile, const Section& s, int blocks, const int32_t* x,
+static void multiply_bytes(const CodeChunk& chunk, int tile, const Section& s, int blocks, const int32_t* x,
                            const BlockMeta* meta, float* out, int64_t ldo, int columns) {
-  constexpr int TERMS = terms_of(FORM);
-  const int slabs = s.slabs, shared_codes = codes_in_term(s.bits, FORM, 1);
+  const int slabs = s.slabs, shared_codes = codes_in_term(s.bits, FORM, 1), shift = term_shift(s.bits, FORM);
   F total[TILES][MB];
   for (int i = 0; i < TILES; i++) {
     for (int m = 0; m < MB; m++) total[i][m] = Lanes::zero();
@@ -39,13 +23,19 @@ static void multiply_bytes(const ByteChunk& chunk, int tile, const Section& s, i
   const uint8_t* block_codes = chunk.codes[tile];
   for (int b = 0; b < blocks; b++, meta += MB, block_codes += slabs * lines_in_chunk(FORM) * kLine) {
     Acc acc[TILES][MB];
-    const auto add_term = [&](auto quads, int term, const uint8_t* codes, const int32_t* term_x) EXL2_INLINE_LAMBDA {
-      constexpr int QUADS = decltype(quads)::value;
+    const auto add_term = [&](auto form, const uint8_t* codes, const int32_t* term_x) EXL2_INLINE_LAMBDA {
+      constexpr Form TERM = Form(decltype(form)::value);
+      constexpr int QUADS = TERM == kPairs ? kSlabQuads / 2 : kSlabQuads;
+      constexpr int DEPTH = Lanes::kWidthMatters ? sum_depth(BITS, TERM) : 0;
       for (int i = 0; i < TILES; i++) {
         for (int m = 0; m < MB; m++) {
-          const I start = Params::start(chunk.zeros[tile + i][b], term == 0 ? 1 : shared_codes, meta[m].start[term]);
-          acc[i][m] =
-              Lanes::start(term == 0 ? start : Lanes::add_i(start, Lanes::shift_left8(Lanes::value(acc[i][m]))));
+          const int codes_in_product = TERM == kPairs ? shared_codes : 1;
+          const I start = Params::start(chunk.zeros[tile + i][b], codes_in_product, meta[m].start[TERM == kPairs]);
+          if constexpr (TERM == kPairs) {
+            acc[i][m] = Lanes::start(Lanes::add_i(start, Lanes::shift_left(Lanes::value(acc[i][m]), shift)));
+          } else {
+            acc[i][m] = Lanes::start(start);
+          }
         }
       }
       int slab = 0;
@@ -56,38 +46,28 @@ static void multiply_bytes(const ByteChunk& chunk, int tile, const Section& s, i
           for (int i = 0; i < TILES; i++) code[i] = Lanes::load_line(codes + (i * kChunkLines + J) * kLine);
           for (int m = 0; m < MB; m++) {
             for (int i = 0; i < TILES; i++) {
-              Lanes::dot4<BITS, J, J == QUADS - 1>(acc[i][m], code[i], term_x[J * MB + m]);
+              Lanes::dot4<DEPTH, J, J == QUADS - 1>(acc[i][m], code[i], term_x[J * MB + m]);
             }
           }
         });
         codes += QUADS * kLine;
         term_x += QUADS * MB;
         // One term: one slab (max_block_slabs), and the whole block is straight code.
-      } while (TERMS == 2 && ++slab < slabs);
+      } while (FORM == kPairs && ++slab < slabs);
     };
-    add_term(Index<kSlabQuads>{}, 0, block_codes, x);
+    add_term(Index<kOneByte>{}, block_codes, x);
     x += slabs * kSlabQuads * MB;
-    if constexpr (FORM == kTwoBytes) add_term(Index<kSlabQuads>{}, 1, block_codes, x);
     if constexpr (FORM == kPairs) {
-      add_term(Index<kSlabQuads / 2>{}, 1, block_codes + slabs * kSlabQuads * kLine, x);
+      add_term(Index<kPairs>{}, block_codes + slabs * kSlabQuads * kLine, x);
+      x += slabs * kSlabQuads * MB;
     }
-    if constexpr (TERMS == 2) x += slabs * kSlabQuads * MB;
     for (int m = 0; m < MB; m++) {
-      const F x_scale = Lanes::set1(meta[m].scale);
       for (int i = 0; i < TILES; i++) {
-        const F sum = Lanes::to_float(Lanes::value(acc[i][m]));
-        const F scale = Lanes::mul(chunk.scales[tile + i][b], x_scale);
-        total[i][m] = Lanes::fma(sum, scale, total[i][m]);
+        add_block(total[i][m], Lanes::value(acc[i][m]), chunk.scales[tile + i][b], meta[m].scale);
       }
     }
   }
-  for (int i = 0; i < TILES; i++) {
-    const int n = i == TILES - 1 ? columns : kColumns;
-    for (int m = 0; m < MB; m++) {
-      float* o = out + m * ldo + i * kColumns;
-      Lanes::store_partial(o, Lanes::add(Lanes::load_partial(o, n), total[i][m]), n);
-    }
-  }
+  add_totals(total, out, ldo, columns);
 }
 
 template <int BITS, bool PAIRS, typename Params>
@@ -119,39 +99,47 @@ static void unpack_bytes(const Section& s, const Params& params, const uint8_t* 
 }
 
 template <int BITS, int MB, typename Params>
-struct UnpackBytes {
+struct UnpackChunk {
   template <typename... Args>
   static void run(const Section& s, Args&&... args) {
-    if constexpr (may_have(BITS, kPairs) && Lanes::kPairs) {
-      if (s.form == kPairs) return unpack_bytes<BITS, true, Params>(s, args...);
-    }
-    unpack_bytes<BITS, false, Params>(s, args...);
+    for_form<BITS>(s, [&](auto form) {
+      constexpr Form FORM = Form(decltype(form)::value);
+      if constexpr (FORM == kTwoBytes) {
+        unpack_words<BITS, Params>(s, args...);
+      } else {
+        unpack_bytes<BITS, FORM == kPairs, Params>(s, args...);
+      }
+    });
   }
 };
 
+// Some blocks of a chunk times one block of tokens.
 template <int BITS, Form FORM, int MB, typename Params>
-static void multiply_bytes_of(const ByteChunk& chunk, const Header& h, const Section& s, int64_t block, int blocks,
+static void multiply_chunk_of(const CodeChunk& chunk, const Header& h, const Section& s, int64_t block, int blocks,
                               const Activations& a, int64_t tile, int64_t tiles, float* out, int64_t ldo) {
   const int32_t* x = a.quads(s.x_offset + (block - s.first_block) * s.slabs * kSlabRows * terms_of(FORM));
   const BlockMeta* meta = a.meta(h, block);
-  int i = 0;
-  for (; i + kStageTiles <= tiles; i += kStageTiles) {
-    multiply_bytes<BITS, FORM, kStageTiles, MB, Params>(chunk, i, s, blocks, x, meta, out + i * kColumns, ldo,
-                                                        last_columns(h, tile + i, kStageTiles));
-  }
-  for (; i < tiles; i++) {
-    multiply_bytes<BITS, FORM, 1, MB, Params>(chunk, i, s, blocks, x, meta, out + i * kColumns, ldo,
-                                              last_columns(h, tile + i, 1));
-  }
+  const auto multiply = [&](auto count, int64_t i) {
+    constexpr int TILES = decltype(count)::value;
+    float* o = out + i * kColumns;
+    const int columns = last_columns(h, tile + i, TILES);
+    if constexpr (FORM == kTwoBytes) {
+      multiply_words<TILES, MB>(chunk, int(i), s.slabs, blocks, x, meta, o, ldo, columns);
+    } else {
+      multiply_bytes<BITS, FORM, TILES, MB, Params>(chunk, int(i), s, blocks, x, meta, o, ldo, columns);
+    }
+  };
+  int64_t i = 0;
+  for (; i + kStageTiles <= tiles; i += kStageTiles) multiply(Index<kStageTiles>{}, i);
+  for (; i < tiles; i++) multiply(Index<1>{}, i);
 }
 
 template <int BITS, int MB, typename Params>
-struct MultiplyBytes {
+struct MultiplyChunk {
   template <typename... Args>
-  static void run(const ByteChunk& chunk, const Header& h, const Section& s, Args&&... args) {
-    for_form<BITS>(s, [&](auto form) {
-      multiply_bytes_of<BITS, Form(decltype(form)::value), MB, Params>(chunk, h, s, args...);
-    });
+  static void run(const CodeChunk& chunk, const Header& h, const Section& s, Args&&... args) {
+    for_form<BITS>(
+        s, [&](auto form) { multiply_chunk_of<BITS, Form(decltype(form)::value), MB, Params>(chunk, h, s, args...); });
   }
 };
 
@@ -160,16 +148,16 @@ template <typename Params>
 static void staged_integer(const uint8_t* blob, const uint8_t* scratch, int64_t M, float* out, int64_t ldo,
                            int64_t tile, int64_t tiles) {
   const Header& h = header_of(blob);
-  ByteChunk chunk;
+  CodeChunk chunk;
   const Section* end = sections_of(blob) + h.n_sections;
   for (const Section* s = sections_of(blob); s < end; s++) {
-    const Form form = form_here(s->form);
+    const Form form = Form(s->form);
     const int total = s->blocks_per_group * s->groups, step = kChunkLines / (s->slabs * lines_in_chunk(form));
     for (int first = 0; first < total; first += step) {
       const int blocks = int(min64(step, total - first));
       for (int64_t i = 0; i < tiles; i++) {
         const uint8_t* data = tile_of(blob, tile + i);
-        for_width<UnpackBytes, 0, Params>(s->bits, *s, Params(blob, data), data, first, blocks, chunk.codes[i],
+        for_width<UnpackChunk, 0, Params>(s->bits, *s, Params(blob, data), data, first, blocks, chunk.codes[i],
                                           chunk.scales[i], chunk.zeros[i]);
       }
       for (int64_t token = 0; token < M; token += kTokens) {
@@ -178,12 +166,12 @@ static void staged_integer(const uint8_t* blob, const uint8_t* scratch, int64_t 
           constexpr int MB = decltype(m)::value;
           float* o = out + token * ldo;
           if constexpr (Lanes::kWidthMatters) {
-            for_width<MultiplyBytes, MB, Params>(s->bits, chunk, h, *s, s->first_block + first, blocks, a, tile, tiles,
+            for_width<MultiplyChunk, MB, Params>(s->bits, chunk, h, *s, s->first_block + first, blocks, a, tile, tiles,
                                                  o, ldo);
           } else {  // one body serves every width
-            const auto run = form == kOneByte ? multiply_bytes_of<8, kOneByte, MB, Params>
-                             : form == kPairs ? multiply_bytes_of<8, kPairs, MB, Params>
-                                              : multiply_bytes_of<8, kTwoBytes, MB, Params>;
+            const auto run = form == kOneByte ? multiply_chunk_of<8, kOneByte, MB, Params>
+                             : form == kPairs ? multiply_chunk_of<8, kPairs, MB, Params>
+                                              : multiply_chunk_of<8, kTwoBytes, MB, Params>;
             run(chunk, h, *s, s->first_block + first, blocks, a, tile, tiles, o, ldo);
           }
         });
