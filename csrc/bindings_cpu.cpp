@@ -186,6 +186,7 @@ STABLE_TORCH_LIBRARY(exl2_cpu, m) {
   m.def(
       "sample(Tensor logits, Tensor ids, bool complete, int vocab, Tensor seen, Tensor counts, int distinct, "
       "Tensor settings, float uniform, int isa) -> int");
+  m.def("share_spare_core(int until, int working) -> ()");
   m.def("large_pages(Tensor(a!) memory) -> ()");
   m.def("read_memory(Tensor buffer, int threads, int isa) -> float");
 }
@@ -195,6 +196,7 @@ STABLE_TORCH_LIBRARY_IMPL(exl2_cpu, CompositeExplicitAutograd, m) {
   m.impl("linear_bytes", TORCH_BOX(&exl2::linear_bytes));
   m.impl("model_create", TORCH_BOX(&exl2::model_create));
   m.impl("model_scratch_bytes", TORCH_BOX(&exl2::model_scratch_bytes));
+  m.impl("share_spare_core", TORCH_BOX(&exl2::share_spare_core));
   m.impl("model_free", TORCH_BOX(&exl2::model_free));
 }
 

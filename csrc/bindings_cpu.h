@@ -33,6 +33,7 @@ void linear_multiply(const Tensor& x, const Tensor& blob, int64_t out_features, 
 // bindings_memory_cpu.cpp
 void large_pages(const Tensor& memory);
 double read_memory(const Tensor& buffer, int64_t threads, int64_t isa);
+void share_spare_core(int64_t until, int64_t working);
 
 // bindings_model_cpu.cpp
 int64_t model_create(std::vector<int64_t> sizes, double eps, std::vector<Tensor> shared, std::vector<Tensor> layers,

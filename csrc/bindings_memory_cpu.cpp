@@ -1,4 +1,4 @@
-// Ops on plain memory: the pages that it lies on, and how fast it can be read.
+// Ops on plain memory: the pages that it lies on, how fast it can be read, numbers that Python shares with threads.
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -8,6 +8,7 @@
 
 #include "bindings_cpu.h"
 #include "cpu/crew.h"
+#include "cpu/spare_core.h"
 
 namespace exl2 {
 
@@ -40,6 +41,11 @@ double read_memory(const Tensor& buffer, int64_t threads, int64_t isa) {
     }
   });
   return total.load();
+}
+
+// Addresses of two int64 that are there as long as the process (cpu/spare_core.h).
+void share_spare_core(int64_t until, int64_t working) {
+  set_spare_core(reinterpret_cast<const int64_t*>(until), reinterpret_cast<int64_t*>(working));
 }
 
 }  // namespace exl2

@@ -39,6 +39,7 @@ from exl2_tui.core.events import (
     SamplerPreview,
 )
 from exl2_tui.keymap import bindings, problems
+from exl2_tui.loop import new_event_loop
 from exl2_tui.pace import Pace
 from exl2_tui.screens.chat import ChatScreen
 from exl2_tui.session import ChatSession
@@ -424,7 +425,7 @@ def run(
         first_run=model is None and is_first_run(),
         store_factory=lambda saved, report: ChatDatabase(data_dir() / "chats.db", saved, report),
     )
-    app.run()
+    app.run(loop=new_event_loop())
     app.close(QUIT_SECONDS)
     _end(app.return_code or 0)
 

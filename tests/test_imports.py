@@ -21,6 +21,7 @@ STDLIB_ONLY = {
         "config",
         "config_rope",
         "json_keys",
+        "spare_core",
     )
 }
 UI_LIBRARIES = {"textual", "rich", "typer", "click"}

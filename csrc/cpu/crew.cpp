@@ -6,10 +6,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <system_error>
 #include <thread>
+
+#include "spare_core.h"
 
 namespace exl2 {
 
@@ -27,6 +30,9 @@ inline void relax() {
 constexpr int kLeaderSpins = 1000;
 // About 150 microseconds: between two tokens the sampler runs.
 constexpr int kWorkerSpins = 6000;
+
+// Of a worker that stands aside: long enough that it is not in the way, short enough that it is soon back.
+constexpr std::chrono::microseconds kNap{50};
 
 // Lines of 64 bytes that are asked for before the next look at whether there is work: some 20 nanoseconds.
 constexpr int64_t kLine = 64;
@@ -155,11 +161,22 @@ class Crew::Pool {
 
   bool takes_part(int thread) const { return thread < threads_.load(std::memory_order_relaxed); }
 
+  // Whether the thread leaves its core to who wants one: the last one does, where no core is free anyway.
+  bool stands_aside(int thread) const {
+    const int threads = threads_.load(std::memory_order_relaxed);
+    return thread == threads - 1 && threads >= cores_ && spare_core_is_wanted();
+  }
+
   void work(int thread) {
     uint32_t finished = 0;  // the loop in which nothing is left to take
     for (;;) {
       uint32_t loop = 0;
+      count_working(1);
       for (int idle = 0; idle < kWorkerSpins; ++idle) {
+        if (stands_aside(thread)) {
+          std::this_thread::sleep_for(kNap);
+          continue;
+        }
         loop = loop_.load(std::memory_order_acquire);
         if (loop != finished && takes_part(thread)) {
           idle = 0;
@@ -168,6 +185,7 @@ class Crew::Pool {
           relax();
         }
       }
+      count_working(-1);
       // Any later loop wakes it, even one that is over by then: the next one follows soon, and it should be there.
       std::unique_lock<std::mutex> lock(sleep_mutex_);
       sleepers_.fetch_add(1, std::memory_order_seq_cst);
@@ -189,6 +207,7 @@ class Crew::Pool {
   std::mutex sleep_mutex_;
   std::condition_variable wake_;
   int workers_ = 0;
+  const int cores_ = static_cast<int>(std::thread::hardware_concurrency());  // that the process may use
 };
 
 Crew::Pool& Crew::pool() {

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from exl2_tui.core.errors import ExtensionError
+from exl2_tui.core.spare_core import spare_core
 
 Isa = Literal["generic", "avx2", "avx512"]
 ISAS: tuple[Isa, ...] = ("generic", "avx2", "avx512")  # in the order of csrc/cpu/isa.h
@@ -25,7 +26,7 @@ LABELS: dict[Isa | None, str] = {
     None: "reference (torch)",
 }
 LIBRARY = Path(__file__).resolve().parents[2] / "_C_cpu.so"
-NEWEST_OP = "model_write"  # in every library that this source can use
+NEWEST_OP = "share_spare_core"  # in every library that this source can use
 REBUILD = "Run `pip install --no-build-isolation -e .` where the source is, or reinstall the package."
 
 
@@ -99,6 +100,7 @@ def find() -> Capabilities:
         return _without(wanted, f"{LIBRARY.name} cannot be loaded by torch {torch.__version__}: {detail}")
     if not hasattr(torch.ops.exl2_cpu, NEWEST_OP):
         return _without(wanted, f"{LIBRARY.name} was built from an older version of the source")
+    torch.ops.exl2_cpu.share_spare_core(*spare_core.addresses)
     isas = tuple(isa for code, isa in enumerate(ISAS) if mask >> code & 1)
     forced = os.environ.get("EXL2_TUI_ISA", "")
     if not forced:
