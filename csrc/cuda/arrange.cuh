@@ -23,10 +23,12 @@ struct Step {
   // Where things begin in shared memory, which starts with the ring. From sums_at on, attention has its own use for it.
   int barriers_at;  // full, empty: uint64 (kWarps, slots) each
   int turns_at;     // float (tokens, 2, rope_dim / 2): cosines and sines of the new tokens
+  int zeros_at;     // 32 bytes of zeros
   int sums_at;      // float (batch, kWarps, tokens, 32)
-  int ones_at;      // float (blocks of rows, ones_step): sums of activations
+  int ones_at;      // float (blocks of rows, ones_step): sums of activations; of one token: int32
   int gates_at;     // float (strips of the gate, tokens, 32)
-  int input_at;     // half (tokens, padded_row)
+  int input_at;     // half (tokens, padded_row); of one token, the upper two bytes of each: bytes.cuh
+  int lowest_at;    // of one token: the lowest bytes
 };
 
 EXL2_HD int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -49,20 +51,24 @@ inline Step arrange(const Model& model, int64_t gate_strips, int tokens, int64_t
   const int64_t sums = row * kWarps * step.batch;
   const int64_t gates = row * ((gate_strips + model.grid - 1) / model.grid);
   const int64_t input = 2 * tokens * padded_row(model.widest_input);
+  const int64_t lowest = tokens == 1 ? model.widest_input : 0;
   const int64_t attention = attention_bytes(model.heads, model.kv_heads, static_cast<int>(model.head_dim));
   const int64_t turns = round_up(4 * tokens * model.rope_dim, 16);
+  constexpr int64_t kZeros = 32;
   const int64_t ones = round_up(4 * ones_step(tokens) * (model.widest_input / kBlockRows), 16);
-  const int64_t working = round_up(sums + gates + ones + input, 16);
-  const int64_t left = bytes - turns - (working > attention ? working : attention);
+  const int64_t working = round_up(sums + gates + ones + input + lowest, 16);
+  const int64_t left = bytes - turns - kZeros - (working > attention ? working : attention);
   const int64_t slots = left / (kWarps * (model.slot_bytes + 16));
   step.slots = static_cast<int>(slots < 0 ? 0 : slots > kMostSlots ? kMostSlots : slots);
   const int64_t ring = kWarps * step.slots * model.slot_bytes;
   step.barriers_at = static_cast<int>(ring);
   step.turns_at = static_cast<int>(ring + 16 * kWarps * step.slots);
-  step.sums_at = static_cast<int>(step.turns_at + turns);
+  step.zeros_at = static_cast<int>(step.turns_at + turns);
+  step.sums_at = static_cast<int>(step.zeros_at + kZeros);
   step.gates_at = static_cast<int>(step.sums_at + sums);
   step.ones_at = static_cast<int>(step.gates_at + gates);
   step.input_at = static_cast<int>(step.ones_at + ones);
+  step.lowest_at = static_cast<int>(step.input_at + input);
   return step;
 }
 

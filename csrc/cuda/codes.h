@@ -7,6 +7,8 @@
 // tensor cores multiply it exactly. Codes of pairs 0 and 1 end up at bit 0, those of 2 and 3 at bit 4 (16 times as
 // large), so that one shift serves two pairs; sums of the two kinds are kept apart and put together at the end.
 // Widths that are no power of two are two planes: 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2 bits.
+// The same words are four codes of 8 bits at a time, rows 0, 2, 1, 3 and rows 4, 6, 5, 7: operands of the tensor cores'
+// integer products. With up to 4 bits the second four are 16 times as large; with 2 bits those of odd columns, 4 times.
 //
 //   bits   low plane (words per lane)                           high plane (words per lane)
 //   2, 3   2: two columns per word,                             3: 1 word,  bit c + 4 (p / 2) + 8 (p & 1)
@@ -14,7 +16,7 @@
 //   4-6    4: one column per word, pair p at 4 (p / 2) + 8 (p & 1)
 //                                                               5: 1 word,  bit c + 4 (p / 2) + 8 (p & 1)
 //                                                               6: 2 words, bits 2 (c & 1) + 4 (p / 2) + 8 (p & 1)
-//   8      8: two words per column, bytes in row order (always at bit 0)
+//   8      8: two words per column, pair p at 8 (p & 1) of word p / 2
 //   16     16: four words per column, fp16 weights in row order
 #pragma once
 
@@ -61,7 +63,7 @@ EXL2_HD void put_pair(int bits, uint32_t* low, uint32_t* high, int c, int p, uin
   if (bits == 16) {
     low[4 * c + p] = q0 | q1 << 16;
   } else if (bits == 8) {
-    low[2 * c + (p >> 1)] |= (q0 | q1 << 8) << (16 * (p & 1));
+    low[2 * c + (p >> 1)] |= (q0 | q1 << 16) << (8 * (p & 1));
   } else {
     const uint32_t mask = (1u << low_bits(bits)) - 1;
     low[low_word(bits, c)] |= ((q0 & mask) | (q1 & mask) << 16) << low_position(bits, c, p);
@@ -76,13 +78,7 @@ EXL2_HD void put_pair(int bits, uint32_t* low, uint32_t* high, int c, int p, uin
 template <int kBits, int c, int p>
 EXL2_HD uint32_t pair_bits(const uint32_t* low, const uint32_t* high) {
   if constexpr (kBits == 8) {
-    const uint32_t word = low[2 * c + (p >> 1)];
-#ifdef __CUDA_ARCH__
-    return __byte_perm(word, 0, (p & 1) ? 0x4342 : 0x4140);
-#else
-    const uint32_t two = word >> (16 * (p & 1));
-    return (two & 0xff) | (two & 0xff00) << 8;
-#endif
+    return (low[2 * c + (p >> 1)] >> (8 * (p & 1))) & 0x00ff00ffu;
   } else {
     constexpr int kAt = pair_shift(kBits, p);
     constexpr uint32_t kLowMask = ((1u << low_bits(kBits)) - 1) * 0x00010001u << kAt;
@@ -93,6 +89,28 @@ EXL2_HD uint32_t pair_bits(const uint32_t* low, const uint32_t* high) {
       pair |= shifted<high_position(kBits, c, p) - kUpper>(high[high_word(kBits, c)]) & kHighMask;
     }
     return pair;
+  }
+}
+
+// Power of two by which four_codes leaves the codes of half h of a lane's rows scaled, and those of column c on top.
+EXL2_HD constexpr int half_shift(int bits, int h) { return bits <= 4 ? 4 * h : 0; }
+EXL2_HD constexpr int column_shift(int bits, int c) { return bits == 2 ? 2 * (c & 1) : 0; }
+
+// The codes of rows 4h, 4h + 2, 4h + 1 and 4h + 3 in the bytes of a word. Not for 16 bits.
+template <int kBits, int c, int h>
+EXL2_HD uint32_t four_codes(const uint32_t* low, const uint32_t* high) {
+  if constexpr (kBits == 8) {
+    return low[2 * c + h];
+  } else {
+    constexpr int kAt = half_shift(kBits, h) + column_shift(kBits, c);
+    constexpr uint32_t kLowMask = ((1u << low_bits(kBits)) - 1) * 0x01010101u << kAt;
+    uint32_t four = shifted<low_position(kBits, c, 2 * h) - kAt>(low[low_word(kBits, c)]) & kLowMask;
+    if constexpr (high_words(kBits) != 0) {
+      constexpr int kUpper = low_bits(kBits) + kAt;
+      constexpr uint32_t kHighMask = ((1u << (kBits - low_bits(kBits))) - 1) * 0x01010101u << kUpper;
+      four |= shifted<high_position(kBits, c, 2 * h) - kUpper>(high[high_word(kBits, c)]) & kHighMask;
+    }
+    return four;
   }
 }
 

@@ -1,6 +1,10 @@
-// One segment of a weight times up to 8 tokens on the tensor cores (m16n8k16: 16 columns x 16 rows x 8 tokens).
+// One segment of a weight times activations on the tensor cores, which multiply 16 columns and 16 or 32 rows by 8 vectors.
+// Several tokens: vectors are fp16, codes are subnormal fp16 numbers (codes.h). One token: its vectors are the digits of
+// whole numbers (fixed.h), codes are bytes, sums are exact; unpacking takes half the instructions then, which are what
+// decoding has too many of.
 #pragma once
 
+#include "fixed.h"
 #include "unpack.cuh"
 
 namespace exl2::cuda {
@@ -14,6 +18,19 @@ __device__ __forceinline__ void multiply(float (&sum)[4], uint32_t a0, uint32_t 
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void multiply(int (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                         uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void multiply(int (&sum)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
+  asm("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(a0), "r"(a1), "r"(b0));
 }
 
 // first, second: sums over the codes of pairs 0, 1 and of pairs 2, 3, which unpack to bit 0 and bit 4 (codes.h).
@@ -39,80 +56,165 @@ __device__ __forceinline__ void multiply_block(const uint8_t* codes, const uint4
   }
 }
 
-// Codes come as multiples of 2^-24, so totals are kept in that unit until the strip ends. Dense weights come as they are.
+// One token. Up to 4 bits: all in first, the second half of the rows being 16 times as large already. More: apart.
+template <int kBits>
+__device__ __forceinline__ void multiply_block(const uint8_t* codes, const uint2& x, int lane, int (&first)[2][4],
+                                               int (&second)[2][4]) {
+  uint32_t low[low_words(kBits)];
+  uint32_t high[2];
+  load_lane<kBits>(codes, lane, low, high);
+  if constexpr (half_shift(kBits, 1) == kSecondShift) {
+    multiply(first[0], four_codes<kBits, 0, 0>(low, high), four_codes<kBits, 1, 0>(low, high),
+             four_codes<kBits, 0, 1>(low, high), four_codes<kBits, 1, 1>(low, high), x.x, x.y);
+    multiply(first[1], four_codes<kBits, 2, 0>(low, high), four_codes<kBits, 3, 0>(low, high),
+             four_codes<kBits, 2, 1>(low, high), four_codes<kBits, 3, 1>(low, high), x.x, x.y);
+  } else {
+    multiply(first[0], four_codes<kBits, 0, 0>(low, high), four_codes<kBits, 1, 0>(low, high), x.x);
+    multiply(second[0], four_codes<kBits, 0, 1>(low, high), four_codes<kBits, 1, 1>(low, high), x.y);
+    multiply(first[1], four_codes<kBits, 2, 0>(low, high), four_codes<kBits, 3, 0>(low, high), x.x);
+    multiply(second[1], four_codes<kBits, 2, 1>(low, high), four_codes<kBits, 3, 1>(low, high), x.y);
+  }
+}
+
+// Codes come as multiples of 2^-24 where several tokens are multiplied, so totals are kept in that unit.
 constexpr float kCodeUnit = 1.f / 16777216.f;
 
-// The staged activations as a lane sees them.
+// The staged activations as a lane sees them. Several tokens, or dense weights: the 8 halves of its token and rows. One
+// token: 8 digits, the high ones in lanes of column 0 (g) of the mma, the middle ones in 1, zeros in 2, the low ones in 3;
+// lanes of other columns repeat some of them, nobody looks at their results.
 struct Activations {
-  const uint16_t* values;  // the 8 of its token in block 0; blocks are kBlockRows apart
-  const float* sums;       // over block 0, of the tokens 2t and 2t + 1 (kOne: of the only token)
-  int sums_step;           // from block to block
+  const uint8_t* halves;  // of block 0; blocks are 2 * kBlockRows bytes apart
+  const uint8_t* digits;  // of block 0
+  int digits_step;        // bytes from block to block
+  const void* sums;       // over block 0, of the tokens 2t and 2t + 1, float; of one token int32
+  int sums_step;          // from block to block
+  float lead;             // one token: what a unit of a sum is in the unit of the lane's total; 0: not this lane's
 };
 
 EXL2_HD constexpr int full_blocks(int bits) { return bits <= 5 ? 4 : bits <= 8 ? 2 : 1; }  // of most segments
 
 constexpr int kAnyKind = -1;
 
-// total += the segment times the activations, in kCodeUnit. kOne: only token 0 counts. kKind: of the segment, which then
-// has full_blocks, so that nothing needs to be looked up; kAnyKind: as its header says.
+// Totals of 32 columns: [h][0, 1] belong to column 16 h + g and the tokens 2t, 2t + 1, [h][2, 3] to column + 8. Of one
+// token: [h][0] and [h][2] alone; lanes with t = 0 hold 256 times the high digits and the middle ones, t = 1 the low ones.
+using Totals = float[2][4];
+
+// body(b) for the blocks of a segment.
+template <int kBits, int kKind, typename Body>
+__device__ __forceinline__ void for_blocks(const Header& header, Body body) {
+  if constexpr (kKind != kAnyKind) {
+#pragma unroll
+    for (int b = 0; b < full_blocks(kBits); ++b) body(b);
+  } else {
+#pragma unroll 1
+    for (int b = 0; b < header.blocks; ++b) body(b);
+  }
+}
+
+template <int kBits, int kKind>
+__device__ __forceinline__ const uint8_t* codes_of(const Header& header, const uint8_t* stream) {
+  return stream + sizeof(Header) + scale_bytes(kKind == kAnyKind ? header.kind : kKind);
+}
+
+template <int kBits, int kKind>
+__device__ __forceinline__ void scales_of(const Header& header, const uint8_t* stream, int lane, float (&scale)[4],
+                                          float (&zero)[4]) {
+  if constexpr (kKind == kExl2) {
+    exl2_scales(header.unit, stream + sizeof(Header), lane / 4, scale);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) zero[c] = 1 << (kBits - 1);
+  } else if constexpr (kKind == kGptq) {
+    gptq_scales(stream + sizeof(Header), lane / 4, scale, zero);
+  } else {
+    column_scales(header, stream + sizeof(Header), lane / 4, scale, zero);
+  }
+}
+
+// One token times codes.
+template <int kBits, int kKind>
+__device__ __forceinline__ void multiply_one(const Header& header, const uint8_t* stream, const Activations& x, int lane,
+                                             Totals& total) {
+  int first[2][4] = {};
+  int second[2][4] = {};
+  int32_t ones = 0;
+  const uint8_t* codes = codes_of<kBits, kKind>(header, stream);
+  const uint8_t* digits = x.digits + header.first_block * x.digits_step;
+  const int32_t* sums = static_cast<const int32_t*>(x.sums) + header.first_block;
+  for_blocks<kBits, kKind>(header, [&](int b) {
+    multiply_block<kBits>(codes + b * 128 * kBits, *reinterpret_cast<const uint2*>(digits + b * x.digits_step), lane, first,
+                          second);
+    ones += sums[b];
+  });
+  float scale[4];
+  float zero[4];
+  scales_of<kBits, kKind>(header, stream, lane, scale, zero);
+  const float all = static_cast<float>(ones) * x.lead;
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    const int h = c / 2;
+    const int i = c % 2 * 2;
+    int high = first[h][i];
+    int low = first[h][i + 1];
+    if constexpr (half_shift(kBits, 1) != kSecondShift) {
+      high += second[h][i] << kSecondShift;
+      low += second[h][i + 1] << kSecondShift;
+    }
+    const float sum = static_cast<float>(256 * high + low) * (1.f / (1 << column_shift(kBits, c)));
+    total[h][i] = fmaf(scale[c], fmaf(-zero[c], all, sum), total[h][i]);
+  }
+}
+
+// Several tokens times codes, or any times dense weights; totals of codes are in kCodeUnit. kOne: only token 0 counts.
 template <int kBits, bool kOne, int kKind>
-__device__ __forceinline__ void multiply_segment(const Header& header, const uint8_t* stream, const Activations& x, int lane,
-                                                 Sums& total) {
+__device__ __forceinline__ void multiply_halves(const Header& header, const uint8_t* stream, const Activations& x, int lane,
+                                                Totals& total) {
   Sums first = {};
   Sums second = {};
   float ones[2] = {};
-  const uint8_t* codes = stream + sizeof(Header) + scale_bytes(kKind == kAnyKind ? header.kind : kKind);
-  const uint16_t* values = x.values + header.first_block * kBlockRows;
-  const float* sums = x.sums + header.first_block * (kOne ? 1 : x.sums_step);
-  auto block = [&](int b) {
-    multiply_block<kBits>(codes + b * 128 * kBits, *reinterpret_cast<const uint4*>(values + b * kBlockRows), lane, first,
+  const uint8_t* codes = codes_of<kBits, kKind>(header, stream);
+  const uint8_t* halves = x.halves + header.first_block * (2 * kBlockRows);
+  const float* sums = static_cast<const float*>(x.sums) + header.first_block * x.sums_step;
+  for_blocks<kBits, kKind>(header, [&](int b) {
+    multiply_block<kBits>(codes + b * 128 * kBits, *reinterpret_cast<const uint4*>(halves + b * 2 * kBlockRows), lane, first,
                           second);
     if constexpr (kBits == 16) return;
-    if constexpr (kOne) {
-      ones[0] += sums[b];
-    } else {
-      const float2 pair = *reinterpret_cast<const float2*>(sums + b * x.sums_step);
-      ones[0] += pair.x;
-      ones[1] += pair.y;
-    }
-  };
-  if constexpr (kKind != kAnyKind) {
-#pragma unroll
-    for (int b = 0; b < full_blocks(kBits); ++b) block(b);
-  } else {
-#pragma unroll 1
-    for (int b = 0; b < header.blocks; ++b) block(b);
-  }
+    const float2 pair = *reinterpret_cast<const float2*>(sums + b * x.sums_step);
+    ones[0] += pair.x;
+    ones[1] += pair.y;
+  });
 
-  constexpr int kStep = kOne ? 2 : 1;
   if constexpr (kBits == 16) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
 #pragma unroll
-      for (int i = 0; i < 4; i += kStep) total[h][i] += first[h][i] + second[h][i];
+      for (int i = 0; i < 4; i += kOne ? 2 : 1) total[h][i] += first[h][i] + second[h][i];
     }
   } else {
     constexpr float kSecond = 1.f / (1 << pair_shift(kBits, 2));
     float scale[4];
     float zero[4];
-    if constexpr (kKind == kExl2) {
-      exl2_scales(header.unit, stream + sizeof(Header), lane / 4, scale);
-#pragma unroll
-      for (int c = 0; c < 4; ++c) zero[c] = 1 << (kBits - 1);
-    } else if constexpr (kKind == kGptq) {
-      gptq_scales(stream + sizeof(Header), lane / 4, scale, zero);
-    } else {
-      column_scales(header, stream + sizeof(Header), lane / 4, scale, zero);
-    }
+    scales_of<kBits, kKind>(header, stream, lane, scale, zero);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
 #pragma unroll
-      for (int i = 0; i < 4; i += kStep) {
+      for (int i = 0; i < 4; ++i) {
         const int c = 2 * h + i / 2;
         const float sum = fmaf(second[h][i], kSecond, first[h][i]);
         total[h][i] = fmaf(scale[c], fmaf(-kCodeUnit * zero[c], ones[i % 2], sum), total[h][i]);
       }
     }
+  }
+}
+
+// total += the segment times the activations. kKind: of the segment, which then has full_blocks, so that nothing needs to
+// be looked up; kAnyKind: as its header says.
+template <int kBits, bool kOne, int kKind>
+__device__ __forceinline__ void multiply_segment(const Header& header, const uint8_t* stream, const Activations& x, int lane,
+                                                 Totals& total) {
+  if constexpr (kOne && kBits != 16) {
+    multiply_one<kBits, kKind>(header, stream, x, lane, total);
+  } else {
+    multiply_halves<kBits, kOne, kKind>(header, stream, x, lane, total);
   }
 }
 

@@ -1,9 +1,10 @@
 // Activations on their way into shared memory, in the packed order of the weight that they will be multiplied by, and
-// their sums over blocks of rows.
+// their sums over blocks of rows. Those of one token become whole numbers there (fixed.h).
 #pragma once
 
 #include "arrange.cuh"
 #include "exchange.cuh"
+#include "fixed.h"
 #include "unpack.cuh"
 
 namespace exl2::cuda {
@@ -20,25 +21,35 @@ struct NormPlace {
     if (inverse != nullptr) rows = *reinterpret_cast<const int4*>(inverse + i);
   }
 
-  // The choice is made here: made in load(), it would wait for the rows to arrive.
-  __device__ __forceinline__ void store(const float4& value, float factor, bool ordered, int i, uint16_t* row) const {
+  // Returns the largest of them. The choice is made here: made in load(), it would wait for the rows to arrive.
+  __device__ __forceinline__ float store(const float4& value, float factor, bool ordered, int i, uint16_t* row) const {
     const int4 place = ordered ? make_int4(i, i + 1, i + 2, i + 3) : rows;
     const float2 low = __half22float2(as_half2(weight.x));
     const float2 high = __half22float2(as_half2(weight.y));
-    row[place.x] = half_bits(value.x * factor * low.x);
-    row[place.y] = half_bits(value.y * factor * low.y);
-    row[place.z] = half_bits(value.z * factor * high.x);
-    row[place.w] = half_bits(value.w * factor * high.y);
+    const float4 result = make_float4(value.x * factor * low.x, value.y * factor * low.y, value.z * factor * high.x,
+                                      value.w * factor * high.y);
+    row[place.x] = half_bits(result.x);
+    row[place.y] = half_bits(result.y);
+    row[place.z] = half_bits(result.z);
+    row[place.w] = half_bits(result.w);
+    return fmaxf(fmaxf(fabsf(result.x), fabsf(result.y)), fmaxf(fabsf(result.z), fabsf(result.w)));
   }
 };
 
+// What a warp found to be the largest, for split_activations() behind the next sync_workers().
+__device__ __forceinline__ void keep_largest(float largest, float* kept) {
+  const uint32_t most = __reduce_max_sync(0xffffffffu, bits_of(fminf(largest, kLargestHalf)));
+  const int thread = thread_index();
+  if (thread % 32 == 0) kept[thread / 32] = float_of(most);
+}
+
 __device__ __forceinline__ float square_sum(const float4& v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
 
-// The residual, as soon as it is there, normalized.
+// The residual, as soon as it is there, normalized. scratch, largest: float (kWarps).
 template <bool kOne>
 __device__ __forceinline__ void stage_normalized(const Step& step, const Packet* residual, uint32_t stamp,
                                                  const uint16_t* norm, const int32_t* inverse, int64_t in_features,
-                                                 uint16_t* x, float* scratch) {
+                                                 uint16_t* x, float* scratch, float* largest) {
   const Model& model = step.model;
   const int thread = thread_index();
   const int hidden = static_cast<int>(model.hidden);
@@ -74,31 +85,34 @@ __device__ __forceinline__ void stage_normalized(const Step& step, const Packet*
     for (int i = kFar + 4 * thread; i < hidden; i += 4 * kWorkers) squares += square_sum(far_value(i));
     const float mean = __fdividef(workers_sum(squares, scratch), static_cast<float>(hidden));
     const float factor = rsqrtf(mean + static_cast<float>(model.eps));
+    float most = 0.f;
 #pragma unroll
     for (int r = 0; r < kNormRounds; ++r) {
       const int i = 4 * (thread + kWorkers * r);
-      if (i < hidden) place[r].store(value[r], factor, inverse == nullptr, i, row);
+      if (i < hidden) most = fmaxf(most, place[r].store(value[r], factor, inverse == nullptr, i, row));
     }
 #pragma unroll 2
     for (int i = kFar + 4 * thread; i < hidden; i += 4 * kWorkers) {
       NormPlace far = {};
       far.load(norm, inverse, i);
-      far.store(far_value(i), factor, inverse == nullptr, i, row);
+      most = fmaxf(most, far.store(far_value(i), factor, inverse == nullptr, i, row));
     }
+    if constexpr (kOne) keep_largest(most, largest);
     for (int64_t i = hidden + thread; i < in_features; i += kWorkers) row[i] = 0;
     sync_workers();
   }
 }
 
-// Activations that the phase before leaves in packed order, as soon as they are there, and their sums (see sum_blocks):
-// 8 threads share a block. size: of them; in_features of the weight may be more.
+// Activations that the phase before leaves in packed order, as soon as they are there, and of several tokens their sums
+// (see sum_blocks): 8 threads share a block. size: of them; in_features of the weight may be more.
 template <bool kOne>
 __device__ __forceinline__ void stage_packed(const Step& step, const HalfPacket* input, uint32_t stamp, int64_t size,
-                                             int64_t in_features, uint16_t* x, float* ones) {
+                                             int64_t in_features, uint16_t* x, float* ones, float* largest) {
   constexpr int kAtOnce = 6;
   const int thread = thread_index();
   const int tokens = kOne ? 1 : step.tokens;
   const int end = static_cast<int>(in_features);
+  half2 most = {};
 #pragma unroll 1
   for (int m = 0; m < tokens; ++m) {
     const HalfPacket* from = input + m * in_features;
@@ -119,28 +133,33 @@ __device__ __forceinline__ void stage_packed(const Step& step, const HalfPacket*
         if (i < end) {
           const uint2 four = await_four(found[r], from + i, stamp, static_cast<int>(size) - i);
           *reinterpret_cast<uint2*>(row + i) = four;
+          if constexpr (kOne) {
+            most = __hmax2(most, __hmax2(__habs2(as_half2(four.x)), __habs2(as_half2(four.y))));
+            continue;
+          }
           const float2 low = __half22float2(as_half2(four.x));
           const float2 high = __half22float2(as_half2(four.y));
           sum = (low.x + low.y) + (high.x + high.y);
         }
+        if constexpr (!kOne) {
 #pragma unroll
-        for (int apart = 1; apart < 8; apart *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, apart);
-        if (i < end && thread % 8 == 0) ones[i / kBlockRows * ones_step(tokens) + m] = sum;
+          for (int apart = 1; apart < 8; apart *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, apart);
+          if (i < end && thread % 8 == 0) ones[i / kBlockRows * ones_step(tokens) + m] = sum;
+        }
       }
     }
   }
+  if constexpr (kOne) keep_largest(fmaxf(__low2float(most), __high2float(most)), largest);
   sync_workers();
 }
 
 // Sums of the staged activations over each block of rows, float (blocks, ones_step), which the zero points of codes are
 // multiplied by. Once per phase, for all strips. Four threads share a block.
-template <bool kOne>
 __device__ __forceinline__ void sum_blocks(const Step& step, int64_t in_features, const uint16_t* x, float* ones) {
-  const int tokens = kOne ? 1 : step.tokens;
   const int thread = thread_index();
   const int blocks = static_cast<int>(in_features) / kBlockRows;
 #pragma unroll 1
-  for (int m = 0; m < tokens; ++m) {
+  for (int m = 0; m < step.tokens; ++m) {
     const uint16_t* row = x + m * padded_row(in_features);
 #pragma unroll 1
     for (int first = 0; first < 4 * blocks; first += kWorkers) {
@@ -156,10 +175,45 @@ __device__ __forceinline__ void sum_blocks(const Step& step, int64_t in_features
       }
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      if (i < 4 * blocks && i % 4 == 0) ones[i / 4 * ones_step(tokens) + m] = sum;
+      if (i < 4 * blocks && i % 4 == 0) ones[i / 4 * ones_step(step.tokens) + m] = sum;
     }
   }
   sync_workers();
+}
+
+// Where a lane's eight rows of a block lie, when they are whole numbers: the high and the middle digits in the 16 bytes
+// that were the eight halves, the low ones in eight bytes elsewhere.
+//
+// Makes them of the staged activations of one token, with their sums over blocks, int32 (blocks). Returns what a unit is
+// worth. largest: float (kWarps), of keep_largest().
+__device__ __forceinline__ float split_activations(int64_t in_features, uint16_t* x, uint8_t* lowest, int32_t* ones,
+                                                   const float* largest) {
+  const int thread = thread_index();
+  const FixedPoint fixed(float_of(__reduce_max_sync(0xffffffffu, bits_of(largest[thread % kWarps]))));
+  const int lanes = static_cast<int>(in_features) / 8;
+#pragma unroll 1
+  for (int first = 0; first < lanes; first += kWorkers) {
+    const int i = first + thread;
+    int32_t sum = 0;
+    if (i < lanes) {
+      auto* const place = reinterpret_cast<uint4*>(x + 8 * i);
+      const uint4 words = *place;
+      const float2 a = __half22float2(as_half2(words.x));
+      const float2 b = __half22float2(as_half2(words.y));
+      const float2 c = __half22float2(as_half2(words.z));
+      const float2 d = __half22float2(as_half2(words.w));
+      const float eight[8] = {a.x, a.y, b.x, b.y, c.x, c.y, d.x, d.y};
+      const Digits digits = split_digits(eight, fixed.scale);
+      *place = make_uint4(digits.high[0], digits.high[1], digits.middle[0], digits.middle[1]);
+      *reinterpret_cast<uint2*>(lowest + 8 * i) = make_uint2(digits.low[0], digits.low[1]);
+      sum = digits.sum;
+    }
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if (i < lanes && i % 4 == 0) ones[i / 4] = sum;
+  }
+  sync_workers();
+  return fixed.unit;
 }
 
 }  // namespace exl2::cuda

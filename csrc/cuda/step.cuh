@@ -73,6 +73,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   __shared__ alignas(16) Linear plans[2][3];  // of this phase and of the next
   __shared__ Layer layer_plans[2];
   __shared__ float scratch[kWarps];
+  __shared__ float largest[kWarps];
   __shared__ Item items[kBatch];
   __shared__ Attending attending;
   __shared__ alignas(16) Span coming[kWarps];
@@ -104,6 +105,8 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   const int tokens = kOne ? 1 : step.tokens;
   auto* const x = reinterpret_cast<uint16_t*>(shared + step.input_at);
   auto* const ones = reinterpret_cast<float*>(shared + step.ones_at);
+  auto* const zeros = reinterpret_cast<uint64_t*>(shared + step.zeros_at);
+  if (threadIdx.x < 4) zeros[threadIdx.x] = 0;
   auto* const gates = reinterpret_cast<float*>(shared + step.gates_at);
   auto* const turns = reinterpret_cast<float*>(shared + step.turns_at);
   const int cached = model.state[0];
@@ -232,27 +235,34 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
 #pragma unroll 1
     for (int part = 0; part < count;) {
       int next = part;
-      bool has_codes = false;
       bool has_strips = false;
-      for (; next < count && parts[next].inverse == parts[part].inverse; ++next) {
-        has_codes |= parts[next].kind != kDense;
-        has_strips |= first_strip(parts[next]) < parts[next].strips;
-      }
+      const bool has_codes = parts[part].kind != kDense;
+      const auto goes_along = [&](const Linear& other) {
+        return other.inverse == parts[part].inverse && (other.kind != kDense) == has_codes;
+      };
+      for (; next < count && goes_along(parts[next]); ++next) has_strips |= first_strip(parts[next]) < parts[next].strips;
       const int64_t in_features = parts[part].in_features;
       if (!has_strips) {  // and must not read: see exchange.cuh
       } else if (phase == kOutputPhase) {
-        stage_packed<kOne>(step, model.attended, stamp, model.heads * model.head_dim, in_features, x, ones);
+        stage_packed<kOne>(step, model.attended, stamp, model.heads * model.head_dim, in_features, x, ones, largest);
       } else if (phase == kDownPhase) {
-        stage_packed<kOne>(step, model.activated, stamp, model.ffn, in_features, x, ones);
+        stage_packed<kOne>(step, model.activated, stamp, model.ffn, in_features, x, ones, largest);
       } else {
         const Packet* const residual = phase == kMlpPhase ? model.middle : model.entering;
         const uint16_t* norm =
             phase == kHeadPhase ? model.final_norm : phase == kQkvPhase ? layer.attention_norm : layer.mlp_norm;
-        stage_normalized<kOne>(step, residual, stamp, norm, parts[part].inverse, in_features, x, scratch);
+        stage_normalized<kOne>(step, residual, stamp, norm, parts[part].inverse, in_features, x, scratch, largest);
       }
       if (has_strips) {
-        if (has_codes && normalizes) sum_blocks<kOne>(step, in_features, x, ones);
-        multiply_strips<kOne>(step, parts, part, next, rings, position, shared, items, finish);
+        float unit = 1.f;
+        if constexpr (kOne) {
+          if (has_codes) {
+            unit = split_activations(in_features, x, shared + step.lowest_at, reinterpret_cast<int32_t*>(ones), largest);
+          }
+        } else {
+          if (has_codes && normalizes) sum_blocks(step, in_features, x, ones);
+        }
+        multiply_strips<kOne>(step, parts, part, next, rings, position, shared, unit, items, finish);
       }
       part = next;
     }

@@ -20,11 +20,12 @@ struct Item {
   int index;  // among the block's strips of the part
 };
 
-// All strips of parts [first, last) that belong to this CUDA block; they read the same activations. finish(has, item,
-// n, token, sum) is called by all workers together, `has` tells whether the thread has a sum: that of column n.
+// All strips of parts [first, last) that belong to this CUDA block; they read the same activations. unit: of these, where
+// they are whole numbers. finish(has, item, n, token, sum) is called by all workers together, `has` tells whether the
+// thread has a sum: that of column n.
 template <bool kOne, typename Finish>
 __device__ __forceinline__ void multiply_strips(const Step& step, const Linear* parts, int first, int last, const Rings& rings,
-                                                int& position, uint8_t* shared, Item* items, Finish finish) {
+                                                int& position, uint8_t* shared, float unit, Item* items, Finish finish) {
   const int thread = thread_index();
   const int warp = thread / 32;
   const int lane = thread % 32;
@@ -34,10 +35,15 @@ __device__ __forceinline__ void multiply_strips(const Step& step, const Linear* 
   Feed feed(rings, warp, position);
   float* const sums = reinterpret_cast<float*>(shared + step.sums_at);
   // Lanes of tokens that are not there repeat the first one; nobody looks at their results.
-  const Activations x = {reinterpret_cast<const uint16_t*>(shared + step.input_at) + 8 * t +
-                             (g < tokens ? g : 0) * padded_row(parts[first].in_features),
-                         reinterpret_cast<const float*>(shared + step.ones_at) + (2 * t < tokens ? 2 * t : 0),
-                         ones_step(tokens)};
+  Activations x;
+  x.halves = shared + step.input_at + 16 * t + (g < tokens ? g : 0) * 2 * padded_row(parts[first].in_features);
+  x.digits = g == 2   ? shared + step.zeros_at + 8 * t
+             : g == 3 ? shared + step.lowest_at + 8 * t
+                      : shared + step.input_at + 16 * t + 8 * (g % 2);
+  x.digits_step = g == 2 ? 0 : g == 3 ? kBlockRows : 2 * kBlockRows;
+  x.sums = shared + step.ones_at + 4 * (2 * t < tokens ? 2 * t : 0);
+  x.sums_step = ones_step(tokens);
+  x.lead = t == 0 ? 1.f / 256 : 0.f;
   const int each = tokens * kStripColumns;
 
   int count = 0;
@@ -64,13 +70,16 @@ __device__ __forceinline__ void multiply_strips(const Step& step, const Linear* 
   for (int part = first; part < last; ++part) {
     const Linear& w = parts[part];
     const int grid = static_cast<int>(gridDim.x);
+    // What totals are worth: of one token, those of the higher digits and those of the low ones.
+    const float lower = w.kind == kDense ? (kOne ? 0.f : 1.f) : kOne ? unit : 1.f / kCodeUnit;
+    const float higher = w.kind == kDense ? 1.f : 256.f * unit;
     const int strips = static_cast<int>(w.strips);
     const int segments = w.shares[warp].end - w.shares[warp].begin;
     int strip = first_strip(w);
     int index = 0;
     int left = segments;  // of the strip
-    Sums total = {};
-    auto end_strip = [&](float unit) {
+    Totals total = {};
+    auto end_strip = [&]() {
       if (thread == 0) items[count] = {part, strip, index};
       float* const to = sums + (count * kWarps + warp) * each;
 #pragma unroll
@@ -78,7 +87,9 @@ __device__ __forceinline__ void multiply_strips(const Step& step, const Linear* 
 #pragma unroll
         for (int i = 0; i < 4; i += kOne ? 2 : 1) {
           const int token = 2 * t + i % 2;
-          if (token < tokens) to[token * kStripColumns + 16 * h + g + 8 * (i / 2)] = total[h][i] * unit;
+          float value = total[h][i] * (kOne ? higher : lower);
+          if constexpr (kOne) value = fmaf(__shfl_down_sync(0xffffffffu, total[h][i], 1), lower, value);
+          if (token < tokens) to[token * kStripColumns + 16 * h + g + 8 * (i / 2)] = value;
           total[h][i] = 0.f;
         }
       }
@@ -94,7 +105,7 @@ __device__ __forceinline__ void multiply_strips(const Step& step, const Linear* 
         sync_workers();
       }
       if (segments == 0) {
-        end_strip(1.f);
+        end_strip();
         continue;
       }
       // As long as the width stays the same there is nothing to decide.
@@ -116,7 +127,7 @@ __device__ __forceinline__ void multiply_strips(const Step& step, const Linear* 
           }
           feed.release(before);
           if (--left == 0) {
-            end_strip(kBits == 16 ? 1.f : 1.f / kCodeUnit);
+            end_strip();
             if (strip >= strips || count == step.batch) return;
           }
           stream = feed.wait();
