@@ -27,12 +27,9 @@ enum Kind : int32_t { kExl2 = 0, kGptq = 1, kDense = 2 };
 //   GPTQ: half (32) steps, uint8 (32) zero points;  dense: nothing
 struct alignas(16) Header {
   uint32_t first_block;
-  uint8_t bits;
-  uint8_t blocks;
-  uint8_t kind;
-  uint8_t reserved;
-  float unit;  // EXL2
-  float zero;  // EXL2: 2^(bits-1), what a code stands above
+  uint32_t layout;  // bits, then blocks, then kind, 8 bits each: layout_of in unpack.cuh
+  float unit;       // EXL2
+  float zero;       // EXL2: 2^(bits-1), what a code stands above
 };
 static_assert(sizeof(Header) == 16);
 

@@ -95,6 +95,35 @@ EXL2_HD constexpr int full_blocks(int bits) { return bits <= 5 ? 4 : bits <= 8 ?
 
 constexpr int kAnyKind = -1;
 
+// What the code for a segment is compiled for. With a kind: of segments with full_blocks, so that nothing needs to be
+// looked up. kAnyKind: as the header says.
+template <int kWidth, int kOf>
+struct Layout {
+  static constexpr int kBits = kWidth;
+  static constexpr int kKind = kOf;
+  static constexpr bool kFull = kOf != kAnyKind;
+
+  __device__ __forceinline__ static bool fits(const Header& header) {
+    return kFull && header.layout == layout_of(kBits, full_blocks(kBits), kKind);
+  }
+};
+
+// body(Layout) for a segment.
+template <typename Body>
+__device__ __forceinline__ void for_layout(const Header& header, Body body) {
+  const uint32_t layout = header.layout;
+  for_bits(bits_in(header), [&](auto bits) {
+    constexpr int kBits = decltype(bits)::value;
+    if constexpr (kBits == 16) {
+      if (layout == layout_of(16, full_blocks(16), kDense)) return body(Layout<16, kDense>{});
+    } else {
+      if (layout == layout_of(kBits, full_blocks(kBits), kExl2)) return body(Layout<kBits, kExl2>{});
+      if (layout == layout_of(kBits, full_blocks(kBits), kGptq)) return body(Layout<kBits, kGptq>{});
+    }
+    body(Layout<kBits, kAnyKind>{});
+  });
+}
+
 // Totals of 32 columns: [h][0, 1] belong to column 16 h + g and the tokens 2t, 2t + 1, [h][2, 3] to column + 8. Of one
 // token: [h][0] and [h][2] alone; lanes with t = 0 hold 256 times the high digits and the middle ones, t = 1 the low ones.
 using Totals = float[2][4];
@@ -107,13 +136,13 @@ __device__ __forceinline__ void for_blocks(const Header& header, Body body) {
     for (int b = 0; b < full_blocks(kBits); ++b) body(b);
   } else {
 #pragma unroll 1
-    for (int b = 0; b < header.blocks; ++b) body(b);
+    for (int b = 0; b < blocks_in(header); ++b) body(b);
   }
 }
 
 template <int kBits, int kKind>
 __device__ __forceinline__ const uint8_t* codes_of(const Header& header, const uint8_t* stream) {
-  return stream + sizeof(Header) + scale_bytes(kKind == kAnyKind ? header.kind : kKind);
+  return stream + sizeof(Header) + scale_bytes(kKind == kAnyKind ? kind_in(header) : kKind);
 }
 
 template <int kBits, int kKind>
@@ -128,6 +157,11 @@ __device__ __forceinline__ void scales_of(const Header& header, const uint8_t* s
   } else {
     column_scales(header, stream + sizeof(Header), lane / 4, scale, zero);
   }
+}
+
+__device__ __forceinline__ Header read_header(const uint8_t* stream) {
+  const uint4 words = *reinterpret_cast<const uint4*>(stream);
+  return {words.x, words.y, float_of(words.z), float_of(words.w)};
 }
 
 // One token times codes.
@@ -206,15 +240,14 @@ __device__ __forceinline__ void multiply_halves(const Header& header, const uint
   }
 }
 
-// total += the segment times the activations. kKind: of the segment, which then has full_blocks, so that nothing needs to
-// be looked up; kAnyKind: as its header says.
-template <int kBits, bool kOne, int kKind>
+// total += the segment times the activations.
+template <typename Layout, bool kOne>
 __device__ __forceinline__ void multiply_segment(const Header& header, const uint8_t* stream, const Activations& x, int lane,
                                                  Totals& total) {
-  if constexpr (kOne && kBits != 16) {
-    multiply_one<kBits, kKind>(header, stream, x, lane, total);
+  if constexpr (kOne && Layout::kBits != 16) {
+    multiply_one<Layout::kBits, Layout::kKind>(header, stream, x, lane, total);
   } else {
-    multiply_halves<kBits, kOne, kKind>(header, stream, x, lane, total);
+    multiply_halves<Layout::kBits, kOne, Layout::kKind>(header, stream, x, lane, total);
   }
 }
 

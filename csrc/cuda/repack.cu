@@ -28,7 +28,7 @@ __global__ void repack_kernel(RepackSource source, const Segment* segments, int6
   const int bits = segment.bits;
   uint8_t* out = codes + strip * strip_bytes + static_cast<int64_t>(segment.offset16) * 16;
   if (threadIdx.x == 0) {
-    Header header = {segment.first_block, segment.bits, segment.blocks, static_cast<uint8_t>(kind), 0, 0.f, 0.f};
+    Header header = {segment.first_block, layout_of(segment.bits, segment.blocks, kind), 0.f, 0.f};
     if (kind == kExl2) {
       header.unit = half_float(static_cast<const uint16_t*>(source.groups)[segment.group]);
       header.zero = static_cast<float>(1 << (bits - 1));

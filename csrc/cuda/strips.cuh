@@ -108,33 +108,38 @@ __device__ __forceinline__ void multiply_strips(const Step& step, const Linear* 
         end_strip();
         continue;
       }
-      // As long as the width stays the same there is nothing to decide.
+      // As long as the layout stays the same there is nothing to decide.
       const uint8_t* stream = feed.wait();
-      Header header = *reinterpret_cast<const Header*>(stream);
-      for_bits(header.bits, [&](auto bits) {
-        constexpr int kBits = decltype(bits)::value;
-        for (;;) {
+      Header header = read_header(stream);
+      for_layout(header, [&](auto layout) {
+        using Layout = decltype(layout);
+        do {
           const uint32_t before = feed.move_on();
-          const int kind = header.blocks == full_blocks(kBits) ? header.kind : kAnyKind;
-          if (kBits == 16 && kind == kDense) {
-            multiply_segment<kBits, kOne, kDense>(header, stream, x, lane, total);
-          } else if (kBits != 16 && kind == kExl2) {
-            multiply_segment<kBits, kOne, kExl2>(header, stream, x, lane, total);
-          } else if (kBits != 16 && kind == kGptq) {
-            multiply_segment<kBits, kOne, kGptq>(header, stream, x, lane, total);
-          } else {
-            multiply_segment<kBits, kOne, kAnyKind>(header, stream, x, lane, total);
+          if constexpr (Layout::kFull && kOne && Layout::kBits != 16) {
+            if (left > 1) {
+              const uint8_t* const second = feed.wait();
+              const Header other = read_header(second);
+              if (Layout::fits(other)) {  // two at a time: while the one waits, the other goes on
+                const uint32_t again = feed.move_on();
+                multiply_segment<Layout, kOne>(header, stream, x, lane, total);
+                multiply_segment<Layout, kOne>(other, second, x, lane, total);
+                Feed::release(before, again);
+                left -= 2;
+                if (left == 0) return;
+                stream = feed.wait();
+                header = read_header(stream);
+                continue;
+              }
+            }
           }
-          feed.release(before);
-          if (--left == 0) {
-            end_strip();
-            if (strip >= strips || count == step.batch) return;
-          }
+          multiply_segment<Layout, kOne>(header, stream, x, lane, total);
+          Feed::release(before);
+          if (--left == 0) return;
           stream = feed.wait();
-          header = *reinterpret_cast<const Header*>(stream);
-          if (header.bits != kBits) return;
-        }
+          header = read_header(stream);
+        } while (Layout::fits(header));
       });
+      if (left == 0) end_strip();
     }
   }
   put_together();

@@ -10,6 +10,14 @@ namespace exl2::cuda {
 
 __device__ __forceinline__ half2 as_half2(uint32_t bits) { return *reinterpret_cast<half2*>(&bits); }
 
+// Header::layout; kernels compare it as a whole.
+EXL2_HD constexpr uint32_t layout_of(int bits, int blocks, int kind) {
+  return static_cast<uint32_t>(bits | blocks << 8 | kind << 16);
+}
+__device__ __forceinline__ int bits_in(const Header& header) { return header.layout & 0xff; }
+__device__ __forceinline__ int blocks_in(const Header& header) { return header.layout >> 8 & 0xff; }
+__device__ __forceinline__ int kind_in(const Header& header) { return header.layout >> 16; }
+
 // Bytes between a Header and the codes.
 EXL2_HD constexpr int scale_bytes(int kind) { return kind == kExl2 ? 16 : kind == kGptq ? 96 : 0; }
 
@@ -70,7 +78,7 @@ __device__ __forceinline__ void gptq_scales(const uint8_t* scales, int g, float 
 // Header. Dense weights have neither.
 __device__ __forceinline__ void column_scales(const Header& header, const uint8_t* scales, int g, float (&scale)[4],
                                               float (&zero)[4]) {
-  if (header.kind == kExl2) {
+  if (kind_in(header) == kExl2) {
     exl2_scales(header.unit, scales, g, scale);
 #pragma unroll
     for (int c = 0; c < 4; ++c) zero[c] = header.zero;
