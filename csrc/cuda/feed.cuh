@@ -84,13 +84,10 @@ class Feed {
   // Where to go on; 0 at the start of a step.
   __device__ __forceinline__ int position() const { return 2 * (count_ - left_) + static_cast<int>(parity_); }
 
-  // All lanes are done with the segments of one or two slots (0: none).
-  __device__ __forceinline__ static void release(uint32_t before, uint32_t second = 0) {
+  // All lanes are done with a segment.
+  __device__ __forceinline__ static void release(uint32_t before) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) {
-      asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(before) : "memory");
-      if (second != 0) asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(second) : "memory");
-    }
+    if (threadIdx.x % 32 == 0) asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(before) : "memory");
   }
 
  private:

@@ -191,26 +191,34 @@ __device__ __forceinline__ float split_activations(int64_t in_features, uint16_t
   const int thread = thread_index();
   const FixedPoint fixed(float_of(__reduce_max_sync(0xffffffffu, bits_of(largest[thread % kWarps]))));
   const int lanes = static_cast<int>(in_features) / 8;
+  constexpr int kAtOnce = 3;
 #pragma unroll 1
-  for (int first = 0; first < lanes; first += kWorkers) {
-    const int i = first + thread;
-    int32_t sum = 0;
-    if (i < lanes) {
-      auto* const place = reinterpret_cast<uint4*>(x + 8 * i);
-      const uint4 words = *place;
-      const float2 a = __half22float2(as_half2(words.x));
-      const float2 b = __half22float2(as_half2(words.y));
-      const float2 c = __half22float2(as_half2(words.z));
-      const float2 d = __half22float2(as_half2(words.w));
+  for (int first = 0; first < lanes; first += kAtOnce * kWorkers) {
+    uint4 halves[kAtOnce] = {};
+#pragma unroll
+    for (int r = 0; r < kAtOnce; ++r) {
+      const int i = first + thread + kWorkers * r;
+      if (i < lanes) halves[r] = *reinterpret_cast<const uint4*>(x + 8 * i);
+    }
+#pragma unroll
+    for (int r = 0; r < kAtOnce; ++r) {
+      const int i = first + thread + kWorkers * r;
+      if (first + kWorkers * r >= lanes) break;
+      const float2 a = __half22float2(as_half2(halves[r].x));
+      const float2 b = __half22float2(as_half2(halves[r].y));
+      const float2 c = __half22float2(as_half2(halves[r].z));
+      const float2 d = __half22float2(as_half2(halves[r].w));
       const float eight[8] = {a.x, a.y, b.x, b.y, c.x, c.y, d.x, d.y};
       const Digits digits = split_digits(eight, fixed.scale);
-      *place = make_uint4(digits.high[0], digits.high[1], digits.middle[0], digits.middle[1]);
-      *reinterpret_cast<uint2*>(lowest + 8 * i) = make_uint2(digits.low[0], digits.low[1]);
-      sum = digits.sum;
+      int32_t sum = digits.sum;
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      if (i < lanes) {
+        *reinterpret_cast<uint4*>(x + 8 * i) = make_uint4(digits.high[0], digits.high[1], digits.middle[0], digits.middle[1]);
+        *reinterpret_cast<uint2*>(lowest + 8 * i) = make_uint2(digits.low[0], digits.low[1]);
+        if (i % 4 == 0) ones[i / 4] = sum;
+      }
     }
-    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-    if (i < lanes && i % 4 == 0) ones[i / 4] = sum;
   }
   sync_workers();
   return fixed.unit;

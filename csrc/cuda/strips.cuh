@@ -115,23 +115,6 @@ __device__ __forceinline__ void multiply_strips(const Step& step, const Linear* 
         using Layout = decltype(layout);
         do {
           const uint32_t before = feed.move_on();
-          if constexpr (Layout::kFull && kOne && Layout::kBits != 16) {
-            if (left > 1) {
-              const uint8_t* const second = feed.wait();
-              const Header other = read_header(second);
-              if (Layout::fits(other)) {  // two at a time: while the one waits, the other goes on
-                const uint32_t again = feed.move_on();
-                multiply_segment<Layout, kOne>(header, stream, x, lane, total);
-                multiply_segment<Layout, kOne>(other, second, x, lane, total);
-                Feed::release(before, again);
-                left -= 2;
-                if (left == 0) return;
-                stream = feed.wait();
-                header = read_header(stream);
-                continue;
-              }
-            }
-          }
           multiply_segment<Layout, kOne>(header, stream, x, lane, total);
           Feed::release(before);
           if (--left == 0) return;
