@@ -9,7 +9,10 @@
 
 namespace exl2::cuda {
 
-constexpr int kNormRounds = 2;  // of 4 * kWorkers elements that are kept in registers; wider residuals are read twice
+constexpr int kNormRounds = 2;  // of 4 * kWorkers elements that are kept in registers
+// Wider residuals wait in shared memory, where sums of strips will be; wider ones still are read twice.
+constexpr int kNormFar = 4 * kWorkers * kNormRounds;
+constexpr int kNormKept = kNormFar + kBatch * kWarps * kStripColumns;
 
 // The norm's weights and where the results go, for the 4 elements from i on.
 struct NormPlace {
@@ -45,15 +48,14 @@ __device__ __forceinline__ void keep_largest(float largest, float* kept) {
 
 __device__ __forceinline__ float square_sum(const float4& v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
 
-// The residual, as soon as it is there, normalized. scratch, largest: float (kWarps).
+// The residual, as soon as it is there, normalized. kept: float (kNormKept - kNormFar); scratch, largest: float (kWarps).
 template <bool kOne>
 __device__ __forceinline__ void stage_normalized(const Step& step, const Packet* residual, uint32_t stamp,
                                                  const uint16_t* norm, const int32_t* inverse, int64_t in_features,
-                                                 uint16_t* x, float* scratch, float* largest) {
+                                                 uint16_t* x, float* kept, float* scratch, float* largest) {
   const Model& model = step.model;
   const int thread = thread_index();
   const int hidden = static_cast<int>(model.hidden);
-  constexpr int kFar = 4 * kWorkers * kNormRounds;
 #pragma unroll 1
   for (int m = 0; m < (kOne ? 1 : step.tokens); ++m) {
     const Packet* from = residual + m * model.hidden;
@@ -81,8 +83,13 @@ __device__ __forceinline__ void stage_normalized(const Step& step, const Packet*
       four.look(from + i);
       return four.await(from + i, stamp);
     };
+    auto* const waiting = reinterpret_cast<float4*>(kept - kNormFar);
 #pragma unroll 2
-    for (int i = kFar + 4 * thread; i < hidden; i += 4 * kWorkers) squares += square_sum(far_value(i));
+    for (int i = kNormFar + 4 * thread; i < hidden; i += 4 * kWorkers) {
+      const float4 far = far_value(i);
+      squares += square_sum(far);
+      if (i < kNormKept) waiting[i / 4] = far;
+    }
     const float mean = __fdividef(workers_sum(squares, scratch), static_cast<float>(hidden));
     const float factor = rsqrtf(mean + static_cast<float>(model.eps));
     float most = 0.f;
@@ -92,10 +99,11 @@ __device__ __forceinline__ void stage_normalized(const Step& step, const Packet*
       if (i < hidden) most = fmaxf(most, place[r].store(value[r], factor, inverse == nullptr, i, row));
     }
 #pragma unroll 2
-    for (int i = kFar + 4 * thread; i < hidden; i += 4 * kWorkers) {
+    for (int i = kNormFar + 4 * thread; i < hidden; i += 4 * kWorkers) {
       NormPlace far = {};
       far.load(norm, inverse, i);
-      most = fmaxf(most, far.store(far_value(i), factor, inverse == nullptr, i, row));
+      const float4 value = i < kNormKept ? waiting[i / 4] : far_value(i);
+      most = fmaxf(most, far.store(value, factor, inverse == nullptr, i, row));
     }
     if constexpr (kOne) keep_largest(most, largest);
     for (int64_t i = hidden + thread; i < in_features; i += kWorkers) row[i] = 0;

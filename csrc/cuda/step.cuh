@@ -251,7 +251,8 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
         const Packet* const residual = phase == kMlpPhase ? model.middle : model.entering;
         const uint16_t* norm =
             phase == kHeadPhase ? model.final_norm : phase == kQkvPhase ? layer.attention_norm : layer.mlp_norm;
-        stage_normalized<kOne>(step, residual, stamp, norm, parts[part].inverse, in_features, x, scratch, largest);
+        stage_normalized<kOne>(step, residual, stamp, norm, parts[part].inverse, in_features, x,
+                                reinterpret_cast<float*>(shared + step.sums_at), scratch, largest);
       }
       if (has_strips) {
         float unit = 1.f;
