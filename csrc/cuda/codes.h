@@ -7,8 +7,7 @@
 // tensor cores multiply it exactly. Codes of pairs 0 and 1 end up at bit 0, those of 2 and 3 at bit 4 (16 times as
 // large), so that one shift serves two pairs; sums of the two kinds are kept apart and put together at the end.
 // Widths that are no power of two are two planes: 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2 bits.
-// The same words are four codes of 8 bits at a time, rows 0, 2, 1, 3 and rows 4, 6, 5, 7: operands of the tensor cores'
-// integer products. With up to 4 bits the second four are 16 times as large; with 2 bits those of odd columns, 4 times.
+// For the tensor cores' integer products the same words are codes of 8 bits (eight_codes).
 //
 //   bits   low plane (words per lane)                           high plane (words per lane)
 //   2, 3   2: two columns per word,                             3: 1 word,  bit c + 4 (p / 2) + 8 (p & 1)
@@ -21,6 +20,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #define EXL2_HD __host__ __device__ __forceinline__
@@ -92,25 +92,43 @@ EXL2_HD uint32_t pair_bits(const uint32_t* low, const uint32_t* high) {
   }
 }
 
-// Power of two by which four_codes leaves the codes of half h of a lane's rows scaled, and those of column c on top.
-EXL2_HD constexpr int half_shift(int bits, int h) { return bits <= 4 ? 4 * h : 0; }
+// Power of two by which the codes of column c are scaled among eight_codes.
 EXL2_HD constexpr int column_shift(int bits, int c) { return bits == 2 ? 2 * (c & 1) : 0; }
 
-// The codes of rows 4h, 4h + 2, 4h + 1 and 4h + 3 in the bytes of a word. Not for 16 bits.
-template <int kBits, int c, int h>
-EXL2_HD uint32_t four_codes(const uint32_t* low, const uint32_t* high) {
+// Whether eight_codes has both halves of a lane's rows in one word.
+EXL2_HD constexpr bool halves_together(int bits) { return bits <= 4; }
+
+// The codes of column c in bytes: of rows 0, 2, 1, 3 in the first word, of rows 4, 6, 5, 7 in the second. Up to 4 bits
+// the second are 16 times as large, and lie in the first word too: one mask less. Not for 16 bits.
+struct EightCodes {
+  uint32_t first;
+  uint32_t second;
+};
+
+template <int kBits, int c>
+EXL2_HD EightCodes eight_codes(const uint32_t* low, const uint32_t* high) {
   if constexpr (kBits == 8) {
-    return low[2 * c + h];
+    return {low[2 * c], low[2 * c + 1]};
   } else {
-    constexpr int kAt = half_shift(kBits, h) + column_shift(kBits, c);
-    constexpr uint32_t kLowMask = ((1u << low_bits(kBits)) - 1) * 0x01010101u << kAt;
-    uint32_t four = shifted<low_position(kBits, c, 2 * h) - kAt>(low[low_word(kBits, c)]) & kLowMask;
-    if constexpr (high_words(kBits) != 0) {
-      constexpr int kUpper = low_bits(kBits) + kAt;
-      constexpr uint32_t kHighMask = ((1u << (kBits - low_bits(kBits))) - 1) * 0x01010101u << kUpper;
-      four |= shifted<high_position(kBits, c, 2 * h) - kUpper>(high[high_word(kBits, c)]) & kHighMask;
+    auto half = [&](auto which) {
+      constexpr int h = decltype(which)::value;
+      constexpr int kAt = column_shift(kBits, c);
+      constexpr uint32_t kBytes = halves_together(kBits) ? 0x11111111u : 0x01010101u;
+      constexpr uint32_t kLowMask = ((1u << low_bits(kBits)) - 1) * kBytes << kAt;
+      uint32_t codes = shifted<low_position(kBits, c, 2 * h) - kAt>(low[low_word(kBits, c)]) & kLowMask;
+      if constexpr (high_words(kBits) != 0) {
+        constexpr int kUpper = low_bits(kBits) + kAt;
+        constexpr uint32_t kHighMask = ((1u << (kBits - low_bits(kBits))) - 1) * kBytes << kUpper;
+        codes |= shifted<high_position(kBits, c, 2 * h) - kUpper>(high[high_word(kBits, c)]) & kHighMask;
+      }
+      return codes;
+    };
+    const uint32_t first = half(std::integral_constant<int, 0>{});
+    if constexpr (halves_together(kBits)) {
+      return {first, first & 0xf0f0f0f0u};
+    } else {
+      return {first, half(std::integral_constant<int, 1>{})};
     }
-    return four;
   }
 }
 

@@ -1,10 +1,11 @@
 // A token's activations as whole numbers of three bytes, for the tensor cores' integer products: csrc/cuda/product.cuh.
 // Arithmetic for host and device: the CPU tests run what the kernels run.
 //
-// x becomes the whole number nearest to x times a power of two, at most 2^22, or 2^18 in the second four of a lane's eight
-// rows, as codes of up to 4 bits unpack to 16 times their value there (codes.h): products of both have one unit then. The
-// largest activation is exact, and what is 2^7 times smaller still is; below that the error is 2^-19 of the largest, where
-// fp16 had rounded that one by 2^-12 of it. The bytes are signed digits: 65536 a + 256 b + c, each from -128 to 127.
+// Each x of a lane's first four rows becomes the whole number nearest to x times a power of two, at most 2^22; each of
+// its second four, with a sixteenth of that power, at most 2^18, minus the number of the row four before: codes of up to
+// 4 bits unpack to words that hold both rows, a + 16 b and 16 b (codes.h), and (a + 16 b) u + 16 b (v - u) = a u + 16 b v.
+// The largest activation is exact, and what is 2^7 times smaller still is; below that the error is 2^-19 of the largest,
+// where fp16 would round that one by 2^-12 of it. The bytes are signed digits: 65536 a + 256 b + c, each from -128 to 127.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,7 @@
 
 namespace exl2::cuda {
 
-constexpr int kSecondShift = 4;  // half_shift of up to 4 bits
+constexpr int kSecondShift = 4;  // of the power of two, from the first four rows to the second
 
 EXL2_HD uint32_t bits_of(float value) {
 #ifdef __CUDA_ARCH__
@@ -74,10 +75,10 @@ EXL2_HD Digits split_digits(const float (&x)[8], float scale) {
   constexpr uint32_t kShown = 0x4b400000;    // its bits
   constexpr uint32_t kDigits = 0x00808080;  // makes all digits at least 0
   Digits digits = {};
+  uint32_t number[4] = {};
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const float times = h == 0 ? scale : scale * (1.f / (1 << kSecondShift));
-    uint32_t number[4];
     int32_t sum = 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -86,9 +87,9 @@ EXL2_HD Digits split_digits(const float (&x)[8], float scale) {
 #else
       const float rounded = x[4 * h + i] * times + kRound;  // the product is exact
 #endif
-      number[i] = bits_of(rounded) - kShown;
-      sum += static_cast<int32_t>(number[i]);
-      number[i] += kDigits;
+      const uint32_t nearest = bits_of(rounded) - kShown;
+      sum += static_cast<int32_t>(nearest);
+      number[i] = nearest + kDigits - (h == 0 ? 0 : number[i] - kDigits);
     }
     digits.sum += h == 0 ? sum : sum * (1 << kSecondShift);
     const uint32_t upper02 = pick_bytes(number[0], number[2], 0x5162);  // middle of both, high of both

@@ -56,23 +56,26 @@ __device__ __forceinline__ void multiply_block(const uint8_t* codes, const uint4
   }
 }
 
-// One token. Up to 4 bits: all in first, the second half of the rows being 16 times as large already. More: apart.
+// One token. With halves_together all is in first; else second is what the second half of the rows gives, and its numbers
+// have to be put together again (fixed.h).
 template <int kBits>
 __device__ __forceinline__ void multiply_block(const uint8_t* codes, const uint2& x, int lane, int (&first)[2][4],
                                                int (&second)[2][4]) {
   uint32_t low[low_words(kBits)];
   uint32_t high[2];
   load_lane<kBits>(codes, lane, low, high);
-  if constexpr (half_shift(kBits, 1) == kSecondShift) {
-    multiply(first[0], four_codes<kBits, 0, 0>(low, high), four_codes<kBits, 1, 0>(low, high),
-             four_codes<kBits, 0, 1>(low, high), four_codes<kBits, 1, 1>(low, high), x.x, x.y);
-    multiply(first[1], four_codes<kBits, 2, 0>(low, high), four_codes<kBits, 3, 0>(low, high),
-             four_codes<kBits, 2, 1>(low, high), four_codes<kBits, 3, 1>(low, high), x.x, x.y);
-  } else {
-    multiply(first[0], four_codes<kBits, 0, 0>(low, high), four_codes<kBits, 1, 0>(low, high), x.x);
-    multiply(second[0], four_codes<kBits, 0, 1>(low, high), four_codes<kBits, 1, 1>(low, high), x.y);
-    multiply(first[1], four_codes<kBits, 2, 0>(low, high), four_codes<kBits, 3, 0>(low, high), x.x);
-    multiply(second[1], four_codes<kBits, 2, 1>(low, high), four_codes<kBits, 3, 1>(low, high), x.y);
+  const EightCodes column[4] = {eight_codes<kBits, 0>(low, high), eight_codes<kBits, 1>(low, high),
+                                eight_codes<kBits, 2>(low, high), eight_codes<kBits, 3>(low, high)};
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const EightCodes& a = column[2 * h];
+    const EightCodes& b = column[2 * h + 1];
+    if constexpr (halves_together(kBits)) {
+      multiply(first[h], a.first, b.first, a.second, b.second, x.x, x.y);
+    } else {
+      multiply(first[h], a.first, b.first, x.x);
+      multiply(second[h], a.second, b.second, a.second, b.second, x.x, x.y);
+    }
   }
 }
 
@@ -189,7 +192,7 @@ __device__ __forceinline__ void multiply_one(const Header& header, const uint8_t
     const int i = c % 2 * 2;
     int high = first[h][i];
     int low = first[h][i + 1];
-    if constexpr (half_shift(kBits, 1) != kSecondShift) {
+    if constexpr (!halves_together(kBits)) {
       high += second[h][i] << kSecondShift;
       low += second[h][i + 1] << kSecondShift;
     }
