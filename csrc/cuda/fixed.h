@@ -4,8 +4,8 @@
 // Each x of a lane's first four rows becomes the whole number nearest to x times a power of two, at most 2^22; each of
 // its second four, with a sixteenth of that power, at most 2^18, minus the number of the row four before: codes of up to
 // 4 bits unpack to words that hold both rows, a + 16 b and 16 b (codes.h), and (a + 16 b) u + 16 b (v - u) = a u + 16 b v.
-// The largest activation is exact, and what is 2^7 times smaller still is; below that the error is 2^-19 of the largest,
-// where fp16 would round that one by 2^-12 of it. The bytes are signed digits: 65536 a + 256 b + c, each from -128 to 127.
+// The largest activation is exact, and what is 2^7 times smaller still is; below that the error is up to 2^-18 of the
+// largest, where fp16 would round that one by 2^-11 of it. The bytes are signed digits: 65536 a + 256 b + c, each from -128 to 127.
 #pragma once
 
 #include <cstdint>
@@ -49,13 +49,14 @@ EXL2_HD uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t which) {
 #endif
 }
 
-// What activations are multiplied by, and what one of their units is worth. largest: finite, of their absolute values.
+// What activations are multiplied by, and what one of their units is worth. largest: of their absolute values, which may
+// be up to twice as large; an fp16 number, if not exactly.
 struct FixedPoint {
   float scale;
   float unit;
 
   EXL2_HD explicit FixedPoint(float largest) {
-    const uint32_t exponent = largest > 0.f ? bits_of(largest) >> 23 : 127;  // fp16 numbers are normal floats
+    const uint32_t exponent = largest > 0.f ? bits_of(largest) >> 23 : 127;
     scale = float_of((275 - exponent) << 23);
     unit = float_of((exponent - 21) << 23);
   }

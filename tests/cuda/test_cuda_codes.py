@@ -40,6 +40,28 @@ extern "C" void unpack(int bits, const uint32_t* low, const uint32_t* high, uint
     default: return all<8>(low, high, out);
   }
 }
+template <int kBits, int c>
+static void bytes_of(const uint32_t* low, const uint32_t* high, uint32_t* out) {
+  const EightCodes codes = eight_codes<kBits, c>(low, high);
+  out[2 * c] = codes.first;
+  out[2 * c + 1] = codes.second;
+}
+template <int kBits>
+static void all_bytes(const uint32_t* low, const uint32_t* high, uint32_t* out) {
+  bytes_of<kBits, 0>(low, high, out); bytes_of<kBits, 1>(low, high, out);
+  bytes_of<kBits, 2>(low, high, out); bytes_of<kBits, 3>(low, high, out);
+}
+extern "C" void unpack_bytes(int bits, const uint32_t* low, const uint32_t* high, uint32_t* out) {
+  switch (bits) {
+    case 2: return all_bytes<2>(low, high, out);
+    case 3: return all_bytes<3>(low, high, out);
+    case 4: return all_bytes<4>(low, high, out);
+    case 5: return all_bytes<5>(low, high, out);
+    case 6: return all_bytes<6>(low, high, out);
+    default: return all_bytes<8>(low, high, out);
+  }
+}
+extern "C" int column_shift_of(int bits, int c) { return column_shift(bits, c); }
 extern "C" int shift_of(int bits, int p) { return pair_shift(bits, p); }
 extern "C" int words_of(int bits) { return low_words(bits) + high_words(bits); }
 extern "C" uint32_t stream(const uint32_t* words, int64_t stride, int64_t i, int bits) {
@@ -70,6 +92,25 @@ def test_every_code_of_a_lane_comes_back(codes: ctypes.CDLL, bits: int) -> None:
         for at, word in enumerate(out):
             shift = codes.shift_of(bits, at % 4)
             assert word == wanted[2 * at] << shift | wanted[2 * at + 1] << (16 + shift)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_codes_come_as_bytes_of_integer_products(codes: ctypes.CDLL, bits: int) -> None:
+    """Rows 0, 2, 1, 3, then 4, 6, 5, 7; up to 4 bits the first word has both, the second 16 times as large."""
+    generator = torch.Generator().manual_seed(bits)
+    for _ in range(200):
+        wanted = torch.randint(0, 1 << bits, (4, 8), generator=generator)
+        low, high, out = words([0] * 16), words([0] * 2), words([0] * 8)
+        codes.pack(bits, words(wanted.flatten().tolist()), low, high)
+        codes.unpack_bytes(bits, low, high, out)
+        for column, rows in enumerate(wanted):
+            first, second = rows[[0, 2, 1, 3]], rows[[4, 6, 5, 7]]
+            if bits <= 4:
+                second = 16 * second
+                first = first + second
+            scale = 1 << codes.column_shift_of(bits, column)
+            assert list(out[2 * column].to_bytes(4, "little")) == (first * scale).tolist()
+            assert list(out[2 * column + 1].to_bytes(4, "little")) == (second * scale).tolist()
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
