@@ -5,7 +5,8 @@
 // its second four, with a sixteenth of that power, at most 2^18, minus the number of the row four before: codes of up to
 // 4 bits unpack to words that hold both rows, a + 16 b and 16 b (codes.h), and (a + 16 b) u + 16 b (v - u) = a u + 16 b v.
 // The largest activation is exact, and what is 2^7 times smaller still is; below that the error is up to 2^-18 of the
-// largest, where fp16 would round that one by 2^-11 of it. The bytes are signed digits: 65536 a + 256 b + c, each from -128 to 127.
+// largest, where fp16 would round that one by 2^-11 of it. The bytes are signed digits, from -128 to 127:
+// 65536 a + 256 b + c.
 #pragma once
 
 #include <cstdint>
