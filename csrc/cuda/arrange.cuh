@@ -27,8 +27,8 @@ struct Step {
   int sums_at;      // float (batch, kWarps, tokens, 32)
   int ones_at;      // float (blocks of rows, ones_step): sums of activations; of one token: int32
   int gates_at;     // float (strips of the gate, tokens, 32)
-  int input_at;     // half (tokens, padded_row); of one token, the upper two bytes of each: bytes.cuh
-  int lowest_at;    // of one token: the lowest bytes
+  int input_at;     // half (tokens, padded_row); of one token, the upper two digits of each: fixed.h
+  int lowest_at;    // of one token: the low digits
 };
 
 EXL2_HD int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
