@@ -41,14 +41,13 @@ __host__ __device__ __forceinline__ int64_t padded_row(int64_t in_features) {
 // From block to block of the sums of activations: room for pairs of tokens.
 __host__ __device__ __forceinline__ int ones_step(int tokens) { return tokens == 1 ? 1 : (tokens + 1) / 2 * 2; }
 
-// How `tokens` tokens share a CUDA block's memory; no slots if they do not fit.
+// How `tokens` tokens share a CUDA block's memory; no slots if they do not fit. Fewer strips are put together at once where
+// that makes room for one more slot.
 inline Step arrange(const Model& model, int64_t gate_strips, int tokens, int64_t bytes) {
   Step step = {};
   step.model = model;
   step.tokens = tokens;
-  step.batch = kBatch / tokens;
   const int64_t row = 4 * tokens * kStripColumns;
-  const int64_t sums = row * kWarps * step.batch;
   const int64_t gates = row * ((gate_strips + model.grid - 1) / model.grid);
   const int64_t input = 2 * tokens * padded_row(model.widest_input);
   const int64_t lowest = tokens == 1 ? model.widest_input : 0;
@@ -56,16 +55,21 @@ inline Step arrange(const Model& model, int64_t gate_strips, int tokens, int64_t
   const int64_t turns = round_up(4 * tokens * model.rope_dim, 16);
   constexpr int64_t kZeros = 32;
   const int64_t ones = round_up(4 * ones_step(tokens) * (model.widest_input / kBlockRows), 16);
-  const int64_t working = round_up(sums + gates + ones + input + lowest, 16);
-  const int64_t left = bytes - turns - kZeros - (working > attention ? working : attention);
-  const int64_t slots = left / (kWarps * (model.slot_bytes + 16));
-  step.slots = static_cast<int>(slots < 0 ? 0 : slots > kMostSlots ? kMostSlots : slots);
+  const auto slots_beside = [&](int batch) {
+    const int64_t working = round_up(row * kWarps * batch + gates + ones + input + lowest, 16);
+    const int64_t left = bytes - turns - kZeros - (working > attention ? working : attention);
+    const int64_t slots = left / (kWarps * (model.slot_bytes + 16));
+    return static_cast<int>(slots < 0 ? 0 : slots > kMostSlots ? kMostSlots : slots);
+  };
+  step.batch = kBatch / tokens;
+  step.slots = slots_beside((step.batch + 1) / 2);
+  while (slots_beside(step.batch) < step.slots) --step.batch;
   const int64_t ring = kWarps * step.slots * model.slot_bytes;
   step.barriers_at = static_cast<int>(ring);
   step.turns_at = static_cast<int>(ring + 16 * kWarps * step.slots);
   step.zeros_at = static_cast<int>(step.turns_at + turns);
   step.sums_at = static_cast<int>(step.zeros_at + kZeros);
-  step.gates_at = static_cast<int>(step.sums_at + sums);
+  step.gates_at = static_cast<int>(step.sums_at + row * kWarps * step.batch);
   step.ones_at = static_cast<int>(step.gates_at + gates);
   step.input_at = static_cast<int>(step.ones_at + ones);
   step.lowest_at = static_cast<int>(step.input_at + input);

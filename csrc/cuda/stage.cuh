@@ -12,7 +12,6 @@ namespace exl2::cuda {
 constexpr int kNormRounds = 2;  // of 4 * kWorkers elements that are kept in registers
 // Wider residuals wait in shared memory, where sums of strips will be; wider ones still are read twice.
 constexpr int kNormFar = 4 * kWorkers * kNormRounds;
-constexpr int kNormKept = kNormFar + kBatch * kWarps * kStripColumns;
 
 // The norm's weights and where the results go, for the 4 elements from i on.
 struct NormPlace {
@@ -48,7 +47,7 @@ __device__ __forceinline__ void keep_largest(float largest, float* kept) {
 
 __device__ __forceinline__ float square_sum(const float4& v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
 
-// The residual, as soon as it is there, normalized. kept: float (kNormKept - kNormFar); scratch, largest: float (kWarps).
+// The residual, as soon as it is there, normalized. kept: where sums will be; scratch, largest: float (kWarps).
 template <bool kOne>
 __device__ __forceinline__ void stage_normalized(const Step& step, const Packet* residual, uint32_t stamp,
                                                  const uint16_t* norm, const int32_t* inverse, int64_t in_features,
@@ -84,11 +83,12 @@ __device__ __forceinline__ void stage_normalized(const Step& step, const Packet*
       return four.await(from + i, stamp);
     };
     auto* const waiting = reinterpret_cast<float4*>(kept - kNormFar);
+    const int end_of_kept = kNormFar + step.batch * kWarps * kStripColumns;
 #pragma unroll 2
     for (int i = kNormFar + 4 * thread; i < hidden; i += 4 * kWorkers) {
       const float4 far = far_value(i);
       squares += square_sum(far);
-      if (i < kNormKept) waiting[i / 4] = far;
+      if (i < end_of_kept) waiting[i / 4] = far;
     }
     const float mean = __fdividef(workers_sum(squares, scratch), static_cast<float>(hidden));
     const float factor = rsqrtf(mean + static_cast<float>(model.eps));
@@ -102,7 +102,7 @@ __device__ __forceinline__ void stage_normalized(const Step& step, const Packet*
     for (int i = kNormFar + 4 * thread; i < hidden; i += 4 * kWorkers) {
       NormPlace far = {};
       far.load(norm, inverse, i);
-      const float4 value = i < kNormKept ? waiting[i / 4] : far_value(i);
+      const float4 value = i < end_of_kept ? waiting[i / 4] : far_value(i);
       most = fmaxf(most, far.store(value, factor, inverse == nullptr, i, row));
     }
     if constexpr (kOne) keep_largest(most, largest);
