@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import statistics
 import subprocess
 import sys
@@ -71,7 +72,7 @@ from exl2_tui.core.events import GenerationFinished, LoadFinished
 from exl2_tui.service import Service
 from exl2_tui.session import ChatSession
 from exl2_tui.store.tree import Turn
-out = open(sys.argv[1], "a")
+out = open(sys.argv[1], "w")
 
 class Talkative(ChatSession):
     def _fresh_chat(self, mode, system):
@@ -97,25 +98,33 @@ app.run("", service_factory=tee)
 
 
 class Answers:
-    """Lines that a process wrote to a file."""
+    """Lines that a process writes into a pipe. Waiting for them costs no time, and the terminal is read meanwhile."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.read = 0
+        os.mkfifo(path)
+        self._pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        self._data = b""
 
-    def next(self) -> str | None:
-        lines = self.path.read_text().splitlines(keepends=True)
-        if len(lines) <= self.read or not lines[self.read].endswith("\n"):
-            return None
-        self.read += 1
-        return lines[self.read - 1].strip()
+    def next(self, terminal: Terminal, seconds: float = 60.0) -> str:
+        end = time.monotonic() + seconds
+        while b"\n" not in self._data:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the app never answered")
+            ready = select.select([terminal.master, self._pipe], [], [], left)[0]
+            if terminal.master in ready:
+                terminal.read(0)
+            if self._pipe in ready:
+                self._data += os.read(self._pipe, 4096)
+        line, _, self._data = self._data.partition(b"\n")
+        return line.decode()
 
 
 def measure(rounds: int, theme: str = "dark") -> tuple[float, float, float]:
     """Median tokens/s alone and under the app, and the median of the losses of the pairs in percent."""
     home = tempfile.mkdtemp(prefix="exl2-tui-bench-")
     results = Path(home, "answers")
-    results.touch()
+    answers = Answers(results)
     alone = subprocess.Popen(
         [sys.executable, "-c", ALONE],
         stdin=subprocess.PIPE,
@@ -129,19 +138,10 @@ def measure(rounds: int, theme: str = "dark") -> tuple[float, float, float]:
     settings = f'[appearance]\ntheme = "{theme}"\n[chat]\nmax_new_tokens = {TOKENS}\n[sampler]\nseed = 7\n'
     settings += f"[load]\ncontext = {CONTEXT}\n"
     terminal = Terminal(UNDER_UI, str(results), settings=settings)
-    answers = Answers(results)
-
-    def heard() -> str:
-        end = time.monotonic() + 60
-        while (line := answers.next()) is None:
-            terminal.read(0.02)
-            if time.monotonic() > end:
-                raise TimeoutError("the app never answered")
-        return line
 
     def under_ui() -> list[float]:
         terminal.write(b"\x12")  # ctrl+r: the last question again
-        speed: list[float] = json.loads(heard())
+        speed: list[float] = json.loads(answers.next(terminal))
         terminal.drain(0.5)
         return speed
 
@@ -152,7 +152,7 @@ def measure(rounds: int, theme: str = "dark") -> tuple[float, float, float]:
         return speed
 
     try:
-        assert heard() == "ready"
+        assert answers.next(terminal) == "ready"
         terminal.drain(2.0)
         under_ui()
         by_itself()

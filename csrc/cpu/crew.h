@@ -3,8 +3,8 @@
 // The caller leads: it walks through the step alone and hands out the loops that are worth it, working on them itself.
 // Each thread takes pieces from the front of a share of its own, so that it reads memory in one stream, and when that is
 // empty from the back of the others': a loop ends when its pieces are done, not when every thread has come by. A worker
-// whose core is taken (by the user interface, by another program) takes no pieces, and nobody waits for it; unless it was
-// taken in the middle of a piece, which is why the user interface says so beforehand (spare_core.h).
+// whose core is taken (by the user interface, by another program) takes no pieces, and nobody waits for it; unless it
+// was taken in the middle of a piece, which is why the user interface says so beforehand (spare_core.h).
 // Loops follow each other within microseconds, so workers spin between them; after a moment without work they sleep, so
 // that an idle program uses no processor time. While they wait, they fetch what was said to come next.
 #pragma once

@@ -78,6 +78,7 @@ class ChatScreen(FindActions, DraftActions):
         self._modes: tuple[ModeChoice, ...] = (ModeChoice("auto", "what the model's own template says"),)
         self._ticker: Timer | None = None
         self._fed = 0.0  # when text was last drawn, by the clock
+        self._metered: tuple[Turn, str, int] | None = None  # what the meters show: answer, phase, tick
         self._waiting_lines = 0
         self._shown_turn: Turn | None = None
         self._shown_chat = session.chat
@@ -126,15 +127,17 @@ class ChatScreen(FindActions, DraftActions):
             self._shown_chat = session.chat
             self.show_draft()
         writing = session.writing
+        moved = self._meters_move()
         if writing is not None and writing.chat is session.chat:
             self._shown_turn = writing.turn
             if changes.live or changes.turns:
                 transcript.feed(writing.turn)
-                self._draw_progress()
+                if moved or changes.turns:
+                    self._draw_progress()
                 self._fed = self._clock()
         if changes.model:
             self._draw_header()
-        if changes.status or changes.model:
+        if (changes.status and moved) or changes.model:
             self._draw_status()
         if changes.queue:
             self._draw_queue()
@@ -197,6 +200,13 @@ class ChatScreen(FindActions, DraftActions):
     def _draw_status(self) -> None:
         row = self.query_one(StatusRow)
         row.show(*status_row(self._session, self._ticks, row.content_size.width))
+
+    def _meters_move(self) -> bool:
+        """Whether the figures of an answer should be drawn anew: nobody reads them more often than every tick."""
+        writing = self._session.writing
+        before = self._metered
+        self._metered = (writing.turn, writing.phase, self._ticks) if writing is not None else None
+        return writing is None or self._metered != before
 
     def _draw_queue(self) -> None:
         queue = self._session.queue

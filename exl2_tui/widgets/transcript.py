@@ -14,11 +14,13 @@ from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.geometry import Region, Size
 from textual.message import Message
+from textual.scrollbar import ScrollBar
 from textual.widget import Widget
 from textual.widgets import Static
 
 from exl2_tui.store.tree import Chat, Turn
 from exl2_tui.widgets.growing import Growing
+from exl2_tui.widgets.slim_bar import SlimBar
 
 if TYPE_CHECKING:
     from exl2_tui.widgets.turn_view import TurnView
@@ -73,6 +75,14 @@ class Transcript(VerticalScroll, can_focus=False):
         if grown and self.show_vertical_scrollbar:
             self.vertical_scrollbar._repaint_required = False
         return changed
+
+    @property
+    def vertical_scrollbar(self) -> ScrollBar:
+        if self._vertical_scrollbar is None:
+            self._vertical_scrollbar = SlimBar(name="vertical", thickness=self.scrollbar_size_vertical)
+            self._vertical_scrollbar.display = False
+            self.app._start_widget(self, self._vertical_scrollbar)
+        return self._vertical_scrollbar
 
     def compose(self) -> ComposeResult:
         with _Turns(id="turns"):
