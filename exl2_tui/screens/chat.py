@@ -78,7 +78,7 @@ class ChatScreen(FindActions, DraftActions):
         self._modes: tuple[ModeChoice, ...] = (ModeChoice("auto", "what the model's own template says"),)
         self._ticker: Timer | None = None
         self._fed = 0.0  # when text was last drawn, by the clock
-        self._metered: tuple[Turn, str, int] | None = None  # what the meters show: answer, phase, tick
+        self._metered: tuple[Turn, int] | None = None  # the answer being written whose meters were drawn, and the tick
         self._waiting_lines = 0
         self._shown_turn: Turn | None = None
         self._shown_chat = session.chat
@@ -202,11 +202,11 @@ class ChatScreen(FindActions, DraftActions):
         row.show(*status_row(self._session, self._ticks, row.content_size.width))
 
     def _meters_move(self) -> bool:
-        """Whether the figures of an answer should be drawn anew: nobody reads them more often than every tick."""
+        """Whether figures should be drawn anew: while tokens come, nobody reads them more often than every tick."""
         writing = self._session.writing
         before = self._metered
-        self._metered = (writing.turn, writing.phase, self._ticks) if writing is not None else None
-        return writing is None or self._metered != before
+        self._metered = (writing.turn, self._ticks) if writing is not None and writing.phase == "writing" else None
+        return self._metered is None or self._metered != before
 
     def _draw_queue(self) -> None:
         queue = self._session.queue
