@@ -51,8 +51,9 @@ def test_every_segment_belongs_to_one_warp(widths: list[tuple[int, int]], kind: 
     assert next_segment == len(linear.starts) - 1
 
 
-def test_long_columns_keep_all_warps_equally_busy() -> None:
-    linear = empty_linear("exl2", [(4, 4)] * 32, 32, CPU)
+@pytest.mark.parametrize("widths", [[(4, 4)] * 32, [(5, 4)] * 4 + [(4, 4)] * 20 + [(3, 4)] * 8], ids=["one", "mixed"])
+def test_long_columns_keep_all_warps_equally_busy(widths: list[tuple[int, int]]) -> None:
+    linear = empty_linear("exl2", widths, 32, CPU)
     shares = [struct.unpack_from("<4i", linear.plan(), 96 + 16 * warp) for warp in range(WARPS)]
     assert {end - begin for begin, end, _, _ in shares} == {2}
 

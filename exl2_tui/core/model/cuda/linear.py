@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,10 +102,13 @@ class CudaLinear:
         return fields + b"".join(struct.pack("<4i", *share) for share in self._shares())
 
     def _shares(self) -> Iterator[tuple[int, int, int, int]]:
-        """struct Share of every warp: about equal numbers of bytes."""
-        ends = [bisect_left(self.starts, self.starts[-1] * warp / WARPS) for warp in range(WARPS + 1)]
-        for begin, end in pairwise(ends):
-            last = min(begin + 1, len(self.starts) - 1)
+        """struct Share of every warp: equal numbers of segments.
+
+        A segment takes a warp about as long whatever its width, and the warps of a strip wait for the slowest.
+        """
+        segments = len(self.starts) - 1
+        for begin, end in pairwise(segments * warp // WARPS for warp in range(WARPS + 1)):
+            last = min(begin + 1, segments)
             yield begin, end, self.starts[begin] // 16, self.starts[last] // 16
 
     @cached_property
