@@ -12,6 +12,7 @@ from exl2_tui.settings import data_dir
 from exl2_tui.state import Changes
 from exl2_tui.store.base import ChatRow, ChatStore
 from exl2_tui.store.tree import Chat
+from exl2_tui.text import from_home
 
 if TYPE_CHECKING:
     from exl2_tui.app import Exl2App
@@ -79,8 +80,10 @@ class ChatsPlace:
         from exl2_tui.store.export import export
 
         try:
-            markdown, _ = export(chat, directory)
+            markdown, data = export(chat, directory)
         except OSError as error:
             self._app.call_from_thread(self._app.say, f"The chat could not be exported: {error.strerror}")
             return
-        self._app.call_from_thread(self._app.say, f"Exported to {markdown} and .json")
+        self._app.call_from_thread(
+            self._app.say, f"Exported {markdown.name} and {data.suffix} to {from_home(markdown.parent)}"
+        )

@@ -42,23 +42,30 @@ class KeyCommands(Provider):
         commands: list[tuple[str, str, Callable[[], Any]]] = [
             (f"{key.label}: {key.help}", spell(chosen[key.id]), partial(self._run, key))
             for key in KEYS
-            if key.place in places and key.id != "app.palette"
+            if key.place in places and key.id != "app.palette" and self._possible(key)
         ]
         commands.append(("Welcome: what this machine has, and where to begin", "", app.welcome))
         commands += [(f"Theme: {name}", "", partial(self._use_theme, name)) for name in THEMES]
         commands += [(f"Sampler: {name}", "", partial(self._use_preset, name)) for name in PRESET_NAMES]
         return commands
 
+    def _possible(self, key: Key) -> bool:
+        """Whether the action does something now."""
+        name, _, parameter = key.action.rstrip(")").partition("(")
+        return key.place == "app" or self.screen.check_action(name, (parameter,)) is not False
+
     async def discover(self) -> Hits:
         for text, name, run in self._commands():
-            yield DiscoveryHit(_line(Content(text), name), run, text)
+            yield DiscoveryHit(_line(Content(text), name, _room(self.app.size.width)), run, text)
 
     async def search(self, query: str) -> Hits:
         matcher = self.matcher(query)
         for text, name, run in self._commands():
             if (score := matcher.match(text)) > 0:
                 named = text.lower().startswith(query.strip().lower())  # "export" means Export, not what mentions it
-                yield Hit(score * (2 if named else 1), _line(_lit(matcher, text), name), run, text)
+                yield Hit(
+                    score * (2 if named else 1), _line(_lit(matcher, text), name, _room(self.app.size.width)), run, text
+                )
 
     async def _run(self, key: Key) -> None:
         target = "app" if key.place == "app" else "screen"
@@ -93,7 +100,7 @@ class ChoiceCommands(Provider):
         matcher = self.matcher(query)
         for text, note, run in self._choices():
             if (score := matcher.match(text)) > 0:
-                yield Hit(score, _line(_lit(matcher, text), note), run, text)
+                yield Hit(score, _line(_lit(matcher, text), note, _room(self.app.size.width)), run, text)
 
     def _choices(self) -> list[tuple[str, str, Callable[[], Any]]]:
         app = cast("Exl2App", self.app)
@@ -116,9 +123,16 @@ class ChoiceCommands(Provider):
         return choices
 
 
-def _line(text: Content, note: str) -> Content:
-    """What a row does, and its key: one row each, so that a small terminal shows more of them."""
-    return text.append_text(f"  {note}", "$secondary") if note else text
+def _line(text: Content, note: str, room: int) -> Content:
+    """What a row does, and at its end the key: one row each, so that a small terminal shows more of them."""
+    text = text.stylize("bold", 0, text.plain.find(":") + 1)
+    right = Content.styled(f"  {note}", "$secondary")
+    return text.truncate(room - right.cell_length, ellipsis=True, pad=True) + right
+
+
+def _room(width: int) -> int:
+    """Cells of a row in a terminal of that width: see CommandPalette in dialogs.tcss."""
+    return min(86, int(0.94 * width)) - 5
 
 
 def _lit(matcher: Matcher, text: str) -> Content:

@@ -46,9 +46,7 @@ def check(draft: ConvertDraft, token: int) -> ConvertChecked:
         estimate, loads = None, _loads(draft, model)
         earlier = "" if draft.measurement.strip() else earlier_measurement(draft, model)
         if earlier:
-            notes.append(
-                FieldNote("measurement", "info", f"One of this model is in {Path(earlier).parent.name}: f8 uses it")
-            )
+            notes.append(FieldNote("measurement", "info", f"One of this model is in {Path(earlier).parent.name}"))
         if not any(note.level == "error" and note.field in ("bits", "head_bits", "rows", "length") for note in notes):
             request = make_request(draft)
             notes += _about_head(request, model)

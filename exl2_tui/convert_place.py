@@ -12,6 +12,7 @@ from exl2_tui.core.job_events import ConvertChecked, JobEnded, JobFinished
 from exl2_tui.core.requests import ConvertRequest
 from exl2_tui.job_state import JobState
 from exl2_tui.job_words import verdict
+from exl2_tui.keymap import with_keys
 from exl2_tui.state import Changes
 from exl2_tui.text import one_line
 
@@ -155,9 +156,8 @@ class ConvertPlace:
             if choice == "leave":
                 leave()
 
-        text = (
-            f"{one_line(job.name, 40)} is at {job.share:.0%}. What is finished is kept; "
-            "f4 and r go on with it, or exl2-tui jobs resume."
+        text = f"{one_line(job.name, 40)} is at {job.share:.0%}. What is finished is kept; " + with_keys(
+            "{app.convert} and {convert.resume} go on with it, or exl2-tui jobs resume.", self.app.key_overrides
         )
         choices = [("stay", "Stay here"), ("leave", "Pause it and quit")]
         if not isinstance(self.app.screen, ChoiceDialog):
@@ -175,6 +175,7 @@ class ConvertPlace:
 
         screen = self.app.screen
         job = self.jobs.jobs.get(event.job)
+        shows = with_keys("{app.convert} shows it.", self.app.key_overrides)
         if isinstance(event, JobFinished):
             for path in event.paths:  # so that Models lists it
                 self.app.models.add_folder(str(Path(path).parent))
@@ -184,9 +185,9 @@ class ConvertPlace:
             judged = [result.judged for result in job.results.values() if result.judged is not None]
             how = f" {verdict(judged[-1])[1]}." if judged else ""
             self.app.bell()
-            self.app.notify(f"{one_line(job.name, 40)} is converted.{how} f4 shows it.", timeout=10, markup=False)
+            self.app.notify(f"{one_line(job.name, 40)} is converted.{how} {shows}", timeout=10, markup=False)
         elif event.reason == "failed":
-            text = f"The conversion of {one_line(job.name, 40)} stopped: {one_line(event.message, 200)}. f4 shows it."
+            text = f"The conversion of {one_line(job.name, 40)} stopped: {one_line(event.message, 200)}. {shows}"
             self.app.notify(text, severity="error", timeout=12, markup=False)
 
 

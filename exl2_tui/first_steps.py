@@ -22,7 +22,7 @@ def show(app: Exl2App) -> None:
         elif choice == "convert":
             app.action_convert()
         elif choice is not None and choice.startswith("folder "):
-            app.models.add_folder(choice.removeprefix("folder "))
+            app.models.add_folder(choice.removeprefix("folder "), tell=True)
             app.action_models()
 
     app.push_screen(FirstRun(), chosen)

@@ -40,15 +40,23 @@ class KeysInOrder(App[None]):
         super().__init__()
         self._typed_ahead: deque[events.Key | events.Paste] = deque()
         self._under_way: Timer | None = None  # while a key is; ends the wait if its lap is lost
+        self._text_flows = False  # text may still be on its way to the field that has the focus
 
     async def on_event(self, event: events.Event) -> None:
         if not isinstance(event, events.Key | events.Paste) or event.is_forwarded:
             await super().on_event(event)
         elif self._under_way is not None or self._screen_keeps(event):
             self._typed_ahead.append(event)
+        elif isinstance(event, events.Paste) or self._is_text(event):
+            self._text_flows = True
+            await super().on_event(event)
+        elif self._text_flows:  # a key with priority is not forwarded: it would overtake the text before it
+            self._text_flows = False
+            self._typed_ahead.appendleft(event)
+            self._under_way = self.set_timer(LOST_SECONDS, self._arrived)
+            self._send(self.Lap(1))
         else:
-            if isinstance(event, events.Key) and not self._is_text(event):
-                self._under_way = self.set_timer(LOST_SECONDS, self._arrived)
+            self._under_way = self.set_timer(LOST_SECONDS, self._arrived)
             await super().on_event(event)
             if self._under_way is not None:
                 self._send(self.Lap(LAPS))

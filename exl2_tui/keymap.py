@@ -13,14 +13,29 @@ from typing import Literal
 from textual.binding import Binding
 
 Place = Literal[
-    "app", "chat", "find", "composer", "turn", "models", "hub", "downloads", "convert", "job", "wizard", "settings"
+    "app",
+    "chat",
+    "find",
+    "composer",
+    "turn",
+    "models",
+    "hub",
+    "downloads",
+    "convert",
+    "job",
+    "wizard",
+    "settings",
+    "chats",
+    "text",
+    "dialog",
 ]
 
 PLACE_TITLES: dict[str, str] = {
     "chat": "Chat",
     "composer": "Writing a message",
-    "turn": "On a marked turn (alt+up, alt+down)",
+    "turn": "On a marked turn",
     "find": "Finding in this chat",
+    "chats": "The list of chats",
     "models": "Models",
     "hub": "Models: Hugging Face Hub",
     "downloads": "Models: downloads",
@@ -28,6 +43,8 @@ PLACE_TITLES: dict[str, str] = {
     "wizard": "Convert: a new one",
     "job": "Convert: one conversion",
     "settings": "Settings",
+    "text": "Editing a text",
+    "dialog": "In dialogs",
     "app": "Everywhere",
 }
 
@@ -57,7 +74,10 @@ EDITING = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One action. label: in the footer, at most two words. help: one phrase. shown: in the footer."""
+    """One action. label: in the footer, at most two words. help: one phrase.
+
+    shown: in the footer. roomy: there, too, if there is room for it.
+    """
 
     id: str
     keys: str
@@ -67,6 +87,7 @@ class Key:
     place: Place
     shown: bool = False
     priority: bool = False
+    roomy: bool = False
 
 
 KEYS = (
@@ -84,9 +105,9 @@ KEYS = (
     Key("chat.new", "ctrl+n", "new_chat", "New", "new chat", "chat", shown=True),
     Key("chat.retry", "ctrl+r", "retry", "Retry", "answer again; the old answer is kept", "chat", shown=True),
     Key("chat.continue", "ctrl+l", "go_on", "Continue", "go on with an answer that was cut off", "chat"),
-    Key("chat.find", "ctrl+f", "find", "Find", "find in this chat", "chat", priority=True),
+    Key("chat.find", "ctrl+f", "find", "Find", "find in this chat", "chat", priority=True, roomy=True),
     Key("chat.mode", "ctrl+t", "pick_mode", "Mode", "prompt mode, with the exact prompt", "chat", shown=True),
-    Key("chat.system", "f8", "edit_system", "System", "system prompt of this chat", "chat"),
+    Key("chat.system", "f8", "edit_system", "System", "system prompt of this chat", "chat", roomy=True),
     Key(
         "chat.open",
         "ctrl+g",
@@ -96,9 +117,9 @@ KEYS = (
         "chat",
         shown=True,
     ),
-    Key("chat.sampler", "ctrl+s", "sampler", "Sampler", "temperature and the rest, with presets", "chat"),
-    Key("chat.editor", "f10", "editor", "Editor", "write the message in $EDITOR", "chat"),
-    Key("chat.export", "f9", "export", "Export", "export this chat to Markdown and JSON", "chat"),
+    Key("chat.sampler", "ctrl+s", "sampler", "Sampler", "temperature and the rest, with presets", "chat", roomy=True),
+    Key("chat.editor", "f10", "editor", "Editor", "write the message in $EDITOR", "chat", roomy=True),
+    Key("chat.export", "f9", "export", "Export", "export this chat to Markdown and JSON", "chat", roomy=True),
     Key("chat.copy", "ctrl+c", "copy_or_stop", "Copy", "copy the selection; else stop", "chat", priority=True),
     Key("chat.page_up", "pageup", "page(-1)", "Up", "scroll up", "chat"),
     Key("chat.page_down", "pagedown", "page(1)", "Down", "scroll down", "chat"),
@@ -118,21 +139,45 @@ KEYS = (
     Key("turn.older", "left", "turn_version(-1)", "Version", "the version before", "turn"),
     Key("turn.newer", "right", "turn_version(1)", "Version", "the version after", "turn"),
     Key("models.leave", "escape", "leave", "Chat", "stop loading; else back to the chat", "models", shown=True),
-    Key("models.load", "l", "load_here", "Load here", "load it without leaving (enter: load and chat)", "models"),
+    Key(
+        "models.load",
+        "l",
+        "load_here",
+        "Load here",
+        "load it without leaving (enter: load and chat)",
+        "models",
+        roomy=True,
+    ),
     Key("models.unload", "u", "unload", "Unload", "free the memory of the model", "models", shown=True),
     Key("models.info", "i", "info", "Info", "everything about it, also the bits of every layer", "models", shown=True),
     Key("models.verify", "v", "verify", "Verify", "hashes, shapes, and a look for NaN", "models", shown=True),
     Key("models.remove", "x", "remove", "Remove", "delete it from the disk, after a question", "models", shown=True),
     Key("models.hub", "h", "hub", "Hub", "search the Hugging Face Hub and download", "models", shown=True),
-    Key("models.downloads", "d", "downloads", "Downloads", "what is being downloaded", "models"),
-    Key("models.filter", "slash", "filter", "Filter", "show only some", "models"),
-    Key("models.sort", "s", "sort", "Sort", "by last use, name, size, or what fits", "models"),
-    Key("models.less", "minus", "context(-1)", "Context -", "memory with a smaller context", "models"),
-    Key("models.more", "plus,equals_sign", "context(1)", "Context +", "memory with a larger context", "models"),
-    Key("models.cache", "t", "cache", "Cache", "memory with the next cache: fp16, q8; on a GPU q6, q4", "models"),
-    Key("models.convert", "c", "convert", "Convert", "make an EXL2 model of it", "models"),
-    Key("models.add", "a", "add_folder", "Add folder", "look for models in another folder", "models"),
-    Key("models.rescan", "r", "rescan", "Rescan", "look again", "models"),
+    Key("models.downloads", "d", "downloads", "Downloads", "what is being downloaded", "models", roomy=True),
+    Key("models.filter", "slash", "filter", "Filter", "show only some", "models", roomy=True),
+    Key("models.sort", "s", "sort", "Sort", "by last use, name, size, or what fits", "models", roomy=True),
+    Key("models.less", "minus", "context(-1)", "Context -", "memory with a smaller context", "models", roomy=True),
+    Key(
+        "models.more",
+        "plus,equals_sign",
+        "context(1)",
+        "Context +",
+        "memory with a larger context",
+        "models",
+        roomy=True,
+    ),
+    Key(
+        "models.cache",
+        "t",
+        "cache",
+        "Cache",
+        "memory with the next cache: fp16, q8; on a GPU q6, q4",
+        "models",
+        roomy=True,
+    ),
+    Key("models.convert", "c", "convert", "Convert", "make an EXL2 model of it", "models", roomy=True),
+    Key("models.add", "a", "add_folder", "Add folder", "look for models in another folder", "models", roomy=True),
+    Key("models.rescan", "r", "rescan", "Rescan", "look again", "models", roomy=True),
     Key("models.down", "j", "move(1)", "Down", "down", "models"),
     Key("models.up", "k", "move(-1)", "Up", "up", "models"),
     Key("hub.leave", "escape", "leave", "Back", "back: to the results, to the models", "hub", shown=True),
@@ -144,14 +189,14 @@ KEYS = (
     Key("downloads.resume", "r", "resume", "Resume", "go on where it stopped", "downloads", shown=True),
     Key("downloads.discard", "x", "discard", "Discard", "delete what is here of it", "downloads", shown=True),
     Key("downloads.chat", "c", "chat", "Chat", "load the finished model and chat", "downloads", shown=True),
-    Key("downloads.hub", "h", "hub", "Hub", "search for another one", "downloads"),
+    Key("downloads.hub", "h", "hub", "Hub", "search for another one", "downloads", roomy=True),
     Key("convert.leave", "escape", "leave", "Chat", "back to the chat", "convert", shown=True),
     Key("convert.new", "n", "new", "New", "a new conversion", "convert", shown=True),
     Key("convert.pause", "p", "pause", "Pause", "pause it; what is finished is kept", "convert", shown=True),
     Key("convert.resume", "r", "resume", "Resume", "go on with it where it stopped", "convert", shown=True),
     Key("convert.delete", "x", "delete", "Delete", "stop it and delete its work files", "convert", shown=True),
     Key("convert.chat", "c", "chat", "Chat with it", "load the finished model and chat", "convert", shown=True),
-    Key("convert.refresh", "g", "refresh", "Refresh", "look again, other processes included", "convert"),
+    Key("convert.refresh", "g", "refresh", "Refresh", "look again, other processes included", "convert", roomy=True),
     Key("convert.down", "j", "move(1)", "Down", "down", "convert"),
     Key("convert.up", "k", "move(-1)", "Up", "up", "convert"),
     Key("job.leave", "escape,d", "leave", "Leave", "back to the list; the conversion goes on", "job", shown=True),
@@ -160,11 +205,11 @@ KEYS = (
     Key("job.cancel", "x", "cancel", "Remove", "stop it, and keep or delete its work files", "job", shown=True),
     Key("job.log", "l", "log", "Log", "the log in place of the layers, and back", "job", shown=True),
     Key("job.order", "e", "order", "Worst", "layers with the largest error first, or newest first", "job", shown=True),
-    Key("job.source", "m", "source", "Measured", "the chart of measuring or of quantizing", "job"),
+    Key("job.source", "m", "source", "Measured", "the chart of measuring or of quantizing", "job", roomy=True),
     Key("job.chat", "c", "chat", "Chat with it", "load the finished model and chat", "job", shown=True),
-    Key("job.copy", "y", "copy_path", "Copy path", "copy the folder of the finished model", "job"),
-    Key("wizard.back", "escape", "back", "Back", "the step before; from the first one, leave", "wizard", shown=True),
+    Key("job.copy", "y", "copy_path", "Copy path", "copy the folder of the finished model", "job", roomy=True),
     Key("wizard.next", "enter", "next", "Next", "the next step; on the last one, start", "wizard", shown=True),
+    Key("wizard.back", "escape", "back", "Back", "the step before; from the first one, leave", "wizard", shown=True),
     Key(
         "wizard.copy",
         "f9",
@@ -181,6 +226,7 @@ KEYS = (
         "Use measurement",
         "take the earlier measurement that was found: measuring is skipped",
         "wizard",
+        roomy=True,
     ),
     Key("turn.done", "escape", "unmark", "Done", "back to writing", "turn", shown=True),
     Key("turn.open", "o", "turn_open", "Open", "open or fold its reasoning", "turn"),
@@ -199,17 +245,23 @@ KEYS = (
         "settings",
         shown=True,
     ),
+    Key("chats.rename", "f2", "rename", "Rename", "give the chat another name", "chats", priority=True),
+    Key("chats.delete", "f8", "delete", "Delete", "delete the chat, after a question", "chats", priority=True),
+    Key("chats.export", "f9", "export", "Export", "export the chat to Markdown and JSON", "chats", priority=True),
+    Key("dialog.close", "escape", "cancel", "Close", "close it; what was not chosen or saved is left", "dialog"),
+    Key("text.save", "ctrl+s,f2", "save", "Use it", "take the text as it stands", "text", priority=True),
+    Key("dialog.reset", "ctrl+r", "reset", "Reset", "this value of the sampler back to its default", "dialog"),
     Key("settings.next", "down", "next", "Next", "the next field", "settings"),
     Key("settings.previous", "up", "previous", "Previous", "the field before", "settings"),
 )
 
 
-def bindings(place: Place) -> list[Binding]:
-    """The bindings of one place, for a BINDINGS list."""
+def bindings(place: Place, *actions: str) -> list[Binding]:
+    """The bindings of one place (of some actions, if they are named), for a BINDINGS list."""
     return [
         Binding(key.keys, key.action, key.label, show=key.shown, priority=key.priority, id=key.id, tooltip=key.help)
         for key in KEYS
-        if key.place == place
+        if key.place == place and (not actions or key.action in actions)
     ]
 
 
@@ -218,13 +270,19 @@ def effective(overrides: dict[str, str]) -> dict[str, str]:
     return {key.id: overrides.get(key.id, key.keys) for key in KEYS}
 
 
+# Over any screen; of the keys of the app only those with priority work there.
+DIALOGS: tuple[Place, ...] = ("dialog", "chats", "text")
 # Places whose keys are in force together: what one of them takes, the others cannot have.
 TOGETHER: tuple[tuple[Place, ...], ...] = (
     ("app", "chat", "composer"),
     ("app", "chat", "turn"),
     ("app", "chat", "find"),
     *(("app", place) for place in ("models", "hub", "downloads", "convert", "job", "wizard", "settings")),
+    ("dialog", "chats"),
+    ("dialog", "text"),
 )
+# Places in which letters are typed.
+TYPED = {"app", "chat", "composer", "find", "wizard", "settings", *DIALOGS}
 # Keys that mean one thing in a place and another while something in it has the focus.
 LAYERED = {"escape", "enter", "up", "down", "ctrl+f", "ctrl+r"}
 
@@ -244,18 +302,25 @@ def problem_of(name: str, keys: str, overrides: dict[str, str]) -> str:
     for pressed in parts(keys):
         if reason := UNSENDABLE.get(pressed):
             return f"{spell(pressed)} does not work, {reason}"
-        if mine.place in ("app", "chat", "composer", "settings") and len(pressed) == 1:
+        if mine.place in TYPED and len(pressed) == 1:
             return f"{spell(pressed)} is a letter of messages"
         needed = pressed in EDITING and pressed not in parts(mine.keys)
-        if needed and mine.place in ("app", "chat", "settings") and not mine.priority:
+        if needed and mine.place in TYPED - {"composer", "find"} and not mine.priority:
             return f"{spell(pressed)} is taken: text fields need it"
         for key in KEYS:
             if key.id == name or pressed not in parts(chosen[key.id]):
                 continue
             layered = pressed in LAYERED and key.place != mine.place
-            if not layered and any(key.place in places and mine.place in places for places in TOGETHER):
+            if not layered and _meet(mine, key):
                 return f"{spell(pressed)} is taken: {key.help}"
     return "" if parts(keys) else "there is no key"
+
+
+def _meet(one: Key, other: Key) -> bool:
+    """Whether the keys of both are in force together."""
+    if any(key.place == "app" and key.priority for key in (one, other)):
+        return True
+    return any(one.place in places and other.place in places for places in TOGETHER)
 
 
 def parts(keys: str) -> list[str]:
@@ -264,6 +329,7 @@ def parts(keys: str) -> list[str]:
 
 NAMES = {
     "escape": "esc",
+    "enter": "⏎",
     "pageup": "PgUp",
     "pagedown": "PgDn",
     "left": "←",

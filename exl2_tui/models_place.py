@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -16,6 +17,7 @@ from exl2_tui.core.model_events import (
     HubRevisions,
     HubSearched,
     LibraryFailed,
+    LibraryListed,
     ModelRemoved,
     ModelVerified,
     RemovalPlan,
@@ -23,10 +25,11 @@ from exl2_tui.core.model_events import (
     VerifyProgress,
 )
 from exl2_tui.core.requests import CacheKind, LoadOptions
+from exl2_tui.keymap import with_keys
 from exl2_tui.models_state import Download, ModelsState
 from exl2_tui.session import ChatSession
 from exl2_tui.state import Changes, Clock
-from exl2_tui.text import one_line
+from exl2_tui.text import from_home, one_line
 from exl2_tui.widgets.status import size_of
 
 if TYPE_CHECKING:
@@ -93,6 +96,7 @@ class ModelsPlace:
         self._service: LibraryService | None = None
         self._token = 0
         self._looked_at = ""  # whose details were asked for last
+        self._added = ""  # a folder of which is told, once it was looked into, what is in it
 
     @property
     def session(self) -> ChatSession:
@@ -151,6 +155,8 @@ class ModelsPlace:
                 self.app.report(" ".join(filter(None, (event.message, event.hint))))
         elif not self.state.apply(event):
             return None
+        if isinstance(event, LibraryListed) and self._added:
+            self._tell_added(event)
         if isinstance(event, ModelRemoved):
             freed = size_of(event.freed)
             self.say(
@@ -200,23 +206,34 @@ class ModelsPlace:
     def cancel_load(self) -> None:
         self.app.repaint(self.session.cancel_load())
 
-    def add_folder(self, path: str) -> None:
-        """Looks for models there, too, from now on."""
+    def add_folder(self, path: str, *, tell: bool = False) -> None:
+        """Looks for models there, too, from now on. tell: the person wants to know what came of it."""
         settings = self.session.settings
-        if path not in settings.models.directories:
-            models = dataclasses.replace(settings.models, directories=(*settings.models.directories, path))
-            self.session.settings = dataclasses.replace(settings, models=models)
-            self.app.run_worker(self._save_and_scan, thread=True, group="settings", exit_on_error=False)
+        told = path if tell else ""
+        if path in settings.models.directories:
+            self._folder_saved(told)
+            return
+        models = dataclasses.replace(settings.models, directories=(*settings.models.directories, path))
+        self.session.settings = dataclasses.replace(settings, models=models)
+        work = partial(self._save_and_scan, told)
+        self.app.run_worker(work, thread=True, group="settings", exit_on_error=False)
 
-    def _save_and_scan(self) -> None:
+    def _save_and_scan(self, told: str) -> None:
         """The library reads the folders from the settings file, so that is written first."""
         self.app.preferences.write()
-        self.app.call_from_thread(self._folder_saved)
+        self.app.call_from_thread(self._folder_saved, told)
 
-    def _folder_saved(self) -> None:
-        """The settings file names a new folder by now."""
+    def _folder_saved(self, told: str) -> None:
+        """The settings file names a new folder by now. told: of which the person is told what is in it."""
+        self._added = told or self._added
         if self._service is not None:
             self.scan()
+
+    def _tell_added(self, event: LibraryListed) -> None:
+        folder, self._added = Path(self._added), ""
+        count = sum(folder in (Path(model.path), *Path(model.path).parents) for model in event.models)
+        what = "No models" if not count else "1 model" if count == 1 else f"{count:,} models"
+        self.say(f"{what} in {from_home(folder)}")
 
     def verify(self, model: ModelInfo) -> None:
         from exl2_tui.screens.model_dialogs import VerifyDialog
@@ -300,9 +317,8 @@ class ModelsPlace:
                 leave()
 
         more = f", and {len(active) - 1} more {'waits' if len(active) == 2 else 'wait'}" if len(active) > 1 else ""
-        text = (
-            f"{one_line(active[0].id, 40)} is at {active[0].share:.0%}{more}. What is here is kept; "
-            "f3, d and r go on with it."
+        text = f"{one_line(active[0].id, 40)} is at {active[0].share:.0%}{more}. What is here is kept; " + with_keys(
+            "{app.models}, {models.downloads} and {downloads.resume} go on with it.", self.app.key_overrides
         )
         choices = [("stay", "Stay here"), ("leave", "Stop it and quit")]
         if not isinstance(self.app.screen, ChoiceDialog):
@@ -320,7 +336,8 @@ class ModelsPlace:
         name = one_line(event.id, 40)
         if isinstance(event, DownloadFinished):
             self.app.bell()
-            self.app.notify(f"{name} is here. f3 lists it.", timeout=10, markup=False)
+            lists = with_keys("{app.models} lists it.", self.app.key_overrides)
+            self.app.notify(f"{name} is here. {lists}", timeout=10, markup=False)
         else:
             text = f"The download of {name} stopped: {one_line(event.message, 200)}. It can go on."
             self.app.notify(text, severity="error", timeout=12, markup=False)

@@ -21,6 +21,7 @@ from exl2_tui.core.events import (
     Unloaded,
 )
 from exl2_tui.core.requests import ChatRequest, LoadOptions, Message, SamplerSettings
+from exl2_tui.keymap import with_keys
 from exl2_tui.settings import Settings
 from exl2_tui.state import Changes, Clock, Meters, ModelService, ModelState, Queued, Writing
 from exl2_tui.store.base import ChatStore
@@ -127,7 +128,7 @@ class ChatSession:
         if question is None:
             return Changes(flash="Nothing to retry yet")
         if self.writing is not None:
-            return Changes(flash="Stop the answer first (esc)")
+            return Changes(flash=with_keys("Stop the answer first ({chat.stop})", self.settings.keys))
         if not self.ready:
             return Changes(flash="No model is loaded")
         return self._answer(self.chat, question)
@@ -138,7 +139,7 @@ class ChatSession:
         if answer is None or not can_go_on(answer):
             return Changes(flash="Only an answer that was cut off can be continued")
         if self.writing is not None:
-            return Changes(flash="Stop the answer first (esc)")
+            return Changes(flash=with_keys("Stop the answer first ({chat.stop})", self.settings.keys))
         if not self.ready:
             return Changes(flash="No model is loaded")
         answer.state, answer.note, answer.hint = "writing", "", ""
@@ -247,7 +248,7 @@ class ChatSession:
             return Changes()
         self.chat.show(versions[at])
         self._save_chat()
-        return Changes(turns=True)
+        return Changes(turns=True, status=True)
 
     def preview(self, draft: str, mode: str, token: int) -> None:
         """Asks for the exact prompt of this chat with `draft` as the next question; the answer is a PromptPreview."""
@@ -304,7 +305,7 @@ class ChatSession:
             return self._loaded(event)
         if isinstance(event, Unloaded):
             self.model = ModelState()
-            return Changes(model=True, status=True)
+            return Changes(model=True, status=True, flash=f"{event.model} is unloaded, its memory is free")
         if isinstance(event, Failed):
             return self._failed(event)
         writing = self.writing

@@ -69,9 +69,21 @@ GROUPS = (
     Group(
         "Chat",
         (
-            Field("chat", "enter_sends", "Enter sends", "off: enter adds a line and ^j sends", (ON, OFF)),
+            Field(
+                "chat",
+                "enter_sends",
+                "Enter sends",
+                "off: enter adds a line, {composer.newline} sends",
+                (ON, OFF),
+            ),
             Field("chat", "max_new_tokens", "Longest answer", "tokens after which an answer is ended"),
-            Field("chat", "system", "System prompt", "of new chats; enter edits it, f8 that of one chat", long=True),
+            Field(
+                "chat",
+                "system",
+                "System prompt",
+                "of new chats; enter edits it, {chat.system} that of one chat",
+                long=True,
+            ),
             Field("chat", "user_name", "Your name", "in mode raw"),
             Field("chat", "bot_name", "Name of the model", "in mode raw"),
         ),

@@ -54,10 +54,12 @@ class SettingsPlace:
         theme, keys = settings.appearance.theme, settings.keys
         if theme != self.now.appearance.theme and theme in THEMES:
             app.theme = THEMES[theme].name
+        changes = Changes(status=True)
         if keys != self.now.keys:
             app.set_keymap(keys)
+            changes = Changes(model=True, status=True, turns=True, queue=True, keys=True)
         self.change(settings)
-        app.repaint(Changes(status=True))
+        app.repaint(changes)
 
     def next_theme(self) -> None:
         app = self._app

@@ -112,8 +112,7 @@ class Changes:
     """What a step touched, so that only that is drawn again.
 
     model: header. turns: which turns there are. live: text of the answer. status: meters. queue: waiting messages.
-    chats: which chats there are.
-    jobs: conversions. flash: one line of feedback for the person.
+    chats: which chats there are. jobs: conversions. keys: which key does what. flash: one line of feedback.
     """
 
     model: bool = False
@@ -123,6 +122,7 @@ class Changes:
     queue: bool = False
     chats: bool = False
     jobs: bool = False
+    keys: bool = False
     flash: str = ""
 
     def __or__(self, other: Changes) -> Changes:
@@ -134,5 +134,6 @@ class Changes:
             self.queue or other.queue,
             self.chats or other.chats,
             self.jobs or other.jobs,
+            self.keys or other.keys,
             other.flash or self.flash,
         )

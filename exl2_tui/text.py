@@ -7,7 +7,9 @@ lose their ESC and stay visible as plain letters. Widgets show the result as `Co
 
 from __future__ import annotations
 
+import contextlib
 import re
+from pathlib import Path
 
 from rich.cells import cell_len, set_cell_size
 from textual.content import Content
@@ -35,6 +37,19 @@ def one_line(text: str, width: int = 0) -> str:
     if width and cell_len(line) > width:
         line = set_cell_size(line, max(0, width - 1)).rstrip() + "…"
     return line
+
+
+def from_home(path: Path) -> str:
+    """A path as a person writes it: what is in their home begins with "~"."""
+    with contextlib.suppress(ValueError, RuntimeError):  # it is elsewhere, or there is no home
+        return str(Path("~") / path.relative_to(Path.home()))
+    return str(path)
+
+
+def sentence(text: str) -> str:
+    """A message of the core on one line, beginning as sentences do; a name that it begins with stays as it is."""
+    line = one_line(text)
+    return line[:1].upper() + line[1:] if line.partition(" ")[0].rstrip(",;:").isalpha() else line
 
 
 def plain(text: str, style: str = "") -> Content:

@@ -14,12 +14,12 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.timer import Timer
 from textual.widget import Widget
-from textual.widgets import Footer
 
 from exl2_tui.core.errors import Exl2Error
 from exl2_tui.core.events import Event, ModeChoice, ModesListed
 from exl2_tui.editor import edit_text
-from exl2_tui.keymap import bindings, with_keys
+from exl2_tui.hints import hint, keys_of
+from exl2_tui.keymap import bindings
 from exl2_tui.pace import LONGEST_SECONDS
 from exl2_tui.screens.chat_drafts import DraftActions
 from exl2_tui.screens.chat_find import FindActions
@@ -31,7 +31,9 @@ from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import Row, StatusRow
 from exl2_tui.widgets.chat_sidebar import ChatSidebar
 from exl2_tui.widgets.composer import Composer
-from exl2_tui.widgets.status import header, progress_row, status_row, welcome
+from exl2_tui.widgets.header import Header
+from exl2_tui.widgets.key_row import KeyRow
+from exl2_tui.widgets.status import progress_row, status_row, welcome
 from exl2_tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -87,9 +89,9 @@ class ChatScreen(FindActions, DraftActions):
 
     def compose(self) -> ComposeResult:
         appearance = self._session.settings.appearance
-        yield Row(id="header")
+        yield Header("Chat")
         with Horizontal(id="middle"):
-            yield ChatSidebar(with_keys("{chat.open}", self._session.settings.keys))
+            yield ChatSidebar()
             with Vertical():
                 yield Transcript(appearance.turns)
                 with Vertical(id="bottom"):
@@ -97,7 +99,7 @@ class ChatScreen(FindActions, DraftActions):
                     yield Row(id="queue")
                     yield Composer(enter_sends=self._session.settings.chat.enter_sends, turn_key=self.turn_key)
                     yield StatusRow(id="status")
-        yield Footer(show_command_palette=False)
+        yield KeyRow()
 
     def on_mount(self) -> None:
         self._ticker = self.set_interval(TICK_SECONDS, self._tick, pause=True)
@@ -123,6 +125,8 @@ class ChatScreen(FindActions, DraftActions):
             transcript.show(session.chat)
         if changes.turns or changes.chats:
             self._fill_sidebar()
+        if changes.keys:
+            transcript.hints_changed()
         if session.chat is not self._shown_chat:
             self._shown_chat = session.chat
             self.show_draft()
@@ -174,7 +178,7 @@ class ChatScreen(FindActions, DraftActions):
         sidebar.show(rows, self._session.chat.id, self._wall_clock())
         unsent = next((row for row in rows if row.draft), None)
         if unsent is not None and not self._drafts_told:
-            opens = with_keys("{chat.open} opens it", self._session.settings.keys)
+            opens = hint(self, "{chat.open} opens it")
             self.query_one(StatusRow).say(f"Not sent yet, in “{one_line(unsent.title, 40)}”: {opens}", seconds=6)
         self._drafts_told = True
 
@@ -195,11 +199,11 @@ class ChatScreen(FindActions, DraftActions):
             self.query_one(Transcript).finish(turn)
 
     def _draw_header(self) -> None:
-        self.query_one("#header", Row).put(*header(self._session, width=self.app.size.width))
+        self.query_one(Header).show(self._session)
 
     def _draw_status(self) -> None:
         row = self.query_one(StatusRow)
-        row.show(*status_row(self._session, self._ticks, row.content_size.width))
+        row.show(*status_row(self._session, self._ticks, row.content_size.width, cancel="{chat.stop} cancels "))
 
     def _meters_move(self) -> bool:
         """Whether figures should be drawn anew: while tokens come, nobody reads them more often than every tick."""
@@ -218,14 +222,14 @@ class ChatScreen(FindActions, DraftActions):
             when = "after this answer" if self._session.writing is not None else "when the model is ready"
             row.put(
                 Content.assemble(("  waiting  ", "$warning"), (one_line(queue[0].text, 60) + more, "$secondary")),
-                Content.styled(f"{when} · ↑ changes it ", "$secondary"),
+                Content.styled(f"{when} · {hint(self, '{composer.older} changes it ')}", "$secondary"),
             )
 
     def _draw_progress(self) -> None:
         writing = self._session.writing
         view = self.query_one(Transcript).view(writing.turn) if writing is not None else None
         if writing is not None and view is not None and view.is_mounted:
-            view.show_progress(*progress_row(writing, self._clock(), self._ticks))
+            view.show_progress(*progress_row(writing, self._clock(), self._ticks, keys_of(self)))
             view.refresh_notices()
 
     @property
@@ -252,7 +256,8 @@ class ChatScreen(FindActions, DraftActions):
         pill.display = event.waiting > 0
         if event.waiting:
             lines = "line" if event.waiting == 1 else "lines"
-            pill.put(Content.styled(f"  ↓ {event.waiting:,} new {lines}", "$primary"), Content("^end shows them "))
+            shows = Content(hint(self, "{chat.end} shows them "))
+            pill.put(Content.styled(f"  ↓ {event.waiting:,} new {lines}", "$primary"), shows)
 
     def on_turn_view_marked(self, event: TurnView.Marked) -> None:
         transcript = self.query_one(Transcript)
@@ -383,8 +388,7 @@ class ChatScreen(FindActions, DraftActions):
         elif self._session.writing is not None:
             self.action_stop()
         else:
-            said = with_keys("Nothing is selected. {app.quit} quits.", self._session.settings.keys)
-            self.query_one(StatusRow).say(said)
+            self.query_one(StatusRow).say(hint(self, "Nothing is selected. {app.quit} quits."))
 
     def action_page(self, pages: int) -> None:
         self.query_one(Transcript).page(pages)

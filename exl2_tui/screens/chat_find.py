@@ -9,6 +9,7 @@ from textual.css.query import DOMQuery
 from textual.widget import Widget
 
 from exl2_tui.find import Match, matches, pattern_of
+from exl2_tui.hints import hint
 from exl2_tui.screens.chat_turns import TurnActions
 from exl2_tui.widgets.composer import Composer
 from exl2_tui.widgets.transcript import Transcript
@@ -60,4 +61,5 @@ class FindActions(TurnActions):
             return "not found" if self._pattern is not None else ""
         match = self._found[self._found_at]
         transcript.find(self._pattern, match.turn, match.number)
-        return f"{self._found_at + 1:,} of {len(self._found):,}   ⏎ ↓ next  ↑ before  esc close"
+        keys = hint(self, "{find.next} next  {find.previous} before  {find.close} close")
+        return f"{self._found_at + 1:,} of {len(self._found):,}   {keys}"

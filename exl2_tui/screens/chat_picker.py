@@ -12,13 +12,15 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.timer import Timer
-from textual.widgets import Input, OptionList, Static
+from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
+from exl2_tui.keymap import bindings
 from exl2_tui.screens.dialogs import ChoiceDialog, LineDialog
 from exl2_tui.state import Clock
 from exl2_tui.store.base import ChatRow, ChatStore
 from exl2_tui.text import one_line
+from exl2_tui.widgets.hint_row import HintRow
 
 SEARCH_DELAY = 0.12
 DRAFT = "  not sent"  # something that was written in the chat
@@ -30,13 +32,11 @@ class ChatPicker(ModalScreen[str | None]):
     HELP = "All saved chats, the last one first. Typing searches every message of every chat."
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "cancel", "Close", show=False),
+        *bindings("dialog", "cancel"),
+        *bindings("chats"),
         Binding("enter", "choose", "Open", show=False, priority=True),
         Binding("up", "move(-1)", "Up", show=False, priority=True),
         Binding("down", "move(1)", "Down", show=False, priority=True),
-        Binding("f2", "rename", "Rename", show=False, priority=True),
-        Binding("f9", "export", "Export", show=False, priority=True),
-        Binding("f8", "delete", "Delete", show=False, priority=True),
     ]
 
     def __init__(
@@ -49,7 +49,7 @@ class ChatPicker(ModalScreen[str | None]):
         export: Callable[[str], None],
         wall_clock: Clock,
     ) -> None:
-        super().__init__()
+        super().__init__(id="chats")
         self._store = store
         self._current = current
         self._deleted = deleted
@@ -64,8 +64,8 @@ class ChatPicker(ModalScreen[str | None]):
             box.border_title = Content("Chats")
             yield Input(placeholder="search all messages", compact=True)
             yield OptionList(markup=False, compact=True, classes="-rows")
-            yield Static(
-                Content("⏎ open   f2 rename   f8 delete   f9 export   esc close"), classes="hint", markup=False
+            yield HintRow(
+                "⏎ open   {chats.rename} rename   {chats.delete} delete   {chats.export} export   {dialog.close} close"
             )
 
     def on_mount(self) -> None:
@@ -86,7 +86,7 @@ class ChatPicker(ModalScreen[str | None]):
         options = self.query_one(OptionList)
         kept = self._highlighted()
         self._rows = {row.id: row for row in rows}
-        width = max(20, options.content_size.width or 60)
+        width = max(20, options.scrollable_content_region.width or 60)
         options.set_options(Option(self._line(row, width), id=row.id) for row in rows)
         ids = [row.id for row in rows]
         if ids:
@@ -104,7 +104,7 @@ class ChatPicker(ModalScreen[str | None]):
         rest = room - text.cell_length
         if row.snippet and rest > 12:
             text = Content.assemble(text, (f"  {one_line(row.snippet, rest - 2)}", "$secondary"))
-        return Content.assemble(text.pad_right(max(1, width - text.cell_length - len(when) - 1)), (when, "$secondary"))
+        return Content.assemble(text.pad_right(max(1, width - text.cell_length - len(when))), (when, "$secondary"))
 
     def _highlighted(self) -> str | None:
         options = self.query_one(OptionList)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from exl2_tui.keymap import KEYS, effective, parts, with_keys
+from exl2_tui.hints import hint, keys_of
+from exl2_tui.keymap import KEYS, effective, parts
 from exl2_tui.screens.frugal import FrugalScreen
 from exl2_tui.session import ChatSession, can_go_on
 from exl2_tui.state import Changes
@@ -44,7 +45,7 @@ class TurnActions(FrugalScreen):
     @property
     def _turn_actions(self) -> dict[str, str]:
         """Actions by the keys they have now; escape is bound on the screen, where it has other meanings, too."""
-        chosen = effective(self._session.settings.keys)
+        chosen = effective(keys_of(self))
         turn = [key for key in KEYS if key.place == "turn" and key.id != "turn.done"]
         return {pressed: key.action for key in turn for pressed in parts(chosen[key.id])}
 
@@ -60,10 +61,14 @@ class TurnActions(FrugalScreen):
         if turn is None:
             status.hush()
             return
-        more = ["{turn.edit} edit"] if turn.role == "user" else ["{turn.code} code", "{turn.retry} retry"]
-        more += ["{turn.continue} continue"] if can_go_on(turn) else []
-        hint = " · ".join(["{turn.copy} copy", *more, "{turn.older} {turn.newer} versions", "{turn.done} done"])
-        status.say(with_keys(hint, self._session.settings.keys), seconds=0)
+        view = self.query_one(Transcript).view(turn)
+        actions = ["{turn.copy} copy"]
+        actions += ["{turn.code} code"] if view is not None and view.blocks else []
+        actions += ["{turn.open} reasoning"] if view is not None and view.has_thoughts else []
+        actions += ["{turn.edit} edit"] if turn.role == "user" else ["{turn.retry} retry"]
+        actions += ["{turn.continue} continue"] if can_go_on(turn) else []
+        actions += ["{turn.older} {turn.newer} versions"] if len(self._session.chat.siblings(turn)) > 1 else []
+        status.say(hint(self, " · ".join([*actions, "{turn.done} done"])), seconds=0)
 
     def action_unmark(self) -> None:
         self._mark(None)
@@ -78,7 +83,7 @@ class TurnActions(FrugalScreen):
         transcript = self.query_one(Transcript)
         turn = transcript.marked
         view = transcript.view(turn) if turn is not None else None
-        blocks = view.live.blocks if view is not None and view.turn.role == "assistant" else []
+        blocks = view.blocks if view is not None else []
         if not blocks:
             self.query_one(StatusRow).say("There is no code in this turn")
             return

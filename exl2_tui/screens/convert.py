@@ -9,15 +9,17 @@ from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from exl2_tui.convert_place import ConvertPlace
+from exl2_tui.hints import keys_of
 from exl2_tui.job_state import JobState
 from exl2_tui.keymap import bindings
 from exl2_tui.state import Changes
 from exl2_tui.widgets.bars import Row, StatusRow
+from exl2_tui.widgets.header import Header
 from exl2_tui.widgets.job_list import JobList, heading, job_facts, nothing_yet
-from exl2_tui.widgets.status import header
+from exl2_tui.widgets.key_row import KeyRow
 
 TICK_SECONDS = 1.0
 LOOK_TICKS = 5  # how often it is looked for conversions that were started elsewhere
@@ -28,7 +30,7 @@ class ConvertScreen(Screen[None]):
 
     HELP = (
         "Conversions make EXL2 models of float16 ones. They run in the background and keep what is finished: one that "
-        "was paused, or whose program ended, goes on where it was. enter shows how far one is and how good its layers "
+        "was paused, or whose program ended, goes on where it was. Enter shows how far one is and how good its layers "
         "are."
     )
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("convert")]
@@ -40,14 +42,14 @@ class ConvertScreen(Screen[None]):
         self._drawn = False  # events may come before there is anything to draw on
 
     def compose(self) -> ComposeResult:
-        yield Row(id="header")
+        yield Header("Convert")
         yield Row(id="title")
         yield Row(id="columns")
         yield JobList(id="list")
         with Vertical(id="bottom"):
             yield Static("", id="details", markup=False)
             yield StatusRow(id="status")
-        yield Footer(show_command_palette=False)
+        yield KeyRow()
 
     def on_mount(self) -> None:
         self._drawn = True
@@ -68,7 +70,7 @@ class ConvertScreen(Screen[None]):
         if not self._drawn:
             return
         if changes.model:
-            self.query_one("#header", Row).put(*header(self._place.app.session, "Convert", self.app.size.width))
+            self.query_one(Header).show(self._place.app.session)
         if changes.flash:
             self.query_one(StatusRow).say(changes.flash)
 
@@ -152,9 +154,9 @@ class ConvertScreen(Screen[None]):
         job = self._at_cursor()
         details = self.query_one("#details", Static)
         if job is not None:
-            details.update(job_facts(job, self._place.app.clock()))
+            details.update(job_facts(job, self._place.app.clock(), keys_of(self)))
         else:
-            details.update(nothing_yet(self._place.jobs.listed))
+            details.update(nothing_yet(self._place.jobs.listed, keys_of(self)))
 
     def _say(self, text: str) -> None:
         self.query_one(StatusRow).say(text)

@@ -9,20 +9,22 @@ from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from exl2_tui.convert_place import ConvertPlace
+from exl2_tui.hints import keys_of
 from exl2_tui.job_points import KINDS_NEEDED, OUTLIER, median_error, placed
 from exl2_tui.job_state import JobState
 from exl2_tui.keymap import bindings
 from exl2_tui.state import Changes
 from exl2_tui.widgets.bars import Row, StatusRow
+from exl2_tui.widgets.header import Header
 from exl2_tui.widgets.job_facts import bar, chart_title, notices, report, side, title
+from exl2_tui.widgets.key_row import KeyRow
 from exl2_tui.widgets.layer_chart import LayerChart
 from exl2_tui.widgets.layer_table import LayerTable
 from exl2_tui.widgets.log_pane import LogPane
 from exl2_tui.widgets.stage_list import stages
-from exl2_tui.widgets.status import header
 
 TICK_SECONDS = 1.0
 SPACIOUS = 36  # rows from which the chart is larger
@@ -49,7 +51,7 @@ class ProgressScreen(Screen[None]):
         self._measuring: bool | None = None  # which chart the person chose; None: the one of the current stage
 
     def compose(self) -> ComposeResult:
-        yield Row(id="header")
+        yield Header("Convert")
         yield Row(id="title")
         yield Row(id="bar")
         yield Row(id="stages")
@@ -63,7 +65,7 @@ class ProgressScreen(Screen[None]):
             yield Static("", id="side", markup=False)
         yield LogPane(id="log")
         yield StatusRow(id="status")
-        yield Footer(show_command_palette=False)
+        yield KeyRow()
 
     def on_mount(self) -> None:
         self._drawn = True
@@ -91,7 +93,7 @@ class ProgressScreen(Screen[None]):
         if not self._drawn:
             return
         if changes.model:
-            self.query_one("#header", Row).put(*header(self._place.app.session, "Convert", self.app.size.width))
+            self.query_one(Header).show(self._place.app.session)
         if changes.flash:
             self._say(changes.flash)
 
@@ -103,8 +105,8 @@ class ProgressScreen(Screen[None]):
         self._draw_times(job)
         self.query_one("#stages", Row).put(Content.assemble("  ", stages(job, self.size.width - 2)))
         rows = 4 if self.size.height >= ROOMY else 1 if job.results else 2
-        self._put("#notices", notices(job, rows))
-        self._put("#report", report(job, self.size.width))
+        self._put("#notices", notices(job, rows, keys_of(self)))
+        self._put("#report", report(job, self.size.width, keys_of(self)))
         self._draw_chart(job)
         flagged = frozenset(point.key for point in job.points.values() if point.outlier)
         running = job.working

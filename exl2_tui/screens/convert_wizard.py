@@ -5,6 +5,7 @@ Checks run on a thread of the service; an answer to an older question is dropped
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -14,7 +15,7 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.timer import Timer
 from textual.widget import Widget
-from textual.widgets import Button, Footer, Input, OptionList, Static
+from textual.widgets import Button, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from exl2_tui.convert_draft import (
@@ -30,6 +31,7 @@ from exl2_tui.convert_place import ConvertPlace, convertible
 from exl2_tui.core.errors import ConfigError
 from exl2_tui.core.events import Event, ModelInfo, ModelsListed
 from exl2_tui.core.job_events import ConvertChecked
+from exl2_tui.hints import hint
 from exl2_tui.keymap import bindings
 from exl2_tui.settings import data_dir
 from exl2_tui.state import Changes
@@ -37,8 +39,10 @@ from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import Row, StatusRow
 from exl2_tui.widgets.convert_estimate import estimate, size_bars, steps_row, summary
 from exl2_tui.widgets.field import Choice, Field
-from exl2_tui.widgets.path_field import PathInput, StepInput
-from exl2_tui.widgets.status import header, size_of
+from exl2_tui.widgets.header import Header
+from exl2_tui.widgets.key_row import KeyRow
+from exl2_tui.widgets.path_field import PathInput, StepButton, StepInput
+from exl2_tui.widgets.status import size_of
 
 CHECK_DELAY = 0.2
 OTHER = "other…"
@@ -92,7 +96,7 @@ class WizardScreen(Screen[None]):
         self._models: list[ModelInfo] | None = None
 
     def compose(self) -> ComposeResult:
-        yield Row(id="header")
+        yield Header("Convert")
         yield Row(id="title")
         with VerticalScroll(id="source", can_focus=False):
             box = PathInput(self._source, placeholder="~/models/…", id="source-path")
@@ -110,9 +114,9 @@ class WizardScreen(Screen[None]):
         yield Static("", id="estimate", markup=False)
         with Horizontal(id="buttons"):
             yield StatusRow(id="status")
-            yield Button("Back", id="back", compact=True)
-            yield Button("Next", id="next", compact=True, variant="primary")
-        yield Footer(show_command_palette=False)
+            yield StepButton("Back", id="back", compact=True)
+            yield StepButton("Next", id="next", compact=True, variant="primary")
+        yield KeyRow()
 
     def _fields(self) -> ComposeResult:
         offered = [*(f"{bits:.1f}" if bits != 4.65 else "4.65" for bits in OFFERED_BITS), OTHER]
@@ -146,7 +150,7 @@ class WizardScreen(Screen[None]):
         if not self._drawn:
             return
         if changes.model:
-            self.query_one("#header", Row).put(*header(self._place.app.session, "Convert", self.app.size.width))
+            self.query_one(Header).show(self._place.app.session)
         if changes.flash:
             self._say(changes.flash)
 
@@ -218,9 +222,15 @@ class WizardScreen(Screen[None]):
         if not self._drawn or event.token != self._token or self._timer is not None:
             return
         self._found = event
+        uses = hint(self, "{wizard.measurement} uses it")
+        notes = [
+            replace(note, text=f"{note.text}: {uses}") if event.measurement and note.field == "measurement" else note
+            for note in event.notes
+        ]
         for field in self.query(Field):
-            field.show(event.notes)
+            field.show(notes)
         self._draw_found()
+        self.refresh_bindings()
         if self._going:
             self._going = False
             step = self._step
@@ -233,7 +243,7 @@ class WizardScreen(Screen[None]):
             return
         self._models = convertible(event.models)
         options = self.query_one("#models-found", OptionList)
-        width = max(40, (options.content_size.width or 76) - 1)
+        width = max(40, options.scrollable_content_region.width or 75)
         options.set_options(Option(_model_line(model, width)) for model in self._models)
         if self._models:
             options.highlighted = 0
@@ -305,6 +315,12 @@ class WizardScreen(Screen[None]):
         else:
             self.action_back()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Only what makes sense now is in the footer."""
+        if action == "use_measurement":
+            return self._found is not None and bool(self._found.measurement)
+        return action != "copy_command" or self._step > 0
+
     def action_back(self) -> None:
         if self._going:  # keys that wait were for a step that does not come
             self._going = False
@@ -316,9 +332,13 @@ class WizardScreen(Screen[None]):
         self._show_step()
 
     def action_pick(self, step: int) -> None:
-        """Arrow keys in the path move through the models below it."""
+        """Arrow keys in the path move through the models below it; later they walk through the fields, or scroll."""
         options = self.query_one("#models-found", OptionList)
-        if self._step == 0 and options.option_count:
+        if self._step == 1:
+            self.screen.focus_next() if step > 0 else self.screen.focus_previous()
+        elif self._step == 2:
+            self.query_one("#check").scroll_relative(y=step, animate=False)
+        elif options.option_count:
             options.highlighted = ((options.highlighted or 0) + step) % options.option_count
             if self._models:
                 self._box("source-path").value = self._models[options.highlighted].path

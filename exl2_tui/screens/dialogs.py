@@ -12,15 +12,16 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import Input, OptionList, Static, TextArea
 from textual.widgets.option_list import Option
 
-from exl2_tui.keymap import KEYS, PLACE_TITLES, effective, spell, with_keys
+from exl2_tui.keymap import KEYS, PLACE_TITLES, bindings, effective, spell, with_keys
 from exl2_tui.text import one_line, plain
+from exl2_tui.widgets.hint_row import HintRow
 
 
 class ChoiceDialog(ModalScreen[str | None]):
     """Asks which of a few things to do; answers with the choice's key, or None."""
 
-    HELP = "Nothing happens before you choose. The first answer changes nothing, and neither does escape."
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Close", show=False)]
+    HELP = "Nothing happens before you choose. The first answer changes nothing, and neither does {dialog.close}."
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("dialog", "cancel")]
 
     def __init__(self, title: str, text: str, choices: list[tuple[str, str]]) -> None:
         super().__init__()
@@ -33,7 +34,7 @@ class ChoiceDialog(ModalScreen[str | None]):
             box.border_title = Content(self._title)
             yield Static(plain(self._text), classes="text", markup=False)
             yield OptionList(*(Option(Content(label), id=key) for key, label in self._choices), markup=False)
-            yield Static(Content("⏎ choose   esc go back"), classes="hint", markup=False)
+            yield HintRow("⏎ choose   {dialog.close} go back")
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         self.dismiss(event.option_id)
@@ -45,14 +46,13 @@ class ChoiceDialog(ModalScreen[str | None]):
 class TextDialog(ModalScreen[str | None]):
     """Edits a text of several lines; answers with it, or None to leave everything as it was."""
 
-    HELP = "Enter adds a line here; ^s or f2 takes the text as it stands, escape leaves everything as it was."
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "cancel", "Cancel", show=False),
-        Binding("ctrl+s,f2", "save", "Save", show=False, priority=True),
-    ]
+    HELP = (
+        "Enter adds a line here; {text.save} takes the text as it stands, {dialog.close} leaves everything as it was."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("dialog", "cancel"), *bindings("text")]
 
     def __init__(self, title: str, text: str, *, placeholder: str = "", hint: str = "") -> None:
-        super().__init__()
+        super().__init__(id="text")
         self._title = title
         self._text = text
         self._placeholder = placeholder
@@ -73,7 +73,7 @@ class TextDialog(ModalScreen[str | None]):
             yield area
             if self._hint:
                 yield Static(Content(self._hint), classes="text", markup=False)
-            yield Static(Content("^s use it   esc leave as it was"), classes="hint", markup=False)
+            yield HintRow("{text.save} use it   {dialog.close} leave as it was")
 
     def on_mount(self) -> None:
         area = self.query_one(TextArea)
@@ -90,8 +90,8 @@ class TextDialog(ModalScreen[str | None]):
 class LineDialog(ModalScreen[str | None]):
     """Asks for one line; answers with it, or None."""
 
-    HELP = "Enter takes what stands here, escape leaves everything as it was."
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Cancel", show=False)]
+    HELP = "Enter takes what stands here, {dialog.close} leaves everything as it was."
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("dialog", "cancel")]
 
     def __init__(self, title: str, text: str, *, placeholder: str = "") -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class LineDialog(ModalScreen[str | None]):
         with Vertical(classes="dialog") as box:
             box.border_title = Content(self._title)
             yield Input(one_line(self._text), placeholder=self._placeholder, compact=True)
-            yield Static(Content("⏎ use it   esc leave as it was"), classes="hint", markup=False)
+            yield HintRow("⏎ use it   {dialog.close} leave as it was")
 
     def on_mount(self) -> None:
         self.query_one(Input).focus()
@@ -136,7 +136,7 @@ def help_about(screen: Screen[Any]) -> str:
 def place_of(screen: Screen[Any]) -> str:
     """Whose keys matter on a screen: by its id, and on the chat by what has the focus."""
     if screen.id != "chat":
-        return screen.id if screen.id in PLACE_TITLES else ""
+        return screen.id if screen.id in PLACE_TITLES else "dialog"
     above = screen.focused.ancestors_with_self if screen.focused is not None else []
     return "find" if any(type(part).__name__ == "FindBar" for part in above) else "chat"
 
@@ -147,7 +147,10 @@ class HelpScreen(ModalScreen[None]):
     place: whose keys come first; text: a few sentences, plain, with keys by name as `keymap.with_keys` takes them.
     """
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,enter", "cancel", "Close", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *bindings("dialog", "cancel"),
+        Binding("q,enter", "cancel", "Close", show=False),
+    ]
 
     def __init__(self, place: str, text: str, overrides: dict[str, str]) -> None:
         super().__init__()
@@ -157,10 +160,11 @@ class HelpScreen(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog -wide -tall") as box:
-            box.border_title = Content(f"Help: {PLACE_TITLES.get(self._place, 'this dialog')}")
+            title = "this dialog" if self._place == "dialog" else PLACE_TITLES[self._place]
+            box.border_title = Content(f"Help: {title}")
             with VerticalScroll():
                 yield Static(self._page(), markup=False)
-            yield Static(Content("↑↓ scroll   esc close"), classes="hint", markup=False)
+            yield HintRow("↑↓ scroll   {dialog.close} close")
 
     def on_mount(self) -> None:
         self.query_one(VerticalScroll).focus()

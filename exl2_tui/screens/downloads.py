@@ -8,8 +8,9 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.widgets import Footer, OptionList, Static
+from textual.widgets import OptionList, Static
 
+from exl2_tui.hints import hint, keys_of
 from exl2_tui.keymap import bindings
 from exl2_tui.models_place import ModelsPlace
 from exl2_tui.models_state import Download
@@ -18,7 +19,9 @@ from exl2_tui.screens.models_tab import ModelsTab
 from exl2_tui.state import Changes
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import Row, StatusRow
+from exl2_tui.widgets.header import Header
 from exl2_tui.widgets.hub_rows import download_details, download_heading, download_row
+from exl2_tui.widgets.key_row import KeyRow
 from exl2_tui.widgets.keyed_list import KeyedList
 from exl2_tui.widgets.place_tabs import PlaceTabs
 from exl2_tui.widgets.status import size_of
@@ -37,14 +40,14 @@ class DownloadsScreen(ModelsTab):
         super().__init__(place, id="downloads")
 
     def compose(self) -> ComposeResult:
-        yield Row(id="header")
+        yield Header("Models")
         yield PlaceTabs("downloads", id="tabs")
         yield Row(id="columns")
         yield KeyedList(classes="-rows", id="list")
         with Vertical(id="bottom"):
             yield Static("", id="details", markup=False)
             yield StatusRow(id="status")
-        yield Footer(show_command_palette=False)
+        yield KeyRow()
 
     def on_mount(self) -> None:
         self.query_one("#list").focus()
@@ -117,7 +120,7 @@ class DownloadsScreen(ModelsTab):
         if one is None:
             return
         if one.active:
-            self.query_one(StatusRow).say("Pause it first (p)")
+            self.query_one(StatusRow).say(hint(self, "Pause it first ({downloads.pause})"))
             return
         if one.status == "finished":
             self._place.discard(one)
@@ -144,6 +147,7 @@ class DownloadsScreen(ModelsTab):
 
     def _show_details(self) -> None:
         one = self._at_cursor
-        nothing = Content.styled("Nothing is being downloaded. h searches the Hugging Face Hub.", "$secondary")
-        self.query_one("#details", Static).update(download_details(one) if one is not None else nothing)
+        nothing = hint(self, "Nothing is being downloaded. {downloads.hub} searches the Hugging Face Hub.")
+        details = download_details(one, keys_of(self)) if one is not None else Content.styled(nothing, "$secondary")
+        self.query_one("#details", Static).update(details)
         self.refresh_bindings()

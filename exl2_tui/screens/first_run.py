@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -14,7 +13,9 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from exl2_tui.core.events import Event, MachineFound, ModelsListed
+from exl2_tui.keymap import bindings
 from exl2_tui.text import one_line
+from exl2_tui.widgets.hint_row import HintRow
 from exl2_tui.widgets.status import size_of
 
 CHOICES = (
@@ -31,7 +32,7 @@ class FirstRun(ModalScreen[str | None]):
 
     HELP = "Nothing is decided for good here: models, conversions and settings are one key away at any time."
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "cancel", "Skip", show=False),
+        *bindings("dialog", "cancel"),
         *(Binding(str(number + 1), f"choose({number})", "Choose", show=False) for number in range(len(CHOICES))),
     ]
 
@@ -50,9 +51,7 @@ class FirstRun(ModalScreen[str | None]):
                 classes="text",
                 markup=False,
             )
-            yield Static(
-                Content(f"1-{len(CHOICES)} or ⏎ choose   esc skip   f1 help at any time"), classes="hint", markup=False
-            )
+            yield HintRow(f"1-{len(CHOICES)} or ⏎ choose   {{dialog.close}} skip   {{app.help}} help at any time")
 
     def on_mount(self) -> None:
         self.query_one(OptionList).focus()
@@ -99,20 +98,13 @@ class FirstRun(ModalScreen[str | None]):
             self.dismiss(choice)
 
     def _ask_folder(self) -> None:
-        from exl2_tui.screens.dialogs import LineDialog
+        from exl2_tui.screens.folder_dialog import FolderDialog
 
         def named(path: str | None) -> None:
-            if path is None or not path.strip():
-                return
-            folder = Path(path.strip()).expanduser()
-            if folder.is_dir():
-                self.dismiss(f"folder {folder}")
-            else:
-                self.query_one("#found", Static).update(
-                    _found(self._machine) + Content.styled(f"\n✗ {one_line(str(folder), 60)} is no folder", "$error")
-                )
+            if path is not None:
+                self.dismiss(f"folder {path}")
 
-        self.app.push_screen(LineDialog("Folder with models", "", placeholder="~/models"), named)
+        self.app.push_screen(FolderDialog("Folder with models"), named)
 
     def action_cancel(self) -> None:
         self.dismiss(None)

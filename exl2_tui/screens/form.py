@@ -18,6 +18,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Select, Static
 
 from exl2_tui.core.errors import Exl2Error
+from exl2_tui.hints import hint
 from exl2_tui.settings import Settings
 from exl2_tui.settings_form import Field, is_default, text_of, with_text
 from exl2_tui.text import one_line
@@ -40,7 +41,7 @@ class FieldRow(Horizontal):
     def compose(self) -> ComposeResult:
         text = text_of(self._settings, self.field)
         label = Static(Content(self.field.title), classes="label", markup=False)
-        label.tooltip = Content(self.field.help)
+        label.tooltip = Content(self.meaning)
         yield label
         if self.field.choices:
             options = [(choice, choice) for choice in self.field.choices]
@@ -50,7 +51,12 @@ class FieldRow(Horizontal):
             control.cursor_blink = False
             yield control
         yield Static("", classes="mark", markup=False)
-        yield Static(Content(self.field.help), classes="meaning", markup=False)
+        yield Static(Content(self.meaning), classes="meaning", markup=False)
+
+    @property
+    def meaning(self) -> str:
+        """What the field is for, with keys as they are now."""
+        return hint(self, self.field.help)
 
     @property
     def help_text(self) -> str:
@@ -79,7 +85,7 @@ class FieldRow(Horizontal):
         """Marks the row as default, changed or wrong."""
         mark = "✗" if error else "" if is_default(settings, self.field) else "•"
         self.query_one(".mark", Static).update(Content.styled(mark, "$error" if error else "$primary"), layout=False)
-        meaning = Content.styled(one_line(error), "$error") if error else Content(self.field.help)
+        meaning = Content.styled(one_line(error), "$error") if error else Content(self.meaning)
         self.query_one(".meaning", Static).update(meaning, layout=False)
 
 
@@ -111,7 +117,7 @@ class Form(Screen[Any]):
         if error:
             self.tell(f"✗ {error}", "$error")
         else:
-            self.tell(f"{row.field.help} · default {default} · [{row.field.key}]")
+            self.tell(f"{row.meaning} · default {default} · [{row.field.key}]")
 
     def on_input_changed(self, event: Input.Changed) -> None:
         row = event.input.parent

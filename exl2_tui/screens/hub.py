@@ -8,18 +8,21 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from exl2_tui.core.model_events import HubModel, HubPlanned, HubRevisions, HubSearched
+from exl2_tui.hints import hint
 from exl2_tui.keymap import bindings
 from exl2_tui.models_place import HubAnswer, ModelsPlace
 from exl2_tui.screens.model_dialogs import PlanDialog
 from exl2_tui.screens.models_tab import ModelsTab
 from exl2_tui.state import Changes
-from exl2_tui.text import one_line
+from exl2_tui.text import one_line, sentence
 from exl2_tui.widgets.bars import Row, StatusRow
+from exl2_tui.widgets.header import Header
 from exl2_tui.widgets.hub_rows import model_heading, model_row, revision_heading, revision_row
+from exl2_tui.widgets.key_row import KeyRow
 from exl2_tui.widgets.place_tabs import PlaceTabs
 from exl2_tui.widgets.status import SPINNER
 
@@ -46,7 +49,7 @@ class HubScreen(ModelsTab):
         self._wrong: tuple[str, str] = ("", "")
 
     def compose(self) -> ComposeResult:
-        yield Row(id="header")
+        yield Header("Models")
         yield PlaceTabs("hub", id="tabs")
         yield Input(placeholder=FIRST, compact=True, id="filter")
         yield Row(id="columns")
@@ -54,7 +57,7 @@ class HubScreen(ModelsTab):
         with Vertical(id="bottom"):
             yield Static("", id="details", markup=False)
             yield StatusRow(id="status")
-        yield Footer(show_command_palette=False)
+        yield KeyRow()
 
     def on_mount(self) -> None:
         self._spinner = self.set_interval(SPIN_SECONDS, self._draw_status, pause=True)
@@ -131,6 +134,10 @@ class HubScreen(ModelsTab):
     def action_models(self) -> None:
         self._place.show("models")
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Where words are typed, its key is one of their letters."""
+        return not (action == "search" and isinstance(self.focused, Input))
+
     def _plan(self, revision: str) -> None:
         self._waiting = f"asking what {self._repo} {revision} holds"
         self._wrong = ("", "")
@@ -152,7 +159,7 @@ class HubScreen(ModelsTab):
 
     @property
     def _room(self) -> int:
-        return max(60, (self.query_one("#list", OptionList).content_size.width or 78) - 1)
+        return max(60, self.query_one("#list", OptionList).scrollable_content_region.width or 77)
 
     def fill(self) -> None:
         options = self.query_one_optional("#list", OptionList)
@@ -192,7 +199,7 @@ class HubScreen(ModelsTab):
             self._spinner.resume()
             spin = SPINNER[int(self._place.clock() / SPIN_SECONDS) % len(SPINNER)]
             left = Content.styled(f"  {spin} {one_line(self._waiting, 60)}", "$primary")
-            right = Content.styled("esc gives up ", "$secondary")
+            right = Content.styled(hint(self, "{hub.leave} gives up "), "$secondary")
         else:
             self._spinner.pause()
         self.query_one(StatusRow).show(left, right)
@@ -201,10 +208,10 @@ class HubScreen(ModelsTab):
         self.query_one("#details", Static).update(self._details())
 
     def _details(self) -> Content:
-        error, hint = self._wrong
+        error, remedy = self._wrong
         if error:
-            lines = [Content.styled(f"✗ {one_line(error)}", "$error")]
-            return Content("\n").join([*lines, Content.styled(one_line(hint), "$secondary")])
+            lines = [Content.styled(f"✗ {sentence(error)}", "$error")]
+            return Content("\n").join([*lines, Content.styled(one_line(remedy), "$secondary")])
         at = self.query_one("#list", OptionList).highlighted
         if self._repo:
             rows = self._revisions.revisions if self._revisions is not None else ()
@@ -219,7 +226,8 @@ class HubScreen(ModelsTab):
             )
         if not self._found.models:
             more = f" {self._found.skipped} of other kinds were left out." if self._found.skipped else ""
-            return Content.styled(f"Nothing that can be loaded was found.{more} / searches again.", "$secondary")
+            again = hint(self, "{hub.search} searches again.")
+            return Content.styled(f"Nothing that can be loaded was found.{more} {again}", "$secondary")
         model = self._found.models[at] if at is not None and at < len(self._found.models) else None
         return self._about(model) if model is not None else Content("")
 

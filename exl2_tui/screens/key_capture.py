@@ -10,6 +10,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from exl2_tui.keymap import KEYS, effective, problem_of, spell_all
+from exl2_tui.widgets.hint_row import HintRow
 
 
 class KeyCapture(ModalScreen[str | None]):
@@ -30,7 +31,7 @@ class KeyCapture(ModalScreen[str | None]):
             box.border_title = Content("Another key")
             yield Static(Content(f"{self._key.help}: now {now}"), classes="text", markup=False)
             yield Static("", id="pressed", classes="text", markup=False)
-            yield Static(Content("press the key, then ⏎ to use it   esc leave as it was"), classes="hint", markup=False)
+            yield HintRow("press the key, then ⏎ to use it   esc leave as it was")
 
     def on_key(self, event: events.Key) -> None:
         event.stop()

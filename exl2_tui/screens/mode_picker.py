@@ -16,7 +16,9 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from exl2_tui.core.events import Event, ModeChoice, ModesListed, PromptPreview
+from exl2_tui.keymap import bindings
 from exl2_tui.text import clean, one_line, plain
+from exl2_tui.widgets.hint_row import HintRow
 
 PREVIEW_DELAY = 0.08  # seconds the cursor rests on a mode before its prompt is asked for
 PREVIEW_LIMIT = 12_000  # characters drawn; a long chat shows its beginning and its end
@@ -32,7 +34,7 @@ class ModePicker(ModalScreen[str | None]):
     )
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "cancel", "Keep", show=False),
+        *bindings("dialog", "cancel"),
         Binding("enter", "choose", "Choose", show=False, priority=True),
         Binding("up", "move(-1)", "Up", show=False, priority=True),
         Binding("down", "move(1)", "Down", show=False, priority=True),
@@ -59,11 +61,7 @@ class ModePicker(ModalScreen[str | None]):
             yield Static("", id="preview-head", markup=False)
             with VerticalScroll(id="preview", can_focus=False):
                 yield Static("", markup=False)
-            yield Static(
-                Content(f"⏎ use   ↑↓ choose   PgUp PgDn scroll   esc keep {self._current}"),
-                classes="hint",
-                markup=False,
-            )
+            yield HintRow("⏎ use   ↑↓ choose   PgUp PgDn scroll   {dialog.close} keep ", one_line(self._current, 20))
 
     def on_mount(self) -> None:
         self.query_one(Input).cursor_blink = False

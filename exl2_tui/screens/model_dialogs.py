@@ -15,8 +15,11 @@ from textual.widgets.option_list import Option
 
 from exl2_tui.core.events import ModelInfo
 from exl2_tui.core.model_events import DownloadPlan, ModelVerified, RemovalPlan, VerifyEnded, VerifyProgress
+from exl2_tui.hints import hint
+from exl2_tui.keymap import bindings
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import Row, meter
+from exl2_tui.widgets.hint_row import HintRow
 from exl2_tui.widgets.model_list import FIT_STYLES, context_text
 from exl2_tui.widgets.status import size_of
 
@@ -32,7 +35,10 @@ class VerifyDialog(ModalScreen[None]):
         "tensor with the shape the config asks for, and every number is looked at: NaN and infinity are faults. "
         "Nothing is changed."
     )
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "close", "Close", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *bindings("dialog", "cancel"),
+        Binding("q", "cancel", "Close", show=False),
+    ]
 
     def __init__(self, model: ModelInfo, stop: Callable[[], None]) -> None:
         super().__init__()
@@ -51,7 +57,7 @@ class VerifyDialog(ModalScreen[None]):
 
     def on_mount(self) -> None:
         self._draw(VerifyProgress(self._model.path, 0, 0, ""))
-        self.query_one("#hint", Row).put(Content.styled("esc stops it", "$secondary"))
+        self.query_one("#hint", Row).put(Content.styled(hint(self, "{dialog.close} stops it"), "$secondary"))
 
     def verify_news(self, event: VerifyProgress | ModelVerified | VerifyEnded) -> None:
         if event.path != self._model.path or self.result is not None:
@@ -64,10 +70,10 @@ class VerifyDialog(ModalScreen[None]):
         self.query_one("#findings", Static).update(
             findings(event) if isinstance(event, ModelVerified) else ended(event)
         )
-        self.query_one("#hint", Row).put(Content.styled("↑↓ scroll   esc close", "$secondary"))
+        self.query_one("#hint", Row).put(Content.styled(hint(self, "↑↓ scroll   {dialog.close} close"), "$secondary"))
         self.query_one(VerticalScroll).focus()
 
-    def action_close(self) -> None:
+    def action_cancel(self) -> None:
         if self.result is None:
             self._stop()
         self.dismiss(None)
@@ -137,9 +143,9 @@ class RemoveDialog(ModalScreen[bool | None]):
 
     HELP = (
         "Only the files of the model are deleted, and a folder only if nothing else is left in it. A folder that the "
-        "app did not make is deleted when you have typed its name. Escape leaves it."
+        "app did not make is deleted when you have typed its name. {dialog.close} leaves it."
     )
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Cancel", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("dialog", "cancel")]
 
     def __init__(self, plan: RemovalPlan) -> None:
         super().__init__()
@@ -164,12 +170,12 @@ class RemoveDialog(ModalScreen[bool | None]):
                     markup=False,
                     compact=True,
                 )
-                yield Static(Content("⏎ choose   esc go back"), classes="hint", markup=False)
+                yield HintRow("⏎ choose   {dialog.close} go back")
 
     def on_mount(self) -> None:
         if self.by_name:
             self.query_one(Input).focus()
-            self._hint("Type the name and press ⏎ to delete the files   esc go back")
+            self._hint(hint(self, "Type the name and press ⏎ to delete the files   {dialog.close} go back"))
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         self.dismiss(event.option_id == "delete")
@@ -214,7 +220,7 @@ class PlanDialog(ModalScreen[bool | None]):
         "*.safetensors only, never pickles. A download can be paused, goes on where it stopped, and every file is "
         "compared with the hash that the Hub announces."
     )
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Cancel", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("dialog", "cancel")]
 
     def __init__(self, plan: DownloadPlan) -> None:
         super().__init__()
@@ -233,7 +239,7 @@ class PlanDialog(ModalScreen[bool | None]):
                 word = f"Go on: {left} are left" if plan.ready else f"Download {left}"
                 choices.insert(0, Option(Content(word), id="download"))
             yield OptionList(*choices, markup=False, compact=True)
-            yield Static(Content("⏎ choose   tab scroll the files   esc go back"), classes="hint", markup=False)
+            yield HintRow("⏎ choose   tab scroll the files   {dialog.close} go back")
 
     def on_mount(self) -> None:
         self.query_one(OptionList).focus()

@@ -8,17 +8,20 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static
 
 from exl2_tui.core.events import ModelInfo
+from exl2_tui.hints import hint
 from exl2_tui.keymap import bindings
 from exl2_tui.models_place import CONTEXTS, ModelsPlace
 from exl2_tui.models_state import ORDERS, matching, ordered
-from exl2_tui.screens.dialogs import LineDialog
+from exl2_tui.screens.folder_dialog import FolderDialog
 from exl2_tui.screens.models_tab import ModelsTab
 from exl2_tui.state import Changes
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import Row, StatusRow
+from exl2_tui.widgets.header import Header
+from exl2_tui.widgets.key_row import KeyRow
 from exl2_tui.widgets.model_details import full_facts, short_facts
 from exl2_tui.widgets.model_list import ModelList, heading
 from exl2_tui.widgets.place_tabs import PlaceTabs
@@ -34,7 +37,8 @@ class ModelsScreen(ModelsTab):
     HELP = (
         "The models of this machine: those in your folders, in the Hugging Face cache, and downloaded here. MEMORY "
         "and FITS are for the context and the cache that {models.less} {models.more} and {models.cache} choose, in "
-        "what is free now; a load uses the same. enter loads a model and goes to the chat."
+        "what is free now; a load uses the same. Enter loads a model and goes to the chat, {models.load} loads it and "
+        "stays."
     )
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("models")]
     AUTO_FOCUS = "ModelList"  # from the very first: on a busy machine letters meant as keys went to the filter
@@ -45,11 +49,12 @@ class ModelsScreen(ModelsTab):
         self._shown: list[ModelInfo] = []
 
     def compose(self) -> ComposeResult:
-        yield Row(id="header")
+        yield Header("Models")
         with Horizontal(id="main"):
             with Vertical(id="left"):
                 yield PlaceTabs("models", id="tabs")
-                yield Input(placeholder="/ filter by name, bits or family", compact=True, id="filter")
+                words = hint(self, "{models.filter} filter by name, bits or family")
+                yield Input(placeholder=words, compact=True, id="filter")
                 yield Row(id="columns")
                 yield ModelList(id="list")
             with VerticalScroll(id="side", can_focus=True):
@@ -57,7 +62,7 @@ class ModelsScreen(ModelsTab):
         with Vertical(id="bottom"):
             yield Static("", id="details", markup=False)
             yield StatusRow(id="status")
-        yield Footer(show_command_palette=False)
+        yield KeyRow()
 
     def on_mount(self) -> None:
         self._spinner = self.set_interval(SPIN_SECONDS, self._draw_status, pause=True)
@@ -188,10 +193,10 @@ class ModelsScreen(ModelsTab):
 
     def action_add_folder(self) -> None:
         def named(path: str | None) -> None:
-            if path is not None and path.strip():
-                self._place.add_folder(path.strip())
+            if path is not None:
+                self._place.add_folder(path, tell=True)
 
-        self.app.push_screen(LineDialog("Add a folder of models", "", placeholder="~/models"), named)
+        self.app.push_screen(FolderDialog("Add a folder of models"), named)
 
     # Drawing
 
@@ -219,7 +224,8 @@ class ModelsScreen(ModelsTab):
             self._spinner.pause()
         if status in ("loading", "failed"):
             ticks = int(self._place.clock() / SPIN_SECONDS)
-            self.query_one(StatusRow).show(*status_row(self._session, ticks))
+            row = self.query_one(StatusRow)
+            row.show(*status_row(self._session, ticks, row.content_size.width, cancel="{models.leave} cancels "))
             return
         listed = self._place.state.listed
         left = Content.styled("  Looking for models", "$secondary")
@@ -256,10 +262,10 @@ class ModelsScreen(ModelsTab):
             if state.listed is None:
                 text = "Looking for models"
             elif state.listed.models:
-                text = "No model matches the filter. esc clears it."
+                text = "No model matches the filter. {models.leave} clears it."
             else:
-                text = "No models found. a adds a folder of models, h finds some on the Hub."
-            short.update(Content.styled(text, "$secondary"))
+                text = "No models found. {models.add} adds a folder of models, {models.hub} finds some on the Hub."
+            short.update(Content.styled(hint(self, text), "$secondary"))
             full.update(Content(""))
             return
         self._place.look(model)

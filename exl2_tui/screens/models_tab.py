@@ -6,9 +6,9 @@ from textual.screen import Screen
 
 from exl2_tui.models_place import ModelsPlace
 from exl2_tui.state import Changes
-from exl2_tui.widgets.bars import Row, StatusRow
+from exl2_tui.widgets.bars import StatusRow
+from exl2_tui.widgets.header import Header
 from exl2_tui.widgets.place_tabs import PlaceTabs
-from exl2_tui.widgets.status import header
 
 
 class ModelsTab(Screen[None]):
@@ -25,7 +25,7 @@ class ModelsTab(Screen[None]):
     def repaint(self, changes: Changes) -> None:
         """Draws what changed outside of this place."""
         if changes.model or changes.status:
-            self.query_one("#header", Row).put(*header(self._place.session, "Models", self.app.size.width))
+            self.query_one(Header).show(self._place.session)
         if changes.flash:
             self.query_one(StatusRow).say(changes.flash)
 

@@ -16,11 +16,13 @@ from textual.widgets import Input, Select, Static
 
 from exl2_tui.core.events import Event, SamplerPreview
 from exl2_tui.core.requests import SamplerSettings
+from exl2_tui.keymap import bindings
 from exl2_tui.screens.form import Choices, FieldRow, Form
 from exl2_tui.settings import Settings
 from exl2_tui.settings_form import PRESETS, SAMPLER, text_of
 from exl2_tui.state import Changes
 from exl2_tui.text import one_line
+from exl2_tui.widgets.hint_row import HintRow
 from exl2_tui.widgets.survivors import survivors_table
 
 PREVIEW_DELAY = 0.06  # seconds of rest after a key before the steps are computed again
@@ -36,10 +38,9 @@ class SamplerPanel(Form, ModalScreen[Any]):
     )
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "close", "Close", show=False),
+        *bindings("dialog", "cancel", "reset"),
         Binding("down", "app.focus_next", "Next", show=False),
         Binding("up", "app.focus_previous", "Previous", show=False),
-        Binding("ctrl+r", "reset", "Reset", show=False),
     ]
 
     def __init__(
@@ -67,7 +68,7 @@ class SamplerPanel(Form, ModalScreen[Any]):
                         yield Choices(
                             [(name, name) for name in PRESETS],
                             value=preset_of(self._settings.sampler) or Select.NULL,
-                            prompt="own values",
+                            prompt="custom",
                             compact=True,
                             id="preset",
                         )
@@ -77,11 +78,7 @@ class SamplerPanel(Form, ModalScreen[Any]):
                     yield Static(Content("The token after your last prompt"), id="survivors-head", markup=False)
                     yield Static("", id="survivors-table", markup=False)
             yield Static("", id="about", markup=False)
-            yield Static(
-                Content("↑↓ next   ^r back to default   • changed from default   esc close"),
-                classes="hint",
-                markup=False,
-            )
+            yield HintRow("↑↓ next   {dialog.reset} back to default   • changed from default   {dialog.close} close")
 
     def on_mount(self) -> None:
         self.query(FieldRow).first().query_one(Input).focus()
@@ -120,7 +117,7 @@ class SamplerPanel(Form, ModalScreen[Any]):
             self._preview = event
             self._draw()
 
-    def action_close(self) -> None:
+    def action_cancel(self) -> None:
         self.dismiss(None)
 
     def on_click(self, event: events.Click) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from textual import events, on
@@ -12,7 +13,7 @@ from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.message import Message
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from exl2_tui.keymap import KEYS, PLACE_TITLES, bindings, effective, problem_of, spell_all
@@ -21,9 +22,10 @@ from exl2_tui.session import ChatSession
 from exl2_tui.settings import Settings, config_dir
 from exl2_tui.settings_form import GROUPS, Field, Group, is_default
 from exl2_tui.state import Changes
-from exl2_tui.text import one_line
+from exl2_tui.text import from_home, one_line
 from exl2_tui.widgets.bars import Row
-from exl2_tui.widgets.status import header
+from exl2_tui.widgets.header import Header
+from exl2_tui.widgets.key_row import KeyRow
 
 KEY_SECTION = "Keys"
 SECTIONS = (*(group.title for group in GROUPS), KEY_SECTION)
@@ -71,7 +73,7 @@ class SettingsScreen(Form):
         self._section = SECTIONS[0]
 
     def compose(self) -> ComposeResult:
-        yield Row(id="header")
+        yield Header("Settings")
         with Horizontal(id="search-row"):
             yield Input(placeholder="search settings and keys", compact=True, id="search")
             yield Static(Content(_home(config_dir())), id="where", markup=False)
@@ -84,7 +86,7 @@ class SettingsScreen(Form):
         with Vertical(id="bottom"):
             yield Static("", id="about", markup=False)
             yield Row(id="changed")
-        yield Footer(show_command_palette=False)
+        yield KeyRow()
 
     def on_mount(self) -> None:
         self.query_one("#search", Input).cursor_blink = False
@@ -101,7 +103,7 @@ class SettingsScreen(Form):
 
     def repaint(self, changes: Changes) -> None:
         if changes.model:
-            self.query_one("#header", Row).put(*header(self._session, "Settings", self.app.size.width))
+            self.query_one(Header).show(self._session)
 
     def settings_changed(self, settings: Settings) -> None:
         self._count()
@@ -295,6 +297,6 @@ def _has(words: list[str], text: str) -> bool:
     return all(word in text.lower() for word in words)
 
 
-def _home(path: object) -> str:
-    """Where the file is, its end if there is little room."""
-    return f"{one_line(str(path))}/settings.toml"
+def _home(path: Path) -> str:
+    """Where the file is."""
+    return one_line(from_home(path / "settings.toml"))

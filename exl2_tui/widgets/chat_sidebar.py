@@ -1,4 +1,4 @@
-"""ChatSidebar: recent chats beside the transcript where the terminal is wide; a click opens one, ^g finds any."""
+"""ChatSidebar: recent chats beside the transcript where the terminal is wide; a click opens one, a key finds any."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
+from exl2_tui.hints import hint
 from exl2_tui.store.base import ChatRow
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import Row
 
 WIDTH = 28
-LIMIT = 100  # chats; the others are found with ^g
+LIMIT = 100  # chats; the others are found in the list of all chats
 DRAFT = " not sent"  # something that was written in the chat
 DAYS = ((1, "Today"), (2, "Yesterday"), (7, "This week"))
 
@@ -45,24 +46,17 @@ class ChatSidebar(Vertical):
             super().__init__()
             self.chat_id = chat_id
 
-    def __init__(self, key: str) -> None:
-        """key: that finds any chat, as a person reads it."""
-        super().__init__()
-        self._key = key
-
     def compose(self) -> ComposeResult:
         yield Row(id="sidebar-title")
         options = OptionList(markup=False, compact=True)
         options.can_focus = False
         yield options
 
-    def on_mount(self) -> None:
-        self.query_one("#sidebar-title", Row).put(
-            Content.styled("  Chats", "bold"), Content.styled(f"{self._key} ", "$secondary")
-        )
-
     def show(self, rows: Sequence[ChatRow], current: str, now: float) -> None:
         """Fills the list, newest first."""
+        self.query_one("#sidebar-title", Row).put(
+            Content.styled("  Chats", "bold"), Content.styled(hint(self, "{chat.open} "), "$secondary")
+        )
         options: list[Option] = []
         group = ""
         at: int | None = None

@@ -6,6 +6,7 @@ from textual.content import Content
 
 from exl2_tui.core.model_events import HubModel, HubRevision
 from exl2_tui.eta import rough
+from exl2_tui.keymap import with_keys
 from exl2_tui.models_state import Download
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import meter
@@ -85,8 +86,8 @@ def download_row(one: Download, room: int) -> Content:
     )
 
 
-def download_details(one: Download) -> Content:
-    """Three lines about the download under the cursor."""
+def download_details(one: Download, keys: dict[str, str]) -> Content:
+    """Three lines about the download under the cursor. keys: the person's own."""
     lines = [
         Content.assemble(
             (one_line(one.repo, 60), "bold"),
@@ -96,12 +97,15 @@ def download_details(one: Download) -> Content:
     progress = one.progress
     if one.status == "failed":
         lines.append(Content.styled(f"✗ {one_line(one.message)}", "$error"))
-        lines.append(Content.styled(one_line(one.hint) or "r goes on where it stopped.", "$secondary"))
+        again = with_keys("{downloads.resume} goes on where it stopped.", keys)
+        lines.append(Content.styled(one_line(one.hint) or again, "$secondary"))
     elif one.status == "finished":
         lines.append(Content.styled(one_line(one.path), "$secondary"))
-        lines.append(Content.styled("Every file has the hash the Hub announced. c chats with it.", "$secondary"))
+        text = "Every file has the hash the Hub announced. {downloads.chat} chats with it."
+        lines.append(Content.styled(with_keys(text, keys), "$secondary"))
     elif one.status == "stopped":
-        lines.append(Content.styled("Stopped; what is here stays. r goes on, x deletes it.", "$secondary"))
+        text = "Stopped; what is here stays. {downloads.resume} goes on, {downloads.discard} deletes it."
+        lines.append(Content.styled(with_keys(text, keys), "$secondary"))
     elif one.status == "stopping":
         lines.append(Content.styled("Stopping", "$warning"))
     elif progress is not None:
@@ -113,7 +117,8 @@ def download_details(one: Download) -> Content:
                 f" {size_of(progress.file_done)} of {size_of(progress.file_total)}",
             )
         )
-        lines.append(Content.styled(f"{progress.index} of {progress.count} files · p pauses it", "$secondary"))
+        pauses = with_keys("{downloads.pause} pauses it", keys)
+        lines.append(Content.styled(f"{progress.index} of {progress.count} files · {pauses}", "$secondary"))
     else:
         lines.append(Content.styled("Waiting for the one before it", "$secondary"))
     return Content("\n").join(lines)

@@ -10,6 +10,7 @@ from exl2_tui.eta import exact, rough
 from exl2_tui.job_points import Point, median_error, worst
 from exl2_tui.job_state import Doubt, JobState, Result
 from exl2_tui.job_words import number, verdict
+from exl2_tui.keymap import with_keys
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import meter
 from exl2_tui.widgets.job_list import MARKS
@@ -52,19 +53,24 @@ def _stage_left(job: JobState, now: float, width: int) -> str:
     return f", {stage} {rough(seconds)}" if len(stages) > 1 and not job.longer(now) else ""
 
 
-def notices(job: JobState, rows: int) -> Content:
-    """What went wrong, and doubts about the quality, with remedies as far as `rows` reach."""
+def notices(job: JobState, rows: int, keys: dict[str, str]) -> Content:
+    """What went wrong, and doubts about the quality, with remedies as far as `rows` reach. keys: the person's own."""
     lines: list[Content] = []
     if job.status in ("failed", "damaged") and job.error:
         lines.append(Content.styled(f"  ✗ {one_line(job.error)}", "$error"))
-        again = "r tries again from where it stopped." if job.status == "failed" else "x deletes it."
+        failed = job.status == "failed"
+        again = with_keys(
+            "{job.resume} tries again from where it stopped." if failed else "{job.cancel} deletes it.", keys
+        )
         lines.append(Content.styled(f"    {one_line(f'{job.hint} {again}')}", "$secondary"))
     doubts = list(job.doubts.values())
     shown = max(1, min(SHOWN_DOUBTS, rows // 2))
     for doubt in doubts[:shown]:
         lines += _doubt(doubt)
     if len(doubts) > shown and rows > 1:
-        lines[-1] = lines[-1] + Content.styled(f" ({len(doubts) - shown} more: l)", "$secondary")
+        lines[-1] = lines[-1] + Content.styled(
+            f" ({len(doubts) - shown} more: {with_keys('{job.log}', keys)})", "$secondary"
+        )
     return Content("\n").join(lines if rows > 1 else lines[:1])
 
 
@@ -75,15 +81,15 @@ def _doubt(doubt: Doubt) -> list[Content]:
     ]
 
 
-def report(job: JobState, width: int) -> Content:
-    """The finished models against the original."""
+def report(job: JobState, width: int, keys: dict[str, str]) -> Content:
+    """The finished models against the original. keys: the person's own."""
     judged = [result for result in job.results.values() if result.judged is not None]
     if len(judged) > 1:
         return _comparison(judged, width)
-    return Content("\n").join(_report(judged[0], width)) if judged else Content("")
+    return Content("\n").join(_report(judged[0], width, keys)) if judged else Content("")
 
 
-def _report(result: Result, width: int) -> list[Content]:
+def _report(result: Result, width: int, keys: dict[str, str]) -> list[Content]:
     judged = result.judged
     assert judged is not None
     level, text = verdict(judged)
@@ -108,7 +114,7 @@ def _report(result: Result, width: int) -> list[Content]:
                 f"    {size_of(result.size)}",
                 ("   in ", "$secondary"),
                 one_line(result.path, max(20, width - 40)),
-                ("   c", "$primary"),
+                (with_keys("   {job.chat}", keys), "$primary"),
                 (" chats with it", "$secondary"),
             )
         )

@@ -9,6 +9,7 @@ from textual.content import Content
 from exl2_tui.eta import exact, rough
 from exl2_tui.job_state import JobState, Status
 from exl2_tui.job_words import number, verdict
+from exl2_tui.keymap import with_keys
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import meter
 from exl2_tui.widgets.keyed_list import KeyedList
@@ -57,9 +58,10 @@ def row(job: JobState, now: float, room: int) -> Content:
     )
 
 
-def job_facts(job: JobState, now: float) -> Content:
-    """Three lines about one conversion: what it is, where it is, what came out or what is wrong."""
+def job_facts(job: JobState, now: float, keys: dict[str, str]) -> Content:
+    """Three lines about one conversion: what it is, where it is, what came out or what is wrong. keys: the person's."""
     bits = ", ".join(f"{value:g}" for value in job.info.bits)
+    again = with_keys("{convert.resume} goes on from there.", keys)
     lines = [
         Content.assemble(
             (one_line(job.name, 40), "bold"),
@@ -82,28 +84,32 @@ def job_facts(job: JobState, now: float) -> Content:
                 Content.assemble((text, style), (f" · KL {number(worst.kl)} · ⏎ shows the report", "$secondary"))
             )
         else:
-            lines.append(Content.styled("⏎ shows the report, c chats with it", "$secondary"))
+            lines.append(
+                Content.styled(with_keys("⏎ shows the report, {convert.chat} chats with it", keys), "$secondary")
+            )
     elif job.status == "stopped":
-        lines.append(Content.styled(f"Stopped at {one_line(job.stage)}. r goes on from there.", "$secondary"))
+        lines.append(Content.styled(f"Stopped at {one_line(job.stage)}. {again}", "$secondary"))
     elif job.status == "interrupted":
-        lines.append(Content.styled(f"Its process ended at {one_line(job.stage)}. r goes on from there.", "$warning"))
+        lines.append(Content.styled(f"Its process ended at {one_line(job.stage)}. {again}", "$warning"))
     elif job.status == "elsewhere":
         asked = "is asked to pause" if job.asked_to_pause else "works on it"
-        lines.append(Content.styled(f"Another process {asked}. ⏎ watches it, p pauses it.", "$secondary"))
+        pauses = with_keys("⏎ watches it, {convert.pause} pauses it.", keys)
+        lines.append(Content.styled(f"Another process {asked}. {pauses}", "$secondary"))
     else:
         lines.append(Content.styled(one_line(f"{job.stage} {job.detail}"), "$secondary"))
     return Content("\n").join(lines)
 
 
-def nothing_yet(listed: bool) -> Content:
-    """What an empty list says."""
+def nothing_yet(listed: bool, keys: dict[str, str]) -> Content:
+    """What an empty list says. keys: the person's own."""
     if not listed:
         return Content.styled("Looking for conversions", "$secondary")
     return Content("\n").join(
         [
             Content("No conversions yet."),
             Content.assemble(
-                ("n", "$primary"), (" makes an EXL2 model of a float16 one: 2 to 8 bits per weight.", "$secondary")
+                (with_keys("{convert.new}", keys), "$primary"),
+                (" makes an EXL2 model of a float16 one: 2 to 8 bits per weight.", "$secondary"),
             ),
             Content.styled("It runs in the background; you can chat meanwhile, quit, and go on later.", "$secondary"),
         ]

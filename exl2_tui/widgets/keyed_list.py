@@ -15,7 +15,10 @@ NARROWEST = 60  # cells a row is laid out for, at least
 class KeyedList(OptionList):
     """One line per row, cut where it does not fit."""
 
-    DEFAULT_CSS: ClassVar[str] = "KeyedList { text-wrap: nowrap; text-overflow: ellipsis; }"
+    DEFAULT_CSS: ClassVar[str] = """
+    /* The bar's column stays free: else rows would be cut, or laid out anew, when the bar comes. */
+    KeyedList { text-wrap: nowrap; text-overflow: ellipsis; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
+    """
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes, markup=False, compact=True)
@@ -23,7 +26,7 @@ class KeyedList(OptionList):
     @property
     def room(self) -> int:
         """Cells of a row."""
-        return max(NARROWEST, (self.content_size.width or 78) - 1)
+        return max(NARROWEST, self.scrollable_content_region.width or 77)
 
     @property
     def at_cursor(self) -> str | None:

@@ -44,6 +44,10 @@ class LiveText(TextView):
         """The fences, in order."""
         return [segment for segment in self._document.segments if isinstance(segment, Code)]
 
+    @property
+    def has_thoughts(self) -> bool:
+        return any(isinstance(segment, Thought) for segment in self._document.segments)
+
     def toggle_thoughts(self) -> None:
         """Shows reasoning that is folded, folds what is shown."""
         for index, segment in enumerate(self._document.segments):

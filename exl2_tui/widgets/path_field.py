@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.suggester import Suggester
-from textual.widgets import Input
+from textual.widgets import Button, Input
 
 from exl2_tui.text import clean
 
@@ -19,7 +19,13 @@ MOST_ENTRIES = 2000
 class StepInput(Input):
     """A line of a form in steps: its own enter, which goes on, is in the footer as that of everything else is."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "submit", "Next")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "submit", "Next", id="wizard.next")]
+
+
+class StepButton(Button):
+    """A button whose own enter is in the footer, too."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "press", "Choose")]
 
 
 class PathInput(StepInput):
@@ -54,8 +60,8 @@ def complete(value: str, folders_only: bool) -> str | None:
         return None
     try:
         with os.scandir(Path(folder or "/").expanduser()) as entries:
-            names = sorted(
-                entry.name + ("/" if entry.is_dir() else "")
+            found = sorted(
+                (entry.name, "/" if entry.is_dir() else "")
                 for _, entry in zip(range(MOST_ENTRIES), entries, strict=False)
                 if entry.name.startswith(start)
                 and (start or not entry.name.startswith("."))
@@ -63,5 +69,6 @@ def complete(value: str, folders_only: bool) -> str | None:
             )
     except (OSError, RuntimeError, ValueError):
         return None
-    fitting = [name for name in names if clean(name) == name]
+    # In the order of names: one that is whole comes first, and not a longer one that would look like the choice.
+    fitting = [name + end for name, end in found if clean(name) == name]
     return f"{folder}/{fitting[0]}" if fitting else None

@@ -9,7 +9,7 @@ from textual.content import Content
 from exl2_tui.keymap import with_keys
 from exl2_tui.session import ChatSession
 from exl2_tui.state import Writing
-from exl2_tui.text import one_line, speed_text, tokens_text
+from exl2_tui.text import one_line, sentence, speed_text, tokens_text
 from exl2_tui.widgets.bars import meter
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧"
@@ -65,8 +65,11 @@ def mode_label(session: ChatSession) -> str:
     return one_line(f"{chosen} ({used})" if chosen == "auto" and used not in ("", "auto") else chosen, 30)
 
 
-def status_row(session: ChatSession, ticks: int, width: int = 80) -> tuple[Content, Content]:
-    """Context meter, speed, memory where there is room, sampler; while a model loads, how far it is."""
+def status_row(session: ChatSession, ticks: int, width: int, *, cancel: str) -> tuple[Content, Content]:
+    """Context meter, speed, memory where there is room, sampler; while a model loads, how far it is.
+
+    cancel: which key ends a load on this screen, as `keymap.with_keys` takes it.
+    """
     model, meters = session.model, session.meters
     if model.status == "loading":
         share = f"{model.done / model.total:4.0%}" if model.total else "    "
@@ -75,7 +78,7 @@ def status_row(session: ChatSession, ticks: int, width: int = 80) -> tuple[Conte
         left = Content.assemble(
             (f"  {spin} loading ", "$primary"), meter(model.done, model.total), f" {share}", (size, "$secondary")
         )
-        return left, Content.styled("esc cancels ", "$secondary")
+        return left, Content.styled(with_keys(cancel, session.settings.keys), "$secondary")
     if model.status == "failed":
         return Content.styled("  ✗ the model is not loaded", "$error"), Content("")
     if model.status == "none":
@@ -109,10 +112,11 @@ def sampler_label(session: ChatSession) -> str:
     return "  ".join(parts)
 
 
-def progress_row(writing: Writing, now: float, ticks: int) -> tuple[Content, Content]:
-    """The moving row below an answer."""
+def progress_row(writing: Writing, now: float, ticks: int, keys: dict[str, str]) -> tuple[Content, Content]:
+    """The moving row below an answer. keys: the person's own."""
     spin = SPINNER[ticks % len(SPINNER)]
     seconds = f"{max(0.0, now - writing.started):.1f} s"
+    stop = Content.styled(with_keys("{chat.stop} stop", keys), "$secondary")
     if writing.phase == "stopping":
         return Content.styled("■ stopping", "$warning"), Content("")
     if writing.phase in ("saving", "reading"):
@@ -120,12 +124,12 @@ def progress_row(writing: Writing, now: float, ticks: int) -> tuple[Content, Con
         if writing.prompt_tokens:
             bar = meter(writing.prefilled, writing.prompt_tokens, cells=12)
             left = left + bar + f" {writing.prefilled:,} of {writing.prompt_tokens:,} tokens · {seconds}"
-        return left, Content.styled("esc stop", "$secondary")
+        return left, stop
     speed = writing.speed(now)
     parts = [speed_text(speed)] if speed else []
     parts += [tokens_text(writing.tokens), seconds]
     left = Content.assemble((f"{spin} writing  ", "$primary"), " · ".join(parts))
-    return left, Content.styled("esc stop", "$secondary")
+    return left, stop
 
 
 def size_of(count: int) -> str:
@@ -148,7 +152,7 @@ def welcome(session: ChatSession) -> Content:
                 f"✗ {one_line(Path(model.name).name or model.name or 'The model')} could not be loaded", "bold $error"
             ),
             Content(""),
-            Content(one_line(model.error)),
+            Content(sentence(model.error)),
         ]
         if model.hint:
             lines.append(Content(one_line(model.hint)))
@@ -175,6 +179,7 @@ def welcome(session: ChatSession) -> Content:
         ("{composer.send}", "sends, {composer.newline} adds a line"),
         ("{chat.mode}", "prompt mode, with the exact prompt the model will see"),
         ("{chat.system}", "system prompt"),
+        ("{app.models}", "models; {app.convert} converts one, {app.settings} settings, {app.chat} back to the chat"),
         ("{app.help}", "all keys"),
     ):
         key, text = (with_keys(part, session.settings.keys) for part in (key, text))

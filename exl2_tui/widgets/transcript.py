@@ -144,6 +144,11 @@ class Transcript(VerticalScroll, can_focus=False):
         if view is not None:
             view.finish()
 
+    def hints_changed(self) -> None:
+        """Keys have other names than before."""
+        for view in self._views.values():
+            view.hints_changed()
+
     def go_to_end(self) -> None:
         """Shows the newest turn and follows it again."""
         if self._chat is not None:

@@ -12,15 +12,17 @@ from textual.message import Message
 from textual.widget import Widget
 
 from exl2_tui.core.events import GenerationFinished
+from exl2_tui.hints import hint
 from exl2_tui.segments import Line
 from exl2_tui.session import can_go_on
 from exl2_tui.store.tree import Turn
-from exl2_tui.text import one_line, plain, speed_text, tokens_text
+from exl2_tui.text import one_line, plain, sentence, speed_text, tokens_text
 from exl2_tui.widgets.bars import Row
 from exl2_tui.widgets.growing import Growing
 from exl2_tui.widgets.text_view import TextView
 
 if TYPE_CHECKING:
+    from exl2_tui.segments import Code
     from exl2_tui.widgets.live_text import LiveText
 
 QUESTION_LIMIT = 6_000  # characters of a question that are drawn; the rest is named by its length
@@ -37,12 +39,13 @@ class TurnView(Vertical, Growing):
     """A question is its text; an answer is its text, notices and a row of figures."""
 
     DEFAULT_CSS: ClassVar[str] = """
-    TurnView { height: auto; margin-top: 1; padding: 0 2; border-left: blank; }
+    TurnView { height: auto; margin-top: 1; padding: 0 2; border-left: blank $background; }
     TurnView.-marked { border-left: outer $primary; }
     TurnView > TextView { max-width: 92; }
     TurnView > LiveText { margin-left: 2; }
     TurnView > .-notice { margin-left: 2; }
     TurnView > Row { margin: 1 0 0 2; max-width: 92; color: $secondary; }
+    TurnView > Row.-version { margin-top: 0; }
     """
 
     class Marked(Message):
@@ -66,7 +69,7 @@ class TurnView(Vertical, Growing):
         if self.turn.role == "user":
             yield TextView(self._question())
             if self.versions > 1:
-                yield Row(classes="-figures")
+                yield Row(classes="-figures -version")
             return
         from exl2_tui.widgets.live_text import LiveText  # the Markdown parser is not needed for the first frame
 
@@ -96,6 +99,16 @@ class TurnView(Vertical, Growing):
         return self.turn.text.count("\n", self._shown)
 
     @property
+    def blocks(self) -> list[Code]:
+        """The code of an answer, in order."""
+        return self.live.blocks if self._whole and self.turn.role == "assistant" else []
+
+    @property
+    def has_thoughts(self) -> bool:
+        """Whether there is reasoning to fold and open."""
+        return self._whole and self.turn.role == "assistant" and self.live.has_thoughts
+
+    @property
     def live(self) -> LiveText:
         return self.query_one("LiveText")  # type: ignore[return-value]
 
@@ -116,9 +129,15 @@ class TurnView(Vertical, Growing):
         self.refresh_notices()
         self.show_record()
 
+    def hints_changed(self) -> None:
+        """Keys have other names than before."""
+        if self.finished:
+            self.refresh_notices()
+            self.show_record()
+
     def refresh_notices(self) -> None:
         """The lines above and below an answer that say what the person should know."""
-        text = _notice(self.turn)
+        text = _notice(self.turn, hint(self, "{chat.retry} tries again"))
         if text.plain == self._notice:
             return
         self._notice = text.plain
@@ -163,7 +182,7 @@ class TurnView(Vertical, Growing):
         """What can be done with a cut answer, and which version this is."""
         parts: list[str | tuple[str, str]] = []
         if can_go_on(self.turn):
-            parts.append(("^l continue  ^r retry  ", "$secondary"))
+            parts.append((hint(self, "{chat.continue} continue  {chat.retry} retry  "), "$secondary"))
         if self.versions > 1:
             parts.append((f"‹ {self.version} of {self.versions} ›", "$primary"))
         return Content.assemble(*parts)
@@ -202,13 +221,13 @@ def record(turn: Turn) -> str:
     return " · ".join(parts)
 
 
-def _notice(turn: Turn) -> Content:
-    """Dropped messages, or the error with what to do about it."""
+def _notice(turn: Turn, again: str) -> Content:
+    """Dropped messages, or the error with what to do about it. again: what a key does."""
     if turn.state == "error":
-        lines = [plain(f"✗ {one_line(turn.note)}", "$error")]
+        lines = [plain(f"✗ {sentence(turn.note)}", "$error")]
         if turn.hint:
             lines.append(plain(f"  {one_line(turn.hint)}"))
-        lines.append(Content.styled("  Your message and the text so far are kept. ^r tries again.", "$secondary"))
+        lines.append(Content.styled(f"  Your message and the text so far are kept. {again}.", "$secondary"))
         return Content("\n").join(lines)
     if turn.dropped:
         what = "message was" if turn.dropped == 1 else "messages were"

@@ -95,6 +95,8 @@ class FakeConvert:
             self.post(ConvertChecked(token, (FieldNote("source", "info", "Choose a model, or type its folder"),)))
             return
         notes = self.notes or (FieldNote("work", "ok", "61.0 GB free"), FieldNote("output", "ok", "It will be made"))
+        if self.measurement:
+            notes = (*notes, FieldNote("measurement", "info", "One of this model is in nano-4"))
         stages = (("calibrate", 20.0), ("measure", 70.0), ("quantize", 90.0), ("finish", 10.0))
         estimate = JobEstimate("w", 1_200_000_000, 8_000_000_000, 90_000_000, 61_000_000_000, 190.0, stages)
         sizes = tuple((bits, int(6_300_000 + 1_500_000 * bits)) for bits in OFFERED_BITS)

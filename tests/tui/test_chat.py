@@ -143,12 +143,15 @@ async def test_retry_keeps_the_old_answer_as_a_version(make_app: MakeApp) -> Non
         await pilot.press("ctrl+r")
         await until(lambda: len(chat.service.requests) == 2)
         assert chat.service.requests[0].messages == chat.service.requests[1].messages
-        await chat.answer("Therefore.")
+        await chat.answer("Therefore.", tokens=100)
+        assert "120 / 2,048" in chat.status
         assert "Therefore." in chat.everything and "Because." not in chat.everything
         assert "‹ 2 of 2 ›" in chat.everything
         await pilot.press("alt+up", "left")
         await chat.settle()
         assert "Because." in chat.everything and "‹ 1 of 2 ›" in chat.everything
+        await pilot.press("escape")
+        assert "62 / 2,048" in chat.status
         await chat.ask("and?")
         assert [message.content for message in chat.service.requests[-1].messages] == ["why?", "Because.", "and?"]
 

@@ -40,6 +40,25 @@ async def test_the_first_frame_comes_before_the_service(make_app: MakeApp) -> No
     assert made == [True]
 
 
+async def test_a_marked_turn_offers_what_it_has(make_app: MakeApp) -> None:
+    async with make_app().run_test(size=SIZE) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        await chat.ask("why?")
+        await chat.answer("Because.")
+        await pilot.press("alt+up")
+        assert chat.status.strip() == "y copy · r retry · esc done"
+        await pilot.press("alt+up")
+        assert chat.status.strip() == "y copy · e edit · esc done"
+        await pilot.press("escape", "ctrl+r")
+        await until(lambda: len(chat.service.requests) == 2)
+        await chat.answer("<think>Well.</think>\n```\ncode\n```", reason="length")
+        await pilot.press("alt+up")
+        await chat.settle()
+        offered = "y copy · c code · o reasoning · r retry · g continue · ← → versions · esc done"
+        assert chat.status.strip() == offered
+
+
 async def test_escape_is_called_what_it_does(make_app: MakeApp) -> None:
     """In the footer: nothing to begin with, "Done" on a marked turn, "Stop" while an answer is written."""
     async with make_app().run_test(size=SIZE) as pilot:
@@ -175,7 +194,7 @@ async def test_remapped_keys_of_a_marked_turn_and_in_what_is_said(make_app: Make
         await chat.answer("an answer")
         await pilot.press("alt+p")
         await chat.settle()
-        assert "w copy · c code · r retry" in chat.status
+        assert "w copy · r retry" in chat.status
         await pilot.press("w")
         await until(lambda: chat.app.clipboard == "an answer")
         await pilot.press("f1")

@@ -192,7 +192,7 @@ def test_paused_listed_resumed_finished_and_deleted(draft: ConvertDraft) -> None
     another = dataclasses.replace(draft, work=draft.work + "-2", output=draft.output + "-2")
     offered = check(another, 2)
     assert offered.measurement == str(Path(job) / "measurement.json")
-    assert "work: f8 uses it" in notes(offered, "info")["measurement"]
+    assert notes(offered, "info")["measurement"].endswith(" is in work")
     assert not check(dataclasses.replace(another, recipe="classic"), 3).measurement
     used = check(dataclasses.replace(another, measurement=offered.measurement), 4)
     assert "measurement" in notes(used, "ok") and not used.measurement

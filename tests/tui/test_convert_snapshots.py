@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from syrupy.assertion import SnapshotAssertion
-from textual.widgets import Footer, Input
-from textual.widgets._footer import FooterKey
+from textual.widgets import Input
 
 from exl2_tui.core.events import ModelsListed
 from exl2_tui.core.job_events import Checkpointed, FieldNote
@@ -133,13 +132,6 @@ async def quitting(place: ConvertDriver) -> None:
     await place.pilot.press("ctrl+q")
 
 
-def footer_is_drawn(place: ConvertDriver) -> bool:
-    """Whether the footer has caught up with what can be done now; it is made anew a moment after that changes."""
-    screen = place.app.screen
-    wanted = {active.binding.action for active in screen.active_bindings.values() if active.binding.show}
-    return not screen.query(Footer) or wanted <= {key.action for key in screen.query(FooterKey)}
-
-
 SCENES = [
     *(empty, listed, source, target, check, measuring, quantizing, log, worst, paused, cancel),
     *(finished, failed, quitting),
@@ -161,7 +153,6 @@ async def test_look(
         place = ConvertDriver(pilot)
         await scene(place)
         await place.settle()
-        await until(lambda: footer_is_drawn(place))
         await pilot.pause(0.1)
         await place.settle()
         await compare(pilot, snapshot)

@@ -174,7 +174,7 @@ def test_the_end_and_its_report() -> None:
 def test_several_bitrates_are_compared_in_a_table() -> None:
     job = played(fake.quantized(JOB), fake.judged(JOB))
     job.apply(Evaluated(JOB, 3.0, 0.4, 0.71, 20.5, 14.02, 8184, False), 0.0, 0.0)
-    shown = report(job, 120).plain
+    shown = report(job, 120, {}).plain
     assert len(shown.splitlines()) == 3 and "Very close" in shown and "A clear loss" in shown and "71.0%" in shown
 
 

@@ -121,10 +121,10 @@ async def test_what_the_hub_refuses_is_told_and_escape_goes_back(make_app: MakeA
         assert "too late" not in seen.text("#details")
         await seen.press("slash", "enter")
         seen.app.push_event(
-            HubSearched(seen.app.models._token, "x", (), 0, "the Hub cannot be reached", "Check the network")
+            HubSearched(seen.app.models._token, "x", (), 0, "The Hub cannot be reached", "Check the network")
         )
         await seen.chat.settle()
-        assert "the Hub cannot be reached" in seen.text("#details") and "Check the network" in seen.text("#details")
+        assert "The Hub cannot be reached" in seen.text("#details") and "Check the network" in seen.text("#details")
         seen.fake.answering = True
         await seen.press("enter")
         await seen.press("enter")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from textual.widget import Widget
-from textual.widgets import Input
+from textual.widgets import Input, Static
 
 from exl2_tui.core.events import Failed
 from exl2_tui.core.model_events import (
@@ -194,11 +194,28 @@ async def test_a_scan_tells_what_it_reads_and_what_fails(make_app: MakeApp) -> N
 
 async def test_a_folder_is_added_saved_and_scanned(make_app: MakeApp, home: Path) -> None:
     async with models(make_app) as seen:
+        more = home / "more"
+        more.mkdir()
+        (home / "file").touch()
         scans = len(seen.calls("scan"))
         await seen.press("a")
-        await seen.press(*"/more", "enter")
+        dialog = seen.app.screen
+        wrong = dialog.query_one("#wrong", Static)
+        for name, said in (("nowhere", "✗ There is no such folder"), ("file", "✗ This is a file, not a folder")):
+            dialog.query_one(Input).value = str(home / name)
+            await seen.press("enter")
+            await until(lambda said=said: str(wrong.render()).startswith(said))  # type: ignore[misc]
+        assert seen.app.screen is dialog and not seen.app.settings.models.directories
+        dialog.query_one(Input).value = str(more)
+        await seen.press("enter")
         await until(lambda: len(seen.calls("scan")) == scans + 1)
-        assert load_settings(home)[0].models.directories == ("/more",)
+        assert load_settings(home)[0].models.directories == (str(more),)
+        await until(lambda: f"No models in {more}"[:60] in seen.status)
+        seen.fake.models = (*MODELS, replace(MODELS[0], path=str(more / "one")))
+        await seen.press("a")
+        seen.app.screen.query_one(Input).value = str(more)  # once more: what is in it now
+        await seen.press("enter")
+        await until(lambda: "1 model in" in seen.status)
         await seen.press("escape")
         await until(lambda: seen.app.screen is seen.chat.chat_screen)
 
@@ -294,6 +311,12 @@ async def test_a_folder_of_a_person_must_be_named(make_app: MakeApp) -> None:
         seen.app.screen.query_one(Input).value = "Qwen2.5-32B-Instruct"
         await seen.press("enter")
         assert seen.calls("remove") == [("/models/qwen",)]
+
+
+async def test_unloading_says_when_the_memory_is_free(make_app: MakeApp) -> None:
+    async with models(make_app) as seen:
+        await seen.press("u")
+        await until(lambda: "nano-chat is unloaded, its memory is free" in seen.status)
 
 
 async def test_a_refusal_is_told(make_app: MakeApp) -> None:

@@ -202,7 +202,7 @@ async def test_help_is_about_what_has_the_focus(make_app: MakeApp) -> None:
         assert settings.startswith("Help: Settings | Every change is used and saved at once")
         assert settings.index("search settings and keys") < settings.index("new chat")
         field = await help_of("down", "enter")
-        assert field.startswith("Help: Settings | Enter sends: off: enter adds a line and ^j sends. Its default is on")
+        assert field.startswith("Help: Settings | Enter sends: off: enter adds a line, ^j sends. Its default is on")
         assert "[chat] enter_sends" in field and "Every change is used and saved at once" in field
 
 

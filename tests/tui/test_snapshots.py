@@ -64,7 +64,7 @@ async def error(chat: ChatDriver) -> None:
     await chat.ask("a question")
     chat.service.ready()
     chat.service.say("The answer beg")
-    chat.service.fail("The chat template of this model failed", "Pick another mode with ^t")
+    chat.service.fail("The chat template of this model failed", "Pick another mode")
     await until(lambda: chat.app.session.writing is None)
 
 
@@ -105,6 +105,19 @@ async def sampler(chat: ChatDriver) -> None:
     await chat.answer("Hi, how are you?")
     await chat.pilot.press("ctrl+s")
     await until(lambda: chat.service.sampler_previews)
+
+
+async def sampler_first(chat: ChatDriver) -> None:
+    """Nothing has been asked yet, so there is nothing to choose from."""
+    await chat.start()
+    await chat.pilot.press("ctrl+s")
+    await until(lambda: chat.service.sampler_previews)
+
+
+async def sampler_wrong(chat: ChatDriver) -> None:
+    """A value that cannot be used, beside one that differs from its default."""
+    await sampler(chat)
+    await chat.pilot.press("backspace", "9", "down", "down", "home", *"1", "end", *"x")
 
 
 async def first_run(chat: ChatDriver) -> None:
@@ -210,7 +223,7 @@ async def problem(chat: ChatDriver) -> None:
 SCENES = [
     *(welcome, chats, loading, failed, writing, answer, error, stopped, find),
     *(palette, palette_search, problem),
-    *(reasoning, rename, mode_picker, sampler, system_prompt, help_page, models),
+    *(reasoning, rename, mode_picker, sampler, sampler_first, sampler_wrong, system_prompt, help_page, models),
     *(settings_form, settings_search, settings_wrong, keys, key_capture, first_run),
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from textual.content import Content
 
 from exl2_tui.markdown import Document
 from exl2_tui.segments import Code, Prose, Segment, Table, Thought
-from exl2_tui.text import clean, one_line, plain
+from exl2_tui.text import clean, from_home, one_line, plain, sentence
 
 FAMILIES = {
     "csi": "\x1b[31mred\x1b[0m",
@@ -129,3 +130,16 @@ def test_markdown_lets_nothing_through(name: str, wrapping: str) -> None:
             assert is_safe(shown(document.segments))
         document.finish()
         assert is_safe(shown(document.segments))
+
+
+def test_sentences_begin_with_a_capital_and_names_stay() -> None:
+    assert sentence("the message is too long") == "The message is too long"
+    assert sentence("context, that is\nall") == "Context, that is all"
+    assert sentence("config.json: hidden_size is missing") == "config.json: hidden_size is missing"
+    assert sentence("\x1b") == ""
+
+
+def test_paths_in_the_home_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert from_home(Path("/home/ann/models/a")) == "~/models/a"
+    assert from_home(Path("/home/bob/a")) == "/home/bob/a"

@@ -68,8 +68,7 @@ async def test_the_terminal_theme_leaves_colours_and_contrast_to_the_terminal(ke
             if (style := segment.style) is not None
         ]
         colours = {colour for style in styles for colour in (style.color, style.bgcolor) if colour is not None}
-        if key != "ctrl+p":  # the palette is Textual's own
-            assert colours and all(colour.is_default or colour.number is not None for colour in colours)
+        assert colours and all(colour.is_default or colour.number is not None for colour in colours)
         if key != "f4":  # its list is empty
             assert any(style.reverse for style in styles)
 
@@ -118,6 +117,12 @@ def test_default_keys_have_no_problem() -> None:
     assert len({key.id for key in KEYS}) == len(KEYS)
     assert problems({"chat.new": "ctrl+g"}) == [
         "chat.new: ^g is taken: all chats: open, search, rename, export, delete"
+    ]
+    assert problems({"chats.rename": "f1"}) == ["chats.rename: f1 is taken: help for what has the focus"]
+    assert problems({"chats.rename": "f3", "dialog.close": "alt+x"}) == []  # the places are not reached from a dialog
+    assert problems({"dialog.close": "f8", "wizard.copy": "c"}) == [
+        "dialog.close: f8 is taken: delete the chat, after a question",
+        "wizard.copy: c is a letter of messages",
     ]
     assert spell("ctrl+n") == "^n" and spell("alt+up,k") == "alt+↑" and spell("pageup") == "PgUp"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from textual.widgets import Button, Input, OptionList
 
@@ -11,6 +13,7 @@ from exl2_tui.screens.convert import ConvertScreen
 from exl2_tui.screens.convert_progress import ProgressScreen
 from exl2_tui.screens.convert_wizard import WizardScreen
 from exl2_tui.widgets.field import Choice
+from exl2_tui.widgets.path_field import complete
 from tests.tui import convert_fakes as fake
 from tests.tui.conftest import MakeApp
 from tests.tui.convert_driver import MODELS, ConvertDriver
@@ -84,6 +87,32 @@ async def test_next_waits_for_the_check(convert_app: MakeApp) -> None:
         await until(lambda: screen._step == 1)
 
 
+async def test_arrows_walk_through_the_fields_and_scroll_the_last_look(convert_app: MakeApp) -> None:
+    async with convert_app().run_test(size=SIZE) as pilot:
+        place = ConvertDriver(pilot)
+        screen = await place.wizard()
+        await pilot.press("enter")
+        await place.settle()
+        before = screen.focused
+        await pilot.press("down", "down", "down")
+        assert screen.focused is screen.query_one("#calibration")
+        await pilot.press("up", "up", "up")
+        assert screen.focused is before is screen.query_one("#bits")
+        await pilot.press("enter")
+        await place.settle()
+        await pilot.press("down")
+        assert screen.query_one("#check").scroll_y == 1 and screen.focused is screen.query_one("#next")
+
+
+def test_a_folder_that_is_whole_is_not_completed_to_another(tmp_path: Path) -> None:
+    """Grey text behind the name of the chosen model would read as the name of another one."""
+    for name in ("nano-chat", "nano-chat-exl2"):
+        (tmp_path / name).mkdir()
+    assert complete(f"{tmp_path}/nano", folders_only=True) == f"{tmp_path}/nano-chat/"
+    assert complete(f"{tmp_path}/nano-chat", folders_only=True) == f"{tmp_path}/nano-chat/"
+    assert complete(f"{tmp_path}/nano-chat-", folders_only=True) == f"{tmp_path}/nano-chat-exl2/"
+
+
 async def test_a_burst_of_keys_reaches_the_fields_it_is_meant_for(convert_app: MakeApp) -> None:
     """As a terminal delivers what is sent in one go: tab and enter have not done their work when the rest arrives."""
     async with convert_app().run_test(size=SIZE) as pilot:
@@ -139,6 +168,7 @@ async def test_an_earlier_measurement_is_taken_with_one_key(convert_app: MakeApp
         place.service.measurement = "/jobs/nano-4/measurement.json"
         await pilot.press("enter", "tab", "right")
         await until(lambda: screen._found is not None and screen._found.measurement)
+        assert "One of this model is in nano-4: f8 uses it" in place.notes
         assert "Loads in 60.0 MB with 1,024 tokens" in place.text("estimate")
         await pilot.press("f8")
         assert screen.draft.measurement == "/jobs/nano-4/measurement.json"

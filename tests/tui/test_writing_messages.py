@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from textual import events
 from textual.widgets import Input, OptionList, TextArea
 
 from exl2_tui.screens.dialogs import TextDialog
@@ -16,6 +17,20 @@ from tests.tui.conftest import MakeApp
 from tests.tui.driver import ChatDriver, until
 
 SIZE = (80, 24)
+
+
+async def test_text_in_one_go_with_a_key_that_takes_it_is_taken_whole(make_app: MakeApp) -> None:
+    """As a terminal delivers a macro, or a fast typist on a slow line: the key must not overtake the text."""
+    async with make_app().run_test(size=SIZE) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        await pilot.press("f8")
+        await until(lambda: isinstance(chat.app.screen, TextDialog))
+        await chat.settle()
+        for key in (*"Be brief", "ctrl+s", *"hello", "ctrl+n"):
+            chat.app.post_message(events.Key("space" if key == " " else key, key if len(key) == 1 else None))
+        await until(lambda: chat.app.screen is chat.chat_screen and chat.composer.text == "hello")
+        assert chat.app.session.chat.system == "Be brief"
 
 
 async def test_mode_picker_shows_the_exact_prompt_and_sets_the_mode(make_app: MakeApp, home: Path) -> None:

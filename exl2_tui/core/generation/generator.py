@@ -99,7 +99,7 @@ class Generator:
             raise PromptError("the prompt is empty", hint="Type at least one character")
         if len(ids) > self._cache.capacity:
             raise ContextError(
-                f"the prompt has {len(ids)} tokens, but the context holds {self._cache.capacity}",
+                f"the prompt has {len(ids):,} tokens, but the context holds {self._cache.capacity:,}",
                 hint="Shorten the prompt, or load the model with a longer context",
             )
         cancel = cancel or CancelToken()

@@ -58,7 +58,7 @@ def fit(
     if size(drop) >= context:
         what = "the message and the system prompt need" if system else "the message needs"
         raise ContextError(
-            f"{what} {size(drop)} tokens, but the context holds {context}",
+            f"{what} {size(drop):,} tokens, but the context holds {context:,}",
             hint="Shorten the message, or load the model with a longer context",
         )
     return prompts[drop], sum(map(len, turns[:drop]))
