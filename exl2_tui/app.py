@@ -196,6 +196,8 @@ class Exl2App(StyledApp):
         self.run_worker(_import_the_rest, thread=True, group="imports", exit_on_error=False)
         if self._first_run:
             self.welcome()
+        else:
+            self.convert.greet()
 
     def on_resize(self, event: events.Resize) -> None:
         """Where nothing can be drawn in a useful way, one line says so instead of garbage."""

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from exl2_tui.conversions import Conversions, ConvertService
 from exl2_tui.core.events import Event, ModelInfo
-from exl2_tui.core.job_events import ConvertChecked, JobEnded, JobFinished
+from exl2_tui.core.job_events import ConvertChecked, JobEnded, JobFinished, JobsListed
 from exl2_tui.core.requests import ConvertRequest
 from exl2_tui.job_state import JobState
 from exl2_tui.job_words import verdict
 from exl2_tui.keymap import with_keys
+from exl2_tui.settings import data_dir
 from exl2_tui.state import Changes
 from exl2_tui.text import one_line
 
@@ -44,6 +45,7 @@ class ConvertPlace:
         self._factory = factory or _real_service
         self._service: ConvertService | None = None
         self._jobs: Conversions | None = None
+        self._greeting = False  # the list that was asked for tells what was interrupted
 
     @property
     def jobs(self) -> Conversions:
@@ -72,12 +74,27 @@ class ConvertPlace:
             return None
         if isinstance(event, JobFinished | JobEnded):
             self._announce(event)
+        if isinstance(event, JobsListed) and self._greeting:
+            self._greeting = False
+            self._tell_interrupted()
         session = self.app.session
         badge = self._jobs.badge
         if badge == session.converting:
             return Changes(jobs=True)
         session.converting = badge
         return Changes(jobs=True, model=True)
+
+    def greet(self) -> None:
+        """At the start: a conversion whose process was ended is waiting for somebody to go on with it."""
+        if started_any():
+            self._greeting = True
+            self.jobs.refresh()
+
+    def _tell_interrupted(self) -> None:
+        job = next((job for job in reversed(self.jobs.jobs.values()) if job.status == "interrupted"), None)
+        if job is not None:
+            goes_on = with_keys("{app.convert} and {convert.resume} go on with it", self.app.key_overrides)
+            self.app.say(f"The conversion of {one_line(job.name, 24)} was interrupted: {goes_on}")
 
     def repaint(self) -> None:
         """Some conversion changed."""
@@ -189,6 +206,11 @@ class ConvertPlace:
         elif event.reason == "failed":
             text = f"The conversion of {one_line(job.name, 40)} stopped: {one_line(event.message, 200)}. {shows}"
             self.app.notify(text, severity="error", timeout=12, markup=False)
+
+
+def started_any() -> bool:
+    """Whether this person has ever started a conversion; the name is that of `core.quant.registry`."""
+    return (data_dir() / "jobs.json").is_file()
 
 
 def convertible(models: tuple[ModelInfo, ...]) -> list[ModelInfo]:

@@ -85,6 +85,11 @@ class ModelsState:
         return next((one for one in self.downloads.values() if one.status in ("running", "stopping")), None)
 
     @property
+    def unfinished(self) -> int:
+        """Downloads that run, wait, or can go on."""
+        return sum(one.status != "finished" for one in self.downloads.values())
+
+    @property
     def badge(self) -> str:
         """How far the download is, for the header; "" if none runs."""
         one = self.running

@@ -32,9 +32,10 @@ def show_version(value: bool) -> None:
 def default(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Version.")] = False,
+    plain: Plain = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        chat()
+        chat(plain=plain)
 
 
 def chat(

@@ -35,7 +35,9 @@ class DraftActions(TurnActions):
             self.show_draft()
 
     def show_draft(self) -> None:
+        """The text of the chat in view, whose questions can be walked through behind it."""
         composer = self.query_one(Composer)
+        composer.asked_here([turn.text for turn in self._session.chat.path() if turn.role == "user"])
         if composer.message != self._session.chat.draft:
             composer.set_message(self._session.chat.draft)
 

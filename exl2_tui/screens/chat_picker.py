@@ -102,8 +102,9 @@ class ChatPicker(ModalScreen[str | None]):
         title = one_line(row.title, room - len(DRAFT) * row.draft) or "untitled"
         text = Content.assemble((mark, "$primary"), title, (DRAFT if row.draft else "", "$warning"))
         rest = room - text.cell_length
-        if row.snippet and rest > 12:
-            text = Content.assemble(text, (f"  {one_line(row.snippet, rest - 2)}", "$secondary"))
+        snippet = one_line(row.snippet, rest - 2) if rest > 12 else ""
+        if snippet and not snippet.startswith(title.rstrip("…")):  # the words are in the title, which stands there
+            text = Content.assemble(text, (f"  {snippet}", "$secondary"))
         return Content.assemble(text.pad_right(max(1, width - text.cell_length - len(when))), (when, "$secondary"))
 
     def _highlighted(self) -> str | None:

@@ -68,7 +68,7 @@ class DownloadsScreen(ModelsTab):
         options.put([(one.id, download_row(one, options.room)) for one in rows])
         counts = {
             "models": len(state.listed.models) if state.listed is not None else 0,
-            "downloads": sum(1 for one in rows if one.active),
+            "downloads": state.unfinished,
         }
         self.query_one(PlaceTabs).show(counts, Content(""))
         self._show_details()

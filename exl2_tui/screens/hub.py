@@ -188,7 +188,7 @@ class HubScreen(ModelsTab):
         state = self._place.state
         counts = {
             "models": len(state.listed.models) if state.listed is not None else 0,
-            "downloads": sum(1 for one in state.downloads.values() if one.active),
+            "downloads": state.unfinished,
         }
         self.query_one(PlaceTabs).show(counts, Content(""))
 
@@ -218,7 +218,7 @@ class HubScreen(ModelsTab):
             if at is None or at >= len(rows):
                 return Content("")
             if rows[at].problem:
-                return Content.styled(f"✗ {one_line(rows[at].problem)}", "$error")
+                return Content.styled(f"✗ {sentence(rows[at].problem)}", "$error")
             return Content.styled("⏎ shows its files and what it needs before anything is downloaded.", "$secondary")
         if self._found is None:
             return Content.styled(

@@ -249,7 +249,7 @@ class ModelsScreen(ModelsTab):
         used = max(models, key=lambda model: model.used, default=None)
         options.show(self._shown, self._session, used.path if used is not None and used.used else "")
         self.query_one("#columns", Row).put(heading(options.room, state.listed))
-        counts = {"models": len(models), "downloads": sum(1 for one in state.downloads.values() if one.active)}
+        counts = {"models": len(models), "downloads": state.unfinished}
         self.query_one(PlaceTabs).show(counts, Content.styled(f"sort: {state.order}  ", "$secondary"))
         self._show_details()
 

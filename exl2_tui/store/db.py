@@ -23,6 +23,7 @@ from exl2_tui.store.tree import Chat, Turn
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], Any]
 LIST_LIMIT = 500
+ENDED = "cut off when the program ended"
 
 TURN_COLUMNS = "id, chat, parent, role, text, state, created, mode, model, note, hint, dropped, token_ids, stats"
 SAVE_TURN = f"""
@@ -225,7 +226,7 @@ def _load(connection: sqlite3.Connection, chat_id: str) -> Chat | None:
 
 
 def _turn(values: tuple[Any, ...]) -> Turn:
-    """An answer that was being written when the program ended counts as stopped."""
+    """An answer that was being written when the program ended counts as stopped, and says so."""
     turn_id, _, parent, role, text, state, created, mode, model, note, hint, dropped, ids, stats = values
     return Turn(
         role=role,
@@ -236,7 +237,7 @@ def _turn(values: tuple[Any, ...]) -> Turn:
         created=created,
         mode=mode,
         model=model,
-        note=note,
+        note=ENDED if state == "writing" else note,
         hint=hint,
         dropped=dropped,
         token_ids=struct.unpack(f"<{len(ids) // 4}I", ids),

@@ -82,7 +82,7 @@ def open_database(path: Path) -> sqlite3.Connection:
                 hint="Update exl2-tui; until then nothing is saved",
             )
         for number in range(version, len(VERSIONS)):
-            if number:
+            if version:  # not for the steps of a new one
                 with sqlite3.connect(path.with_name(f"{path.name}.v{number}")) as copy:
                     connection.backup(copy)
             _upgrade(connection, number)

@@ -22,7 +22,8 @@ def new_id() -> str:
 class Turn:
     """One question or answer. Text is raw, as the model wrote it; widgets clean it.
 
-    note: the error of a failed answer. dropped: messages left out of its prompt. stats: set when it ended well.
+    note: the error of a failed answer, or why one stopped that no person stopped. dropped: messages left out of its
+    prompt. stats: set when it ended well.
     """
 
     role: Role

@@ -95,6 +95,11 @@ class Composer(TextArea):
         self.clear()
         self.insert_pasted(text)
 
+    def asked_here(self, texts: list[str]) -> None:
+        """What was asked in the chat in view, oldest first: it comes before what is sent from now on."""
+        self._history = [*(text for text in self._history if text not in texts), *texts]
+        self._at = None
+
     def remember(self, text: str) -> None:
         """Adds a message to the history."""
         if not self._history or self._history[-1] != text:

@@ -6,6 +6,7 @@ gets another width starts over.
 
 from __future__ import annotations
 
+import textwrap
 import time
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from textual.widgets import RichLog
 from exl2_tui.job_state import LOG_LINES, JobState, LogLine
 from exl2_tui.text import clean
 
+INDENT = 11  # of what follows time and mark
 MARKS = {"info": " ", "warning": "!", "error": "✗", "done": "✓"}
 
 
@@ -57,4 +59,6 @@ class LogPane(RichLog):
         when = time.strftime("%H:%M:%S", time.localtime(line.time)) if line.time else "  before"
         style = {"warning": "bold", "error": "bold", "done": "bold"}.get(line.level, "")
         text = clean(line.text).replace("\n", " ")
-        return Text(f"{when} {MARKS[line.level]} {text}", style)
+        room = max(20, self.scrollable_content_region.width - INDENT)
+        rows = textwrap.wrap(text, room, drop_whitespace=False, break_on_hyphens=False) or [""]
+        return Text(f"{when} {MARKS[line.level]} " + f"\n{' ' * INDENT}".join(rows), style)

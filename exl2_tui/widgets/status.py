@@ -10,11 +10,11 @@ from exl2_tui.keymap import with_keys
 from exl2_tui.session import ChatSession
 from exl2_tui.state import Writing
 from exl2_tui.text import one_line, sentence, speed_text, tokens_text
-from exl2_tui.widgets.bars import meter
+from exl2_tui.widgets.bars import METER_CELLS, meter
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧"
 PLACES = ("Chat", "Models", "Convert", "Settings")
-WIDE = 104  # cells from which the status row has room for the memory
+WIDE = 104  # cells from which the status row has room for a longer meter
 TITLE_CELLS = 12  # a title that would be cut shorter is not worth its place
 WARN_AT = 0.85  # share of the context from which its meter warns
 
@@ -66,7 +66,7 @@ def mode_label(session: ChatSession) -> str:
 
 
 def status_row(session: ChatSession, ticks: int, width: int, *, cancel: str) -> tuple[Content, Content]:
-    """Context meter, speed, memory where there is room, sampler; while a model loads, how far it is.
+    """Context meter, speed, memory, as much of the sampler as there is room for; while a model loads, how far it is.
 
     cancel: which key ends a load on this screen, as `keymap.with_keys` takes it.
     """
@@ -85,20 +85,22 @@ def status_row(session: ChatSession, ticks: int, width: int, *, cancel: str) -> 
         return Content.styled("  no model loaded", "$secondary"), Content("")
     share_used = meters.context_used / meters.context_size if meters.context_size else 0.0
     style = "$warning" if share_used >= WARN_AT else "$primary"
+    cells = METER_CELLS if width >= WIDE else METER_CELLS // 2
     parts: list[str | Content | tuple[str, str]] = [
         ("  ctx ", "$secondary"),
-        meter(meters.context_used, meters.context_size, style=style),
+        meter(meters.context_used, meters.context_size, cells=cells, style=style),
         f" {meters.context_used:,} / {meters.context_size:,}",
     ]
     if meters.speed:
         parts.append(f"   {speed_text(meters.speed)}")
-    if width >= WIDE and model.info is not None:
-        parts.append((f"   memory {size_of(model.info.weight_bytes + model.info.cache_bytes)}", "$secondary"))
-    return Content.assemble(*parts), Content.styled(sampler_label(session) + " ", "$secondary")
+    if model.info is not None:
+        parts.append((f"   mem {size_of(model.info.weight_bytes + model.info.cache_bytes)}", "$secondary"))
+    left = Content.assemble(*parts)
+    return left, Content.styled(sampler_label(session, width - left.cell_length - 3) + " ", "$secondary")
 
 
-def sampler_label(session: ChatSession) -> str:
-    """The sampler in three words."""
+def sampler_label(session: ChatSession, room: int) -> str:
+    """The sampler in a few words, the most important first, as many as have room."""
     sampler = session.settings.sampler
     if sampler.temperature == 0:
         return "greedy"
@@ -109,6 +111,8 @@ def sampler_label(session: ChatSession) -> str:
         parts.append(f"top-k {sampler.top_k}")
     if sampler.min_p:
         parts.append(f"min-p {sampler.min_p:g}")
+    while len(parts) > 1 and len("  ".join(parts)) > room:
+        parts.pop()
     return "  ".join(parts)
 
 

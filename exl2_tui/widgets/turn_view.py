@@ -202,22 +202,22 @@ class TurnView(Vertical, Growing):
 
 
 def record(turn: Turn) -> str:
-    """The figures of a finished turn in one row."""
+    """The figures of a finished turn in one row, why it ended first: a narrow row cuts what is last."""
     if turn.role == "user":
         return ""
     parts: list[str] = []
     stats = turn.stats
     if turn.state == "stopped":
-        parts.append("stopped by you")
+        parts.append(one_line(turn.note) or "stopped by you")
     if isinstance(stats, GenerationFinished):
+        if reason := REASONS.get(stats.reason, ""):
+            parts.append(reason)
         if stats.decode_speed:
             parts.append(speed_text(stats.decode_speed))
         parts.append(tokens_text(stats.generated_tokens))
         seconds = stats.prefill_seconds + stats.decode_seconds
         parts.append(f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2f} s")
         parts.append(f"first token {stats.first_token_seconds:.2f} s")
-        if reason := REASONS.get(stats.reason, ""):
-            parts.append(reason)
     return " · ".join(parts)
 
 

@@ -73,7 +73,7 @@ def test_search_look_download_pull_the_plug_go_on_and_chat(app: Open, hub: FakeH
     again.wait(lambda screen: "tiny-chat-exl2-4.0bpw" in screen.splitlines()[0] and "ctx" in screen)
     again.type("hello")
     again.press("enter")
-    again.wait("first token")
+    again.wait("tokens ·")
     again.press("ctrl+q")
     assert again.ended() == 0
 
@@ -84,9 +84,9 @@ def test_what_the_hub_refuses_is_said_with_a_remedy(typing_app: Open, hub: FakeH
     search(terminal, "tiny")
     for status, said in (
         ((403, "GatedRepo"), "Accept the terms at"),
-        ((404, "RepoNotFound"), "there is no repository"),
+        ((404, "RepoNotFound"), "There is no repository"),
         ((401, ""), "Log in with `hf auth login`"),
-        ((429, ""), "too many requests"),
+        ((429, ""), "Too many requests"),
         ((503, ""), "Try again in some minutes"),
     ):
         terminal.wait("⏎ shows its revisions")

@@ -31,7 +31,7 @@ def open_newest(terminal: Terminal) -> str:
     terminal.press("ctrl+g")
     terminal.wait(lambda screen: "esc close" in screen and "tell me" in screen.partition("Chats ─")[2])
     terminal.press("enter")
-    return terminal.wait("stopped by you")
+    return terminal.wait(lambda screen: "stopped by you" in screen or "cut off when the program ended" in screen)
 
 
 def is_saved(home: Path, text: str, table: str = "turn") -> bool:
@@ -56,7 +56,7 @@ def test_the_end_in_the_middle_of_an_answer(typing_app: Open, home: Path, end: s
     assert status == (-signal.SIGKILL if end == "SIGKILL" else 0)
 
     again = typing_app()
-    open_newest(again)
+    assert "cut off when the program ended" in open_newest(again)
     again.wait(lambda screen: last_word(screen) >= seen)
     again.type("and now?")
     again.press("enter")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.checkpoint.checksums import SUMS_FILE, write_sums
 from exl2_tui.core.errors import CancelledError
+from exl2_tui.core.library.catalog import built_in_path
 from exl2_tui.core.library.verify import verify
 from exl2_tui.core.model_events import ModelVerified, VerifyProgress
 from tests.library.fake_hub import git_sha1
@@ -39,6 +40,12 @@ def change(path: Path, name: str, edit: object) -> None:
     tensors = load_file(file)
     edit(tensors, name)  # type: ignore[operator]
     save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_the_built_in_model_is_as_it_was_made() -> None:
+    found = result(built_in_path())
+    assert found.sound and {file.name for file in found.files if file.verdict != "ok"} <= {"README.md"}
+    assert any(file.name.endswith(".safetensors") for file in found.files)
 
 
 def test_a_sound_model_says_that_there_is_no_hash(model: Path, nano_chat_exl2: Path) -> None:

@@ -13,6 +13,7 @@ from syrupy.assertion import SnapshotAssertion
 from textual.filter import Monochrome
 from textual.pilot import Pilot
 
+MOST_WIDGETS = 600  # of any screen
 LOOKS = ("dark", "light", "nocolor")
 SIZES = [(80, 24), (120, 40)]
 
@@ -25,6 +26,7 @@ async def compare(pilot: Pilot[None], snapshot: SnapshotAssertion) -> None:
     app = pilot.app
     pictures = snapshot.use_extension(SVGImageExtension)
     different = []
+    assert len(list(app.screen.walk_children())) <= MOST_WIDGETS
     for look in LOOKS:
         if look == "nocolor":  # what NO_COLOR does when the app starts
             app._filters.append(Monochrome())

@@ -40,6 +40,47 @@ async def test_the_first_frame_comes_before_the_service(make_app: MakeApp) -> No
     assert made == [True]
 
 
+async def test_the_meters_are_there_at_every_width_and_the_sampler_gives_way(make_app: MakeApp) -> None:
+    for width, right in ((64, "temp 0.8"), (80, "temp 0.8  top-p 0.8"), (120, "temp 0.8  top-p 0.8  top-k 50")):
+        async with make_app().run_test(size=(width, 24)) as pilot:
+            chat = ChatDriver(pilot)
+            await chat.start()
+            await chat.ask("why?")
+            await chat.answer("Because.")
+            assert "62 / 2,048   58.6 tok/s   mem 13.3 MB" in chat.status
+            assert chat.status.endswith(f" {right} ") and len(chat.status) <= width
+
+
+async def test_why_an_answer_ended_is_read_at_every_width(make_app: MakeApp) -> None:
+    async with make_app().run_test(size=(60, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        await chat.ask("tell me")
+        await chat.answer("A long story", reason="context")
+        assert "context is full · 58.6" in chat.everything and "^l continue  ^r retry" in chat.everything
+
+
+async def test_questions_of_a_chat_are_recalled_when_it_is_opened_again(make_app: MakeApp) -> None:
+    async with make_app().run_test(size=SIZE) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        for text in ("one", "two"):
+            await chat.ask(text)
+            await chat.answer("yes")
+        old = chat.app.session.chat.id
+        await pilot.press("ctrl+n")
+        await chat.ask("three")
+        await chat.answer("yes")
+        chat.composer._history.clear()  # as after a new start
+        chat.app.open_chat(old)
+        await until(lambda: chat.app.session.chat.id == old)
+        await chat.settle()
+        await pilot.press("up")
+        assert chat.composer.text == "two"
+        await pilot.press("up")
+        assert chat.composer.text == "one"
+
+
 async def test_a_marked_turn_offers_what_it_has(make_app: MakeApp) -> None:
     async with make_app().run_test(size=SIZE) as pilot:
         chat = ChatDriver(pilot)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import pytest
 
+from exl2_tui.core.events import Event
 from exl2_tui.core.job_events import JobFollowed
+from exl2_tui.core.quant.registry import FILE
 from exl2_tui.screens.chat import ChatScreen
 from exl2_tui.screens.convert import ConvertScreen
 from exl2_tui.screens.convert_progress import ProgressScreen
@@ -17,10 +21,28 @@ from exl2_tui.widgets.log_pane import LogPane
 from tests.tui import convert_fakes as fake
 from tests.tui.conftest import MakeApp
 from tests.tui.convert_driver import ConvertDriver
+from tests.tui.convert_fakes import FakeConvert
 from tests.tui.driver import until
 from tests.tui.fakes import FakeService
 
 SIZE = (80, 24)
+
+
+async def test_what_was_interrupted_is_told_at_the_start(convert_app: MakeApp, home: Path) -> None:
+    async with convert_app().run_test(size=SIZE) as pilot:
+        place = ConvertDriver(pilot)
+        await until(lambda: place.app.service is not None)
+        assert place.app.convert._service is None  # nobody ever started a conversion: nothing is read
+    (home / FILE).write_text("[]")
+
+    def factory(post: Callable[[Event], None]) -> FakeConvert:
+        service = FakeConvert(post)
+        service.listed = (fake.info("/jobs/one", status="interrupted"),)
+        return service
+
+    async with convert_app(convert_factory=factory).run_test(size=(120, 24)) as pilot:
+        place = ConvertDriver(pilot)
+        await until(lambda: "The conversion of nano-chat was interrupted: f4 and r go on with it" in place.said)
 
 
 async def test_progress_from_start_to_report_and_chat(convert_app: MakeApp) -> None:

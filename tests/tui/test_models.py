@@ -12,8 +12,11 @@ from textual.widgets import Input, Static
 
 from exl2_tui.core.events import Failed
 from exl2_tui.core.model_events import (
+    DownloadFinished,
+    DownloadsListed,
     FileCheck,
     LibraryFailed,
+    PartialDownload,
     ScanProgress,
     TensorFault,
     VerifyEnded,
@@ -28,6 +31,7 @@ from exl2_tui.screens.models import ModelsScreen
 from exl2_tui.settings import Settings, load_settings
 from exl2_tui.widgets.bars import Row, StatusRow
 from exl2_tui.widgets.model_list import ModelList
+from exl2_tui.widgets.place_tabs import PlaceTabs
 from tests.tui.conftest import MakeApp
 from tests.tui.convert_fakes import FakeConvert
 from tests.tui.driver import until
@@ -311,6 +315,16 @@ async def test_a_folder_of_a_person_must_be_named(make_app: MakeApp) -> None:
         seen.app.screen.query_one(Input).value = "Qwen2.5-32B-Instruct"
         await seen.press("enter")
         assert seen.calls("remove") == [("/models/qwen",)]
+
+
+async def test_downloads_that_wait_for_somebody_are_counted(make_app: MakeApp) -> None:
+    async with models(make_app) as seen:
+        seen.app.push_event(DownloadsListed((PartialDownload("one", "ann/one", "main", 5, 10),)))
+        await seen.chat.settle()
+        assert "Downloads 1" in seen.app.screen.query_one(PlaceTabs).plain
+        seen.app.push_event(DownloadFinished("one", "ann/one", "main", "/models/one", 10))
+        await seen.chat.settle()
+        assert "Downloads 1" not in seen.app.screen.query_one(PlaceTabs).plain
 
 
 async def test_unloading_says_when_the_memory_is_free(make_app: MakeApp) -> None:

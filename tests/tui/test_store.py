@@ -19,6 +19,7 @@ from exl2_tui.store.db import ChatDatabase
 from exl2_tui.store.export import export, to_json, to_markdown
 from exl2_tui.store.schema import VERSIONS
 from exl2_tui.store.tree import Chat, Turn
+from exl2_tui.widgets.turn_view import record
 from tests.tui.conftest import MakeApp
 from tests.tui.driver import ChatDriver, until
 from tests.tui.fakes import FakeClock
@@ -83,6 +84,11 @@ def test_saving_again_updates(tmp_path: Path) -> None:
     assert store.list_chats("light").result(5) == []
 
 
+def test_a_new_file_is_made_without_copies_of_nothing(tmp_path: Path) -> None:
+    assert Store(tmp_path / "chats.db").list_chats().result(5) == []
+    assert {file.name.partition("-")[0] for file in tmp_path.iterdir()} == {"chats.db"}
+
+
 def test_search_in_all_messages(tmp_path: Path) -> None:
     store = Store(tmp_path / "chats.db")
     chats = []
@@ -142,6 +148,7 @@ threading.Event().wait(20)
     loaded = Store(tmp_path / "chats.db").load_chat("c").result(5)
     assert loaded is not None
     assert [(turn.text, turn.state) for turn in loaded.path()] == [("question", "done"), ("half an ans", "stopped")]
+    assert record(loaded.path()[-1]) == "cut off when the program ended"
 
 
 def test_a_damaged_file_is_put_aside(tmp_path: Path) -> None:
@@ -177,6 +184,7 @@ def test_an_older_format_is_brought_up_to_date_and_kept_beside(tmp_path: Path) -
     store.save_draft("old", "not sent")
     assert [(row.title, row.draft) for row in store.list_chats().result(5)] == [("Of old", True)]
     assert store.problems == []
+    assert not (tmp_path / "chats.db.v2").exists()  # one copy, of what there was
     with sqlite3.connect(tmp_path / "chats.db.v1") as copy:
         assert copy.execute("PRAGMA user_version").fetchone() == (1,)
     copy.close()
