@@ -18,6 +18,8 @@ from exl2_tui.state import Changes
 from exl2_tui.text import one_line
 
 if TYPE_CHECKING:
+    from textual.screen import Screen
+
     from exl2_tui.app import Exl2App
 
 ConvertFactory = Callable[[Callable[[Event], None]], ConvertService]
@@ -45,6 +47,7 @@ class ConvertPlace:
         self._factory = factory or _real_service
         self._service: ConvertService | None = None
         self._jobs: Conversions | None = None
+        self._wizard: Screen[None] | None = None
         self._greeting = False  # the list that was asked for tells what was interrupted
 
     @property
@@ -115,10 +118,26 @@ class ConvertPlace:
         self.jobs.refresh()
 
     def wizard(self, source: str = "") -> None:
-        """Sets up a new conversion."""
+        """Sets up a new conversion; one that was begun and left for another place goes on, unless a model is named."""
         from exl2_tui.screens.convert_wizard import WizardScreen
 
-        self.app.push_screen(WizardScreen(self, source))
+        if source or self._wizard is None:
+            self.forget_wizard()
+            self._wizard = WizardScreen(self, source)
+            self.app.install_screen(self._wizard, "wizard")  # so that it stays when another place is gone to
+        self.app.push_screen(self._wizard)
+
+    def forget_wizard(self) -> None:
+        """What was being set up has been started, or given up."""
+        wizard, self._wizard = self._wizard, None
+        if wizard is None:
+            return
+        shown = wizard.is_current
+        if shown:
+            self.app.pop_screen()
+        self.app.uninstall_screen(wizard)
+        if not shown:
+            wizard.remove()
 
     def list_models(self) -> None:
         """Asks for the models of this machine; screens hear the answer."""
@@ -128,7 +147,7 @@ class ConvertPlace:
     def start(self, request: ConvertRequest) -> None:
         """Starts a conversion and shows it in place of the wizard."""
         job = self.jobs.start(request)
-        self.app.pop_screen()
+        self.forget_wizard()
         self.show(job)
 
     def show(self, job: JobState) -> None:

@@ -154,6 +154,13 @@ class WizardScreen(Screen[None]):
         if changes.flash:
             self._say(changes.flash)
 
+    def on_screen_resume(self) -> None:
+        """Back from another place: models and folders may be others by now."""
+        if self._drawn:
+            self.repaint(Changes(model=True))
+            self._check_now()
+            self._place.list_models()
+
     def on_resize(self) -> None:
         if self._drawn:
             self.call_after_refresh(self._draw_found)
@@ -326,7 +333,7 @@ class WizardScreen(Screen[None]):
             self._going = False
             self._place.app.keys_go_on(dropped=True)
         if self._step == 0:
-            self.dismiss(None)
+            self._place.forget_wizard()
             return
         self._step -= 1
         self._show_step()

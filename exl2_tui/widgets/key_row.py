@@ -73,7 +73,7 @@ class KeyRow(Row):
         self.put(_line(self._left), _line(self._right))
 
     def _keys(self) -> list[Shown]:
-        """What the row may show, in the order of the keymap; an action once, by the first of its keys."""
+        """What the row may show, escape first, in the order of the keymap; an action once, by the first of its keys."""
         names = effective(keys_of(self))
         found: dict[str, Shown] = {}
         for active in self.screen.active_bindings.values():
@@ -82,7 +82,7 @@ class KeyRow(Row):
             if name not in found and active.enabled and (binding.show or name in ROOMY):
                 spelled = spell(names.get(name, binding.key))
                 found[name] = Shown(name, binding.key, spelled, binding.description, active.tooltip)
-        return sorted(found.values(), key=lambda key: ORDER.get(key.id, len(ORDER)))
+        return sorted(found.values(), key=lambda key: (key.key != "escape", ORDER.get(key.id, len(ORDER))))
 
     def _at(self, x: int) -> Shown | None:
         """The key at a column."""

@@ -74,3 +74,13 @@ def test_chat_mode_convert_and_chat_with_the_result(app: Open, home: Path, nano_
     (model,) = (home / "models").iterdir()
     judged = json.loads((model / "report.json").read_bytes())["evaluation"]
     assert judged["status"] == "ok" and judged["kl_divergence"] < 0.5
+
+
+def test_plain_is_line_by_line_also_on_a_terminal(app: Open) -> None:
+    terminal = app("--plain")
+    terminal.wait("loaded in")
+    terminal.type("What is a volcano?\r")
+    screen = terminal.wait(lambda screen: "\n" in screen.partition("volcano?")[2].strip() or screen.count(".") > 2)
+    assert "ctx" not in screen and "Commands" not in screen  # nothing of the full screen
+    terminal.press("ctrl+d")
+    assert terminal.ended() == 0

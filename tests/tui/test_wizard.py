@@ -87,6 +87,35 @@ async def test_next_waits_for_the_check(convert_app: MakeApp) -> None:
         await until(lambda: screen._step == 1)
 
 
+async def test_what_was_set_up_is_there_when_one_comes_back_from_another_place(convert_app: MakeApp) -> None:
+    async with convert_app().run_test(size=SIZE) as pilot:
+        place = ConvertDriver(pilot)
+        screen = await place.wizard()
+        await pilot.press("enter", "right", "down", "down", "down", "down", *"64")
+        await place.checked()
+        assert screen.draft.rows == "64" and screen.draft.bits == "4.65"
+        await pilot.press("f2")
+        await until(lambda: place.app.screen.id == "chat")
+        await pilot.press("f4")
+        await until(lambda: isinstance(place.app.screen, ConvertScreen))
+        checks = len(place.service.drafts)
+        await pilot.press("n")
+        await until(lambda: place.app.screen is screen and len(place.service.drafts) > checks)
+        await place.checked()
+        assert screen._step == 1 and screen.draft.rows == "64" and screen.draft.bits == "4.65"
+        await pilot.press("enter", "enter")
+        await until(lambda: place.service.started)
+        await until(lambda: isinstance(place.app.screen, ProgressScreen))
+        await pilot.press("escape")
+        await until(lambda: isinstance(place.app.screen, ConvertScreen))
+        await pilot.press("n")  # that one was started: a new one
+        await until(lambda: isinstance(place.app.screen, WizardScreen) and place.app.screen is not screen)
+        assert not screen.is_attached
+        await place.checked()
+        await pilot.press("escape")
+        await until(lambda: isinstance(place.app.screen, ConvertScreen))
+
+
 async def test_arrows_walk_through_the_fields_and_scroll_the_last_look(convert_app: MakeApp) -> None:
     async with convert_app().run_test(size=SIZE) as pilot:
         place = ConvertDriver(pilot)
