@@ -194,10 +194,12 @@ class Exl2App(StyledApp):
         self.session.attach(self.service)
         self.repaint(self.session.load(self._model, self.settings.load))
         self.run_worker(_import_the_rest, thread=True, group="imports", exit_on_error=False)
+        from exl2_tui.first_steps import look_back
+
         if self._first_run:
             self.welcome()
         else:
-            self.convert.greet()
+            look_back(self)
 
     def on_resize(self, event: events.Resize) -> None:
         """Where nothing can be drawn in a useful way, one line says so instead of garbage."""

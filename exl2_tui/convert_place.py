@@ -13,7 +13,6 @@ from exl2_tui.core.requests import ConvertRequest
 from exl2_tui.job_state import JobState
 from exl2_tui.job_words import verdict
 from exl2_tui.keymap import with_keys
-from exl2_tui.settings import data_dir
 from exl2_tui.state import Changes
 from exl2_tui.text import one_line
 
@@ -89,9 +88,8 @@ class ConvertPlace:
 
     def greet(self) -> None:
         """At the start: a conversion whose process was ended is waiting for somebody to go on with it."""
-        if started_any():
-            self._greeting = True
-            self.jobs.refresh()
+        self._greeting = True
+        self.jobs.refresh()
 
     def _tell_interrupted(self) -> None:
         job = next((job for job in reversed(self.jobs.jobs.values()) if job.status == "interrupted"), None)
@@ -225,11 +223,6 @@ class ConvertPlace:
         elif event.reason == "failed":
             text = f"The conversion of {one_line(job.name, 40)} stopped: {one_line(event.message, 200)}. {shows}"
             self.app.notify(text, severity="error", timeout=12, markup=False)
-
-
-def started_any() -> bool:
-    """Whether this person has ever started a conversion; the name is that of `core.quant.registry`."""
-    return (data_dir() / "jobs.json").is_file()
 
 
 def convertible(models: tuple[ModelInfo, ...]) -> list[ModelInfo]:
