@@ -14,6 +14,7 @@ HELPERS = (
     ("WAYLAND_DISPLAY", ("wl-copy",)),
     ("DISPLAY", ("xclip", "-selection", "clipboard")),
     ("DISPLAY", ("xsel", "--clipboard", "--input")),
+    ("TMUX", ("tmux", "load-buffer", "-w", "-")),  # which by default passes on no OSC 52 of the programs in it
 )
 OSC52_LIMIT = 75_000  # bytes; larger ones are cut or ignored by common terminals
 

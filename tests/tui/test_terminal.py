@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -217,6 +218,24 @@ def test_quitting_waits_for_nothing_but_what_must_be_saved(home: Path) -> None:
     chat = store.load_chat(store.list_chats().result(5)[0].id).result(5)
     store.close(5)
     assert chat is not None and chat.path()[-1].text.startswith("word")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+def test_copying_asks_the_terminal_itself(home: Path) -> None:
+    """Over ssh there is no other way: OSC 52, with the text as it is."""
+    answer = "Because [b]é[/b]."
+    terminal = Terminal(home, KILLED.replace('["word " * 100_000]', repr([answer])))
+    try:
+        terminal.wait_for(b"ctx")
+        os.write(terminal.master, b"why?\r")
+        terminal.wait_for(b"first token")
+        os.write(terminal.master, b"\x1b[1;3A")  # alt+up marks the answer
+        terminal.wait_for(b"retry \xc2\xb7")
+        os.write(terminal.master, b"y")
+        terminal.wait_for(b"\x1b]52;c;" + base64.b64encode(answer.encode()))
+    finally:
+        terminal.process.kill()
+        terminal.close()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
