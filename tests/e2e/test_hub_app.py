@@ -86,7 +86,7 @@ def test_what_the_hub_refuses_is_said_with_a_remedy(typing_app: Open, hub: FakeH
         ((403, "GatedRepo"), "Accept the terms at"),
         ((404, "RepoNotFound"), "There is no repository"),
         ((401, ""), "Log in with `hf auth login`"),
-        ((429, ""), "Too many requests"),
+        ((429, ""), "too many requests"),
         ((503, ""), "Try again in some minutes"),
     ):
         terminal.wait("⏎ shows its revisions")
