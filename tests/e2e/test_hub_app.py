@@ -110,5 +110,5 @@ def test_without_a_network_and_in_offline_mode(typing_app: Open, hub: FakeHub, m
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     terminal = typing_app()
     search(terminal, "tiny")
-    terminal.wait("offline mode is on")
+    terminal.wait("ffline mode is on")
     terminal.wait("Unset HF_HUB_OFFLINE")
