@@ -45,6 +45,8 @@ class KeysInOrder(App[None]):
     async def on_event(self, event: events.Event) -> None:
         if not isinstance(event, events.Key | events.Paste) or event.is_forwarded:
             await super().on_event(event)
+        elif not self.screen_stack:
+            return  # the app has left; a key behind the one that ended it has nowhere to go
         elif self._under_way is not None or self._screen_keeps(event):
             self._typed_ahead.append(event)
         elif isinstance(event, events.Paste) or self._is_text(event):
