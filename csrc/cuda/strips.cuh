@@ -117,12 +117,14 @@ __device__ __forceinline__ void multiply_strips(const Step& step, const Linear* 
           const uint32_t before = feed.move_on();
           multiply_segment<Layout, kOne>(header, stream, x, lane, total);
           Feed::release(before);
-          if (--left == 0) return;
+          if (--left == 0) {
+            end_strip();
+            if (strip >= strips || count == step.batch) return;
+          }
           stream = feed.wait();
           header = read_header(stream);
         } while (Layout::fits(header));
       });
-      if (left == 0) end_strip();
     }
   }
   put_together();
