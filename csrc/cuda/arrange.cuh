@@ -6,8 +6,8 @@
 
 namespace exl2::cuda {
 
-constexpr int kWorkers = 32 * kWarps;  // threads that multiply; one more warp feeds them
-// On Hopper it gives registers to the others, which only four warps together can do; three of them have nothing to do.
+constexpr int kWorkers = 32 * kWarps;  // threads that multiply; two more warps feed them
+// On Hopper it gives registers to the others, which only four warps together can do; two of them have nothing else to do.
 constexpr int kFeeders = 128;
 constexpr int kThreads = kWorkers + kFeeders;
 constexpr int kMostSlots = 8;

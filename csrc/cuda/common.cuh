@@ -43,7 +43,7 @@ __device__ __forceinline__ int thread_index() {
   return index;
 }
 
-// Barrier of the warps that multiply; the feeder has no part in it.
+// Barrier of the warps that multiply; the feeders have no part in it.
 __device__ __forceinline__ void sync_workers() { asm volatile("bar.sync 1, %0;" ::"n"(32 * kWarps) : "memory"); }
 
 // Sum over those warps, to every thread. `scratch`: one float per warp, free again at the next sync_workers().

@@ -1,9 +1,10 @@
 // The weights of a whole decode step as one stream per warp.
 //
 // Which segments a warp will multiply is known from the start: of every linear, in the order of the step, its share of
-// every strip of its CUDA block. One more warp, the feeder, keeps a ring of slots per warp in shared memory full of the
+// every strip of its CUDA block. Two more warps, the feeders, keep a ring of slots per warp in shared memory full of the
 // next ones, across the ends of strips, layers and barriers, so that memory stays busy while the block waits for others.
-// A lane of the feeder serves one ring. On Hopper a segment is one bulk copy; older GPUs copy 16 bytes per lane.
+// A lane of a feeder serves one ring; one feeder for all cannot keep up with short segments. On Hopper a segment is one
+// bulk copy; older GPUs copy 16 bytes per lane.
 // Each slot has two barriers in shared memory: `full` (the segment is there) and `empty` (the warp is done with it).
 #pragma once
 
@@ -34,7 +35,7 @@ __device__ inline void start_rings(const Rings& rings) {
 #if __CUDA_ARCH__ >= 900
   constexpr int kArrivals = 1;
 #else
-  constexpr int kArrivals = 32;  // every lane of the feeder copies
+  constexpr int kArrivals = 32;  // every lane of a feeder copies
 #endif
   for (int i = 0; i < kWarps * rings.count; ++i) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(rings.full + i)), "n"(kArrivals) : "memory");
@@ -221,11 +222,14 @@ class Cursor {
   uint32_t to_ = 0;
 };
 
-// The feeder's whole work. By one warp. coming: shared, (kWarps).
-__device__ inline void feed_rings(const Linear* linears, int count, const Rings& rings, Span* coming) {
+constexpr int kFeederWarps = 2;
+
+// The whole work of a feeder, which number `feeder` is. By one warp. coming: shared, (kWarps).
+__device__ inline void feed_rings(const Linear* linears, int count, const Rings& rings, int feeder, Span* coming) {
+  constexpr int kEach = kWarps / kFeederWarps;
   const int lane = threadIdx.x % 32;
-  const int ring = lane % kWarps;
-  Cursor cursor(linears, lane < kWarps ? count : 0, ring, coming + ring);
+  const int ring = feeder * kEach + lane % kEach;
+  Cursor cursor(linears, lane < kEach ? count : 0, ring, coming + ring);
   bool alive = cursor.alive();
   int slot = 0;
   uint32_t parity = 1;  // what a barrier that nobody used yet counts as done for
@@ -269,7 +273,7 @@ __device__ inline void feed_rings(const Linear* linears, int count, const Rings&
         parity ^= 1;
       }
     }
-    if (!__any_sync(0xffffffffu, ready)) __nanosleep(40);
+    if (!__any_sync(0xffffffffu, ready)) __nanosleep(100);
   }
 }
 

@@ -94,8 +94,10 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   __syncthreads();
   if (threadIdx.x >= kWorkers) {
     give_registers();
-    if (threadIdx.x >= kWorkers + 32) return;
-    feed_rings(model.linears, layers * kLinears + (has_head(model) ? 1 : 0), rings, coming);
+    const int feeder = static_cast<int>(threadIdx.x - kWorkers) / 32;
+    if (feeder < kFeederWarps) {
+      feed_rings(model.linears, layers * kLinears + (has_head(model) ? 1 : 0), rings, feeder, coming);
+    }
     return;
   }
 
