@@ -47,13 +47,6 @@ struct Lanes {
     const I wide = load_u16(p);
     return {_mm256_castsi256_ps(_mm256_slli_epi32(wide.a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(wide.b, 16))};
   }
-  static __m256 gather8(const float* p, __m256i index) {
-    const __m256i valid = _mm256_cmpgt_epi32(index, _mm256_set1_epi32(-1));
-    return _mm256_mask_i32gather_ps(_mm256_setzero_ps(), p, index, _mm256_castsi256_ps(valid), 4);
-  }
-  static F gather(const float* p, const int32_t* index) {
-    return {gather8(p, _mm256_load_si256(at(index, 0))), gather8(p, _mm256_load_si256(at(index, 1)))};
-  }
   static __m256 lookup8(const float* table, __m128i index) {  // index: 8 bytes
     const __m256i i = _mm256_cvtepu8_epi32(index);
     const __m256 low = _mm256_permutevar8x32_ps(_mm256_load_ps(table), i);

@@ -35,10 +35,6 @@ struct Lanes {
     return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(p)));
   }
   static F load_bf16(const uint16_t* p) { return _mm512_castsi512_ps(_mm512_slli_epi32(load_u16(p), 16)); }
-  static F gather(const float* p, const int32_t* index) {
-    const I at = _mm512_load_si512(index);
-    return _mm512_mask_i32gather_ps(zero(), _mm512_movepi32_mask(at) ^ 0xffff, at, p, 4);
-  }
   static F lookup(const float* table, const uint8_t* nibbles) {
     // Lane c needs nibble c of the 8 bytes in its low 4 bits (the permutation ignores the rest): bits 4c.. of the
     // broadcast word, taken as byte 0 of the lane.

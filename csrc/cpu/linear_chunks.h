@@ -10,12 +10,23 @@ namespace EXL2_ISA {
 constexpr int kStageTiles = Lanes::kStageTiles;
 constexpr int kSuperTiles = 2;  // tiles unpacked together
 
-// f(Index<mb>{}) for mb = 1..kTokens: the number of tokens as a constant.
-template <int MB = kTokens, typename Body>
-static EXL2_INLINE void for_tokens(int64_t mb, Body&& f) {
-  if (mb == MB) return f(Index<MB>{});
-  if constexpr (MB > 1) for_tokens<MB - 1>(mb, f);
-}
+// Where the sums of some tokens and columns go, and what they are added to: the bias first, then what is there.
+struct Sums {
+  float* out;
+  int64_t ldo;
+  const float* from;
+  int64_t ld_from;
+
+  static Sums first(float* out, int64_t ldo, const float* bias) { return {out, ldo, bias, 0}; }
+  Sums more() const { return {out, ldo, out, ldo}; }
+  Sums at(int64_t token, int64_t column) const {
+    return {out + token * ldo + column, ldo, from + token * ld_from + column, ld_from};
+  }
+  F load(int64_t token, int64_t column, int n) const { return Lanes::load_partial(from + token * ld_from + column, n); }
+  void store(int64_t token, int64_t column, F sum, int n) const {
+    Lanes::store_partial(out + token * ldo + column, sum, n);
+  }
+};
 
 // Where the columns of `count` tiles end: 16 * count, less in the last tile of the matrix.
 static inline int last_columns(const Header& h, int64_t tile, int64_t count) {
@@ -50,14 +61,13 @@ static EXL2_INLINE void add_block(F& total, I sum, F scale, float x_scale) {
   total = Lanes::fma(Lanes::to_float(sum), Lanes::mul(scale, Lanes::set1(x_scale)), total);
 }
 
-// out += total; columns: of the last tile.
+// columns: of the last tile.
 template <int TILES, int MB>
-static EXL2_INLINE void add_totals(const F (&total)[TILES][MB], float* out, int64_t ldo, int columns) {
+static EXL2_INLINE void add_totals(const F (&total)[TILES][MB], const Sums& sums, int columns) {
   for (int i = 0; i < TILES; i++) {
     const int n = i == TILES - 1 ? columns : kColumns;
     for (int m = 0; m < MB; m++) {
-      float* o = out + m * ldo + i * kColumns;
-      Lanes::store_partial(o, Lanes::add(Lanes::load_partial(o, n), total[i][m]), n);
+      sums.store(m, i * kColumns, Lanes::add(sums.load(m, i * kColumns, n), total[i][m]), n);
     }
   }
 }

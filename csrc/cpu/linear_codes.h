@@ -32,11 +32,6 @@ static inline I unpack(const I* lines) {
   }
 }
 
-template <int J>
-struct Index {
-  static constexpr int value = J;
-};
-
 // f(Index<0>) ... f(Index<COUNT - 1>): the quads of a slab, or half or twice as many lines, with the index known at
 // compile time.
 template <int COUNT = kSlabQuads, typename Body>

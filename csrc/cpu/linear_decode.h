@@ -40,7 +40,6 @@ static EXL2_INLINE void direct_integer(const Header& h, const Section& s, const 
   constexpr int TERMS = terms_of(FORM);
   // A chain of dependent multiply-adds per token would wait for its own latency: short of tokens, use several.
   constexpr int CHAINS = MB * TERMS >= Lanes::kChains ? 1 : Lanes::kChains / (MB * TERMS);
-  constexpr int kAskBlocks = max_block_slabs(kPairs) / max_block_slabs(FORM);
   const uint8_t* codes = tile + s.code_offset;
   const int32_t* x = a.quads(s.x_offset);
   const BlockMeta* meta = a.meta(h, s.first_block);
@@ -49,10 +48,7 @@ static EXL2_INLINE void direct_integer(const Header& h, const Section& s, const 
     const F scale = params.scale(g);
     const I zero = params.zero(g, BITS);
     for (int b = 0; b < s.blocks_per_group; b++, meta += MB, x += term * TERMS) {
-      // While few registers are in use, since a call keeps none of them; some slabs at a time, since it costs.
-      if (b % kAskBlocks == 0) {
-        ask_for(codes + kDecodeAhead, int(min64(kAskBlocks, s.blocks_per_group - b)) * s.slabs * BITS);
-      }
+      ask_for(codes + kDecodeAhead, s.slabs * BITS);  // while few registers are in use, since a call keeps none of them
       Acc acc[TERMS][MB][CHAINS];
       for (int t = 0; t < TERMS; t++) {
         for (int m = 0; m < MB; m++) {

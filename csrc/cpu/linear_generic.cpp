@@ -52,9 +52,6 @@ struct Lanes {
   static F load_bf16(const uint16_t* p) {
     return each([&](int c) { return bf16_to_float(p[c]); });
   }
-  static F gather(const float* p, const int32_t* index) {  // 0 where the index is negative
-    return each([&](int c) { return index[c] < 0 ? 0.0f : p[index[c]]; });
-  }
   static F lookup(const float* table, const uint8_t* nibbles) {  // table (16), nibbles (8): low nibble first
     return each([&](int c) { return table[nibbles[c / 2] >> (c % 2 * 4) & 15]; });
   }

@@ -28,19 +28,17 @@ static void multiply_staged(const uint8_t* blob, const uint8_t* scratch, int64_t
   const float* bias = reinterpret_cast<const float*>(blob + h.bias_at);
   for (int64_t t = tile_begin; t < tile_end; t += kSuperTiles) {
     const int64_t tiles = min64(kSuperTiles, tile_end - t);
-    const int64_t columns = min64(tiles * kColumns, h.out_features - t * kColumns);
-    float* o = out + t * kColumns;
-    for (int64_t m = 0; m < M; m++) memcpy(o + m * ldo, bias + t * kColumns, size_t(columns) * 4);
+    const Sums sums = Sums::first(out + t * kColumns, ldo, bias + t * kColumns);
     const bool exl2 = h.kind == int32_t(LinearKind::kExl2);
     if (h.kind == int32_t(LinearKind::kDense)) {
       const auto run = h.dense_type == int32_t(DenseType::kF16)    ? staged_dense<DenseType::kF16>
                        : h.dense_type == int32_t(DenseType::kBF16) ? staged_dense<DenseType::kBF16>
                                                                    : staged_dense<DenseType::kF32>;
-      run(blob, scratch, M, o, ldo, t, tiles);
+      run(blob, scratch, M, sums, t, tiles);
     } else if (h.exact) {
-      (exl2 ? staged_exact<Exl2Params> : staged_exact<GptqParams>)(blob, scratch, M, o, ldo, t, tiles);
+      (exl2 ? staged_exact<Exl2Params> : staged_exact<GptqParams>)(blob, scratch, M, sums, t, tiles);
     } else {
-      (exl2 ? staged_integer<Exl2Params> : staged_integer<GptqParams>)(blob, scratch, M, o, ldo, t, tiles);
+      (exl2 ? staged_integer<Exl2Params> : staged_integer<GptqParams>)(blob, scratch, M, sums, t, tiles);
     }
   }
 }

@@ -13,12 +13,12 @@ struct FloatChunk {
 };
 
 template <int TILES, int MB>
-static void multiply_floats(const FloatChunk& chunk, int tile, int rows, const float* x, float* out, int64_t ldo,
+static void multiply_floats(const FloatChunk& chunk, int tile, int rows, const float* x, const Sums& sums,
                             int columns) {
   F acc[TILES][MB];
   for (int i = 0; i < TILES; i++) {
     const int n = i == TILES - 1 ? columns : kColumns;
-    for (int m = 0; m < MB; m++) acc[i][m] = Lanes::load_partial(out + m * ldo + i * kColumns, n);
+    for (int m = 0; m < MB; m++) acc[i][m] = sums.load(m, i * kColumns, n);
   }
   for (int r = 0; r < rows; r++, x += MB) {
     F weight[TILES];
@@ -30,25 +30,24 @@ static void multiply_floats(const FloatChunk& chunk, int tile, int rows, const f
   }
   for (int i = 0; i < TILES; i++) {
     const int n = i == TILES - 1 ? columns : kColumns;
-    for (int m = 0; m < MB; m++) Lanes::store_partial(out + m * ldo + i * kColumns, acc[i][m], n);
+    for (int m = 0; m < MB; m++) sums.store(m, i * kColumns, acc[i][m], n);
   }
 }
 
 // rows of the chunk, starting at packed row `row`, times all tokens.
 static inline void multiply_chunk(const Header& h, const FloatChunk& chunk, const uint8_t* scratch, int64_t row,
-                                  int rows, int64_t M, float* out, int64_t ldo, int64_t tile, int64_t tiles) {
+                                  int rows, int64_t M, const Sums& sums, int64_t tile, int64_t tiles) {
   for (int64_t token = 0; token < M; token += kTokens) {
     const Activations a = activations_of(h, scratch, token, M);
     for_tokens(a.mb, [&](auto m) {
       constexpr int MB = decltype(m)::value;
-      float* o = out + token * ldo;
       int i = 0;
       for (; i + kStageTiles <= tiles; i += kStageTiles) {
-        multiply_floats<kStageTiles, MB>(chunk, i, rows, a.rows(row), o + i * kColumns, ldo,
+        multiply_floats<kStageTiles, MB>(chunk, i, rows, a.rows(row), sums.at(token, i * kColumns),
                                          last_columns(h, tile + i, kStageTiles));
       }
       for (; i < tiles; i++) {
-        multiply_floats<1, MB>(chunk, i, rows, a.rows(row), o + i * kColumns, ldo, last_columns(h, tile + i, 1));
+        multiply_floats<1, MB>(chunk, i, rows, a.rows(row), sums.at(token, i * kColumns), last_columns(h, tile + i, 1));
       }
     });
   }
@@ -82,7 +81,7 @@ struct UnpackFloats {
 };
 
 template <typename Params>
-static void staged_exact(const uint8_t* blob, const uint8_t* scratch, int64_t M, float* out, int64_t ldo, int64_t tile,
+static void staged_exact(const uint8_t* blob, const uint8_t* scratch, int64_t M, Sums sums, int64_t tile,
                          int64_t tiles) {
   const Header& h = header_of(blob);
   FloatChunk chunk;
@@ -95,14 +94,15 @@ static void staged_exact(const uint8_t* blob, const uint8_t* scratch, int64_t M,
         const uint8_t* data = tile_of(blob, tile + i);
         for_width<UnpackFloats, 0, Params>(s->bits, *s, Params(blob, data), data, first, slabs, chunk.weights[i]);
       }
-      multiply_chunk(h, chunk, scratch, s->first_row + int64_t(first) * kSlabRows, slabs * kSlabRows, M, out, ldo, tile,
+      multiply_chunk(h, chunk, scratch, s->first_row + int64_t(first) * kSlabRows, slabs * kSlabRows, M, sums, tile,
                      tiles);
+      sums = sums.more();
     }
   }
 }
 
 template <DenseType TYPE>
-static void staged_dense(const uint8_t* blob, const uint8_t* scratch, int64_t M, float* out, int64_t ldo, int64_t tile,
+static void staged_dense(const uint8_t* blob, const uint8_t* scratch, int64_t M, Sums sums, int64_t tile,
                          int64_t tiles) {
   const Header& h = header_of(blob);
   constexpr int kRowBytes = dense_row_bytes(TYPE);
@@ -116,7 +116,8 @@ static void staged_dense(const uint8_t* blob, const uint8_t* scratch, int64_t M,
         Lanes::store(chunk.weights[i] + r * kColumns, load_dense<TYPE>(data, row + r));
       }
     }
-    multiply_chunk(h, chunk, scratch, row, rows, M, out, ldo, tile, tiles);
+    multiply_chunk(h, chunk, scratch, row, rows, M, sums, tile, tiles);
+    sums = sums.more();
   }
 }
 

@@ -14,7 +14,7 @@ namespace EXL2_ISA {
 // ran 30 % slower (Zen 5).
 template <int BITS, Form FORM, int TILES, int MB, typename Params>
 static void multiply_bytes(const CodeChunk& chunk, int tile, const Section& s, int blocks, const int32_t* x,
-                           const BlockMeta* meta, float* out, int64_t ldo, int columns) {
+                           const BlockMeta* meta, const Sums& sums, int columns) {
   const int slabs = s.slabs, shared_codes = codes_in_term(s.bits, FORM, 1), shift = term_shift(s.bits, FORM);
   F total[TILES][MB];
   for (int i = 0; i < TILES; i++) {
@@ -52,8 +52,7 @@ static void multiply_bytes(const CodeChunk& chunk, int tile, const Section& s, i
         });
         codes += QUADS * kLine;
         term_x += QUADS * MB;
-        // One term: one slab (max_block_slabs), and the whole block is straight code.
-      } while (FORM == kPairs && ++slab < slabs);
+      } while (++slab < slabs);
     };
     add_term(Index<kOneByte>{}, block_codes, x);
     x += slabs * kSlabQuads * MB;
@@ -67,7 +66,7 @@ static void multiply_bytes(const CodeChunk& chunk, int tile, const Section& s, i
       }
     }
   }
-  add_totals(total, out, ldo, columns);
+  add_totals(total, sums, columns);
 }
 
 template <int BITS, bool PAIRS, typename Params>
@@ -116,17 +115,17 @@ struct UnpackChunk {
 // Some blocks of a chunk times one block of tokens.
 template <int BITS, Form FORM, int MB, typename Params>
 static void multiply_chunk_of(const CodeChunk& chunk, const Header& h, const Section& s, int64_t block, int blocks,
-                              const Activations& a, int64_t tile, int64_t tiles, float* out, int64_t ldo) {
+                              const Activations& a, int64_t tile, int64_t tiles, const Sums& sums) {
   const int32_t* x = a.quads(s.x_offset + (block - s.first_block) * s.slabs * kSlabRows * terms_of(FORM));
   const BlockMeta* meta = a.meta(h, block);
   const auto multiply = [&](auto count, int64_t i) {
     constexpr int TILES = decltype(count)::value;
-    float* o = out + i * kColumns;
+    const Sums mine = sums.at(0, i * kColumns);
     const int columns = last_columns(h, tile + i, TILES);
     if constexpr (FORM == kTwoBytes) {
-      multiply_words<TILES, MB>(chunk, int(i), s.slabs, blocks, x, meta, o, ldo, columns);
+      multiply_words<TILES, MB>(chunk, int(i), s.slabs, blocks, x, meta, mine, columns);
     } else {
-      multiply_bytes<BITS, FORM, TILES, MB, Params>(chunk, int(i), s, blocks, x, meta, o, ldo, columns);
+      multiply_bytes<BITS, FORM, TILES, MB, Params>(chunk, int(i), s, blocks, x, meta, mine, columns);
     }
   };
   int64_t i = 0;
@@ -143,10 +142,10 @@ struct MultiplyChunk {
   }
 };
 
-// `tiles` (<= kSuperTiles) tiles from `tile` on, all tokens; adds to out, which points at the first column.
+// `tiles` (<= kSuperTiles) tiles from `tile` on, all tokens; sums: from the first column of these on.
 template <typename Params>
-static void staged_integer(const uint8_t* blob, const uint8_t* scratch, int64_t M, float* out, int64_t ldo,
-                           int64_t tile, int64_t tiles) {
+static void staged_integer(const uint8_t* blob, const uint8_t* scratch, int64_t M, Sums sums, int64_t tile,
+                           int64_t tiles) {
   const Header& h = header_of(blob);
   CodeChunk chunk;
   const Section* end = sections_of(blob) + h.n_sections;
@@ -164,18 +163,19 @@ static void staged_integer(const uint8_t* blob, const uint8_t* scratch, int64_t 
         const Activations a = activations_of(h, scratch, token, M);
         for_tokens(a.mb, [&](auto m) {
           constexpr int MB = decltype(m)::value;
-          float* o = out + token * ldo;
+          const Sums mine = sums.at(token, 0);
           if constexpr (Lanes::kWidthMatters) {
             for_width<MultiplyChunk, MB, Params>(s->bits, chunk, h, *s, s->first_block + first, blocks, a, tile, tiles,
-                                                 o, ldo);
+                                                 mine);
           } else {  // one body serves every width
             const auto run = form == kOneByte ? multiply_chunk_of<8, kOneByte, MB, Params>
                              : form == kPairs ? multiply_chunk_of<8, kPairs, MB, Params>
                                               : multiply_chunk_of<8, kTwoBytes, MB, Params>;
-            run(chunk, h, *s, s->first_block + first, blocks, a, tile, tiles, o, ldo);
+            run(chunk, h, *s, s->first_block + first, blocks, a, tile, tiles, mine);
           }
         });
       }
+      sums = sums.more();
     }
   }
 }

@@ -10,7 +10,7 @@ namespace EXL2_ISA {
 // Sums of a block: below 128 rows * 2^15 * 2^8 = 2^30.
 template <int TILES, int MB>
 static void multiply_words(const CodeChunk& chunk, int tile, int slabs, int blocks, const int32_t* x,
-                           const BlockMeta* meta, float* out, int64_t ldo, int columns) {
+                           const BlockMeta* meta, const Sums& sums, int columns) {
   F total[TILES][MB];
   for (int i = 0; i < TILES; i++) {
     for (int m = 0; m < MB; m++) total[i][m] = Lanes::zero();
@@ -35,7 +35,7 @@ static void multiply_words(const CodeChunk& chunk, int tile, int slabs, int bloc
       for (int i = 0; i < TILES; i++) add_block(total[i][m], acc[i][m], chunk.scales[tile + i][b], meta[m].scale);
     }
   }
-  add_totals(total, out, ldo, columns);
+  add_totals(total, sums, columns);
 }
 
 template <int BITS, typename Params>

@@ -103,7 +103,8 @@ def forms(case: Case) -> Tensor:
     other words."""
     average, perm = float(case.bits.double().mean()), getattr(case.weight, "perm", None)
     size = len(case.bits)
-    pairs = 0 if average <= 3.5 else size // 2 if average <= 4.5 and perm is not None else size
+    by_average = 0.0 if average <= 3.5 else 0.5 if average <= 4.5 else 0.75 if average <= 5.25 else 1.0
+    pairs = int(size * by_average) if perm is not None or average <= 3.5 else size
     two_bytes = 0 if average <= 5.75 else size if perm is None else size // 2
     found = torch.empty_like(case.bits)
     order = torch.arange(size) if perm is None else perm
