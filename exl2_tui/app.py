@@ -38,6 +38,7 @@ from exl2_tui.core.events import (
     PromptPreview,
     SamplerPreview,
 )
+from exl2_tui.hangup import end_with_terminal
 from exl2_tui.keymap import bindings, problems
 from exl2_tui.loop import new_event_loop
 from exl2_tui.pace import Pace
@@ -429,13 +430,14 @@ def run(
         first_run=model is None and is_first_run(),
         store_factory=lambda saved, report: ChatDatabase(data_dir() / "chats.db", saved, report),
     )
+    end_with_terminal(sys.stdin.fileno(), lambda: _end(app, 1))
     app.run(loop=new_event_loop())
+    _end(app, app.return_code or 0)
+
+
+def _end(app: Exl2App, status: int) -> NoReturn:
+    """Closes everything and ends the process: taking torch and a long chat apart takes half a second."""
     app.close(QUIT_SECONDS)
-    _end(app.return_code or 0)
-
-
-def _end(status: int) -> NoReturn:
-    """Ends the process: everything is closed by now, and taking torch and a long chat apart takes half a second."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # whoever read it has gone
             stream.flush()

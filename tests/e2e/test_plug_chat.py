@@ -14,7 +14,7 @@ import pytest
 
 import exl2_tui
 from tests.e2e.conftest import Open
-from tests.e2e.terminal import Terminal
+from tests.e2e.terminal import Terminal, program
 
 
 def ask(terminal: Terminal, text: str = "tell me", until: str = "word60") -> None:
@@ -61,6 +61,15 @@ def test_the_end_in_the_middle_of_an_answer(typing_app: Open, home: Path, end: s
     again.type("and now?")
     again.press("enter")
     again.wait("writing")
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_the_window_is_closed_at_the_start_and_no_signal_says_so(terminals: Open, home: Path, drawn: bool) -> None:
+    """As under nohup: once the app waited for ever for a writer that had died, and read nothing in a circle."""
+    terminal = terminals(["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *program()], home, (80, 24))
+    if drawn:
+        terminal.wait(lambda screen: screen.strip())
+    terminal.hang_up()
 
 
 @pytest.mark.parametrize("end", ["SIGKILL", "ctrl+q"])
