@@ -228,7 +228,7 @@ static inline Form form_of(int bits, int64_t first_row, const FineRows& fine) {
 constexpr int terms_of(Form form) { return form == kOneByte ? 1 : 2; }
 
 // Rows that share an activation scale: at most 128, of one group. Fewer would round less, but what a block costs besides
-// its products is a third of them at 32 rows of one byte (and the cost in KL is the same within what can be measured).
+// its products would weigh more; what all of this costs in KL: docs/performance.md.
 constexpr int kBlockSlabs = 4;
 
 // Fills h and, when given, the sections; returns false for a width without a layout.
