@@ -24,7 +24,7 @@ class TurnActions(FrugalScreen):
         self._next_code = 0
 
     def repaint(self, changes: Changes) -> None:
-        """Draws what changed."""
+        """Draws what changed. ChatScreen does: Textual's screens cannot be abstract classes."""
         raise NotImplementedError
 
     def marked_changed(self) -> None:

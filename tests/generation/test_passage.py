@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.fake_model import FakeTokenizer
@@ -19,8 +20,7 @@ from exl2_tui.core.generation import generator as generator_module
 from exl2_tui.core.generation.generator import Generator
 from exl2_tui.core.generation.sampler import Sampler
 from exl2_tui.core.model.native import NativeModel
-from exl2_tui.core.model.passage import Choice, Passage, WritesPassages
-from exl2_tui.core.model.protocol import Cache
+from exl2_tui.core.model.passage import Passage, WritesPassages
 from exl2_tui.core.requests import LoadOptions, SamplerSettings
 
 PROMPT = range(5, 60)
@@ -35,17 +35,8 @@ class Asked(NativeModel):
     passages: tuple[int, ...] = ()
     afterwards: Callable[[], None] | None = None
 
-    def write(
-        self,
-        token: int,
-        cache: Cache,
-        choice: Choice,
-        *,
-        stop_ids: Collection[int],
-        seconds: float,
-        cancel: CancelToken | None = None,
-    ) -> Passage:
-        passage = super().write(token, cache, choice, stop_ids=stop_ids, seconds=seconds, cancel=cancel)
+    def write(self, *args: Any, **options: Any) -> Passage:
+        passage = super().write(*args, **options)
         self.passages += (len(passage.tokens),)
         if self.afterwards is not None:
             self.afterwards()

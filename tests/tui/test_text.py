@@ -139,7 +139,8 @@ def test_sentences_begin_with_a_capital_and_names_stay() -> None:
     assert sentence("\x1b") == ""
 
 
-def test_paths_in_the_home_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/ann")
-    assert from_home(Path("/home/ann/models/a")) == "~/models/a"
-    assert from_home(Path("/home/bob/a")) == "/home/bob/a"
+def test_paths_in_the_home_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "ann"))
+    assert from_home(tmp_path / "ann" / "models" / "a") == "~/models/a"
+    elsewhere = tmp_path / "bob" / "a"
+    assert from_home(elsewhere) == str(elsewhere)

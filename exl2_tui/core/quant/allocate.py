@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from exl2_tui.core.errors import QuantizationError
 
@@ -108,17 +109,17 @@ def minimize_sum(slots: Slots, budget: int) -> tuple[int, ...]:
     best_error = sum(slots[i][choice].error for i, choice in enumerate(best)) * (1 + 1e-12)
 
     # A state is (bits, error, trail); trails are linked lists, so that a state costs the same at any depth.
-    states: list[tuple[int, float, tuple[int, object] | None]] = [(0, 0.0, None)]
+    states: list[tuple[int, float, _Trail | None]] = [(0, 0.0, None)]
     for slot, options in enumerate(slots):
         relaxation = relaxations[slot + 1]
-        grown: list[tuple[int, float, float, tuple[int, object]]] = []
+        grown: list[tuple[int, float, float, _Trail]] = []
         for bits, error, trail in states:
             for choice in choices[slot]:
                 option = options[choice]
                 total, sum_error = bits + option.bits, error + option.error
                 bound = sum_error + relaxation.error(budget - total)
                 if bound <= best_error:
-                    grown.append((total, sum_error, bound, (choice, trail)))
+                    grown.append((total, sum_error, bound, _Trail(choice, trail)))
         if len(grown) > MAX_STATES:
             grown = sorted(grown, key=lambda state: state[2])[:MAX_STATES]
         grown.sort(key=lambda state: (state[0], state[1]))
@@ -243,10 +244,16 @@ def _spend(slots: Slots, chosen: list[int], budget: int, *, order: str) -> list[
     return chosen
 
 
-def _unlink(trail: tuple[int, object] | None) -> tuple[int, ...]:
+class _Trail(NamedTuple):
+    """The choice for a slot and, as a linked list, those for the slots before."""
+
+    choice: int
+    before: _Trail | None
+
+
+def _unlink(trail: _Trail | None) -> tuple[int, ...]:
     chosen: list[int] = []
     while trail is not None:
-        choice, rest = trail
-        chosen.append(choice)
-        trail = rest  # type: ignore[assignment] # a pair as this one: a linked list
+        chosen.append(trail.choice)
+        trail = trail.before
     return tuple(reversed(chosen))
