@@ -11,12 +11,14 @@ from typing import ClassVar
 
 from textual.app import App
 from textual.filter import ANSIToTruecolor, Monochrome, NoColor
+from textual.screen import SystemModalScreen
 from textual.style import Style
 from textual.theme import Theme
 from textual.widgets import OptionList
 
 from exl2_tui.key_order import KeysInOrder
-from exl2_tui.themes import THEMES
+from exl2_tui.mono import Attributes
+from exl2_tui.themes import MONO, THEMES
 
 STYLES = Path(__file__).parent / "styles"
 LATER_STYLES = ("dialogs", "form", "settings", "models", "convert")  # of screens that are not the first one
@@ -47,15 +49,21 @@ class StyledApp(KeysInOrder):
             self._css_variables = variables
             self._fit_filters()
             super().refresh_css(animate)
+            if self.screen_stack and isinstance(
+                self.screen, SystemModalScreen
+            ):  # Textual's palette, which it leaves out
+                self.stylesheet.update(self.screen, animate=animate)
 
     def _fit_filters(self) -> None:
-        """Colours by number reach the terminal only where the theme is of such; without colour there are no greys."""
-        native = self.native_ansi_color
-        for index, known in enumerate(self._filters):
+        """Colours by number reach the terminal only where the theme is of such, and none where it has no colours.
+
+        Textual's own filter for NO_COLOR makes colours grey, and greys are colours.
+        """
+        kept = [known for known in self._filters if not isinstance(known, Monochrome | NoColor | Attributes)]
+        for known in kept:
             if isinstance(known, ANSIToTruecolor):
-                known.enabled = not native
-            elif isinstance(known, Monochrome | NoColor):
-                self._filters[index] = NoColor() if native else Monochrome()
+                known.enabled = not self.native_ansi_color
+        self._filters = [*kept, Attributes()] if self.theme == MONO.name else kept
 
     def read_later_styles(self) -> None:
         for name in LATER_STYLES:

@@ -132,7 +132,7 @@ def _line(text: Content, note: str, room: int) -> Content:
 
 def _room(width: int) -> int:
     """Cells of a row in a terminal of that width: see CommandPalette in dialogs.tcss."""
-    return min(86, int(0.94 * width)) - 5
+    return min(86, int(0.94 * width)) - 6
 
 
 def _lit(matcher: Matcher, text: str) -> Content:

@@ -100,7 +100,7 @@ KEYS = (
     Key("app.models", "f3,ctrl+o", "models", "Models", "models of this machine and of the Hub", "app"),
     Key("app.convert", "f4", "convert", "Convert", "make EXL2 models, and how far that is", "app"),
     Key("app.settings", "f5", "settings", "Settings", "everything that can be set", "app"),
-    Key("app.theme", "f12", "next_theme", "Theme", "dark, light, or the terminal's own colours", "app"),
+    Key("app.theme", "f12", "next_theme", "Theme", "dark, light, the terminal's own colours, or none", "app"),
     Key("chat.stop", "escape", "stop", "Stop", "stop the answer or the load; the text stays", "chat", shown=True),
     Key("chat.new", "ctrl+n", "new_chat", "New", "new chat", "chat", shown=True),
     Key("chat.retry", "ctrl+r", "retry", "Retry", "answer again; the old answer is kept", "chat", shown=True),

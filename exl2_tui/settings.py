@@ -28,7 +28,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 FILE_NAME = "settings.toml"
-THEMES = ("auto", "dark", "light", "terminal")
+THEMES = ("auto", "dark", "light", "terminal", "mono")
 
 
 def config_dir() -> Path:

@@ -62,7 +62,7 @@ GROUPS = (
     Group(
         "Appearance",
         (
-            Field("appearance", "theme", "Theme", "auto asks the terminal for its background", THEMES),
+            Field("appearance", "theme", "Theme", "auto asks the terminal; mono: no colours, as with NO_COLOR", THEMES),
             Field("appearance", "turns", "Turns on screen", "4 to 30; older ones load when you scroll to them"),
         ),
     ),

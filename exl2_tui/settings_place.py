@@ -11,7 +11,7 @@ from textual.timer import Timer
 from exl2_tui.core.events import LoadFinished
 from exl2_tui.settings import Settings, save_settings
 from exl2_tui.state import Changes
-from exl2_tui.themes import THEMES
+from exl2_tui.themes import THEMES, colours_are_off, known_theme_name
 
 if TYPE_CHECKING:
     from exl2_tui.app import Exl2App
@@ -53,7 +53,7 @@ class SettingsPlace:
         app = self._app
         theme, keys = settings.appearance.theme, settings.keys
         if theme != self.now.appearance.theme and theme in THEMES:
-            app.theme = THEMES[theme].name
+            app.theme = known_theme_name(theme)
         changes = Changes(status=True)
         if keys != self.now.keys:
             app.set_keymap(keys)
@@ -63,6 +63,9 @@ class SettingsPlace:
 
     def next_theme(self) -> None:
         app = self._app
+        if colours_are_off():
+            app.say("NO_COLOR is set, so there are no colours to choose from")
+            return
         names = list(THEMES)
         current = next((name for name in names if THEMES[name].name == app.theme), names[0])
         name = names[(names.index(current) + 1) % len(names)]

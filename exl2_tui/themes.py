@@ -1,6 +1,7 @@
 """Colours. Every pair of text and background reaches 4.5:1 (tests/tui/test_themes.py); meaning never rests on colour.
 
-"auto" asks the terminal for its background before the app starts. "terminal" uses the terminal's own 16 colours.
+"auto" asks the terminal for its background before the app starts. "terminal" uses the terminal's own 16 colours, "mono"
+none at all; it is the only theme where NO_COLOR is set (no-color.org).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 import select
 import sys
 import time
+from dataclasses import replace
 
 from textual.theme import Theme
 
@@ -40,6 +42,8 @@ DARK = Theme(
         "input-selection-background": "#283d50",
         "input-selection-foreground": "#ffffff",
         "screen-selection-background": "#283d50",
+        "field": "#1a1e23",
+        "found": "#283d50",
         "footer-key-foreground": "#8ab4d8",
         "footer-description-foreground": "#a3a9b3",
         "footer-background": "#14171b",
@@ -79,6 +83,8 @@ LIGHT = Theme(
         "input-selection-background": "#cfe0ee",
         "input-selection-foreground": "#14171b",
         "screen-selection-background": "#cfe0ee",
+        "field": "#f3f1ed",
+        "found": "#cfe0ee",
         "footer-key-foreground": "#2b648f",
         "footer-description-foreground": "#5c626b",
         "footer-background": "#fbfaf8",
@@ -123,6 +129,8 @@ TERMINAL = Theme(
         "input-selection-foreground": "ansi_bright_white",
         "screen-selection-background": "ansi_blue",
         "screen-selection-foreground": "ansi_bright_white",
+        "field": "ansi_default",
+        "found": "ansi_blue",
         "footer-key-foreground": "ansi_cyan",
         "footer-description-foreground": "ansi_default",
         "footer-background": "ansi_default",
@@ -138,14 +146,49 @@ TERMINAL = Theme(
     },
 )
 
-THEMES = {"dark": DARK, "light": LIGHT, "terminal": TERMINAL}
+# Its colours never reach a terminal: each stands for an attribute, and mono.py draws that.
+MONO = replace(
+    TERMINAL,
+    name="exl2-mono",
+    primary="ansi_blue",
+    accent="ansi_blue",
+    warning="ansi_blue",
+    error="ansi_blue",
+    success="ansi_default",
+    secondary="ansi_bright_black",
+    panel="ansi_bright_black",
+    variables={
+        **TERMINAL.variables,
+        "border-blurred": "ansi_bright_black",
+        "field": "ansi_bright_black",
+        "found": "ansi_bright_black",
+        "footer-key-foreground": "ansi_blue",
+        "footer-description-foreground": "ansi_bright_black",
+        "input-selection-background": "ansi_blue",
+        "input-selection-foreground": "ansi_default",
+        "screen-selection-background": "ansi_blue",
+        "screen-selection-foreground": "ansi_default",
+    },
+)
+
+THEMES = {"dark": DARK, "light": LIGHT, "terminal": TERMINAL, "mono": MONO}
 
 
 def theme_name(setting: str) -> str:
     """The Textual theme for a settings value; "auto" asks the terminal and must run before the app owns it."""
-    if setting == "auto":
+    if setting == "auto" and not colours_are_off():
         setting = "light" if background_is_light() else "dark"
-    return THEMES[setting].name if setting in THEMES else DARK.name
+    return known_theme_name(setting)
+
+
+def known_theme_name(setting: str) -> str:
+    """The Textual theme for a settings value other than "auto", while the app runs."""
+    return (MONO if colours_are_off() else THEMES.get(setting, DARK)).name
+
+
+def colours_are_off() -> bool:
+    """Whether the person asks every program for no colour: no-color.org says that an empty value does not count."""
+    return os.environ.get("NO_COLOR", "") != ""
 
 
 def background_is_light() -> bool:

@@ -27,7 +27,7 @@ class FindBar(Horizontal):
     DEFAULT_CSS: ClassVar[str] = """
     FindBar { height: 1; display: none; padding: 0 2; background: $surface; }
     FindBar Static { width: auto; color: $secondary; }
-    FindBar Input { width: 1fr; border: none; background: $surface; }
+    FindBar Input { width: 1fr; border: none; background: $field; }
     FindBar Input:focus { background-tint: $background 0%; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("find")]

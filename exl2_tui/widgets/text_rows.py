@@ -18,7 +18,7 @@ from exl2_tui.segments import ShownLine
 from exl2_tui.widgets.recent import Recent
 from exl2_tui.widgets.wrap import TAB, count_rows, wrap
 
-FOUND = "$input-selection-foreground on $input-selection-background"
+FOUND = "$input-selection-foreground on $found"
 CURRENT = "bold reverse"
 NARROWEST = 8  # cells; text is wrapped no narrower than this
 KEPT = 512  # lines whose rows are kept

@@ -27,13 +27,17 @@ KEYS = {
     "tab": "\t",
     "up": "\x1b[A",
     "down": "\x1b[B",
+    "alt+up": "\x1b[1;3A",
     "right": "\x1b[C",
     "left": "\x1b[D",
     "end": "\x1b[F",
+    "f1": "\x1bOP",
     "f2": "\x1bOQ",
     "f3": "\x1bOR",
     "f4": "\x1bOS",
     "f5": "\x1b[15~",
+    "f8": "\x1b[19~",
+    "f12": "\x1b[24~",
 }
 
 
@@ -51,6 +55,7 @@ class Terminal:
         self._screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self._screen)
         self._rest = b""
+        self.written = bytearray()  # all that the program wrote
         self._master, slave = pty.openpty()
         self._resize_pty(columns, rows)
         more = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "TEXTUAL_ANIMATIONS": "none", **variables}
@@ -137,9 +142,11 @@ class Terminal:
         if not select.select([self._master], [], [], seconds)[0]:
             return False
         try:
-            data = self._rest + os.read(self._master, 65536)
+            new = os.read(self._master, 65536)
         except OSError:  # the program has ended
             return False
+        self.written += new
+        data = self._rest + new
         unfinished = UNFINISHED.search(data)
         self._rest = unfinished.group() if unfinished else b""
         self._stream.feed(UNKNOWN.sub(b"", data[: len(data) - len(self._rest)]))

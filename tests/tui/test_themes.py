@@ -8,18 +8,20 @@ from textual.theme import Theme
 from textual.widgets import Input, OptionList, TextArea
 
 from exl2_tui.keymap import EDITING, KEYS, problem_of, problems, spell
+from exl2_tui.settings import AppearanceSettings, Settings
 from exl2_tui.themes import DARK, LIGHT, background_is_light, luminance, theme_name
 from exl2_tui.widgets.code_lines import CodeTheme
 from tests.tui.conftest import MakeApp
 from tests.tui.convert_fakes import FakeConvert
 from tests.tui.demo import ANSWERS
 from tests.tui.driver import ChatDriver, until
+from tests.tui.looks import coloured
 from tests.tui.model_fakes import FakeModels
 
 # Everything that text of any colour may stand on, rows under a cursor and selections included.
 GROUNDS = (
     *("background", "surface", "panel", "block-cursor-background", "block-cursor-blurred-background"),
-    *("screen-selection-background", "input-selection-background"),
+    *("screen-selection-background", "input-selection-background", "field", "found"),
 )
 
 
@@ -35,7 +37,7 @@ def ratio(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("theme", [DARK, LIGHT], ids=lambda theme: theme.name)
 def test_text_has_contrast(theme: Theme) -> None:
-    colors = theme.to_color_system().generate()
+    colors = {**theme.to_color_system().generate(), **theme.variables}
     used = {"foreground", "primary", "secondary", "accent", "success", "warning", "error"}
     for name in used:
         for ground in GROUNDS:
@@ -109,6 +111,21 @@ def test_auto_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLORFGBG", "15;0")
     assert theme_name("auto") == "exl2-dark"
     assert theme_name("terminal") == "exl2-terminal"
+
+
+async def test_no_color_goes_before_every_choice_of_a_theme(monkeypatch: pytest.MonkeyPatch, make_app: MakeApp) -> None:
+    monkeypatch.setenv("NO_COLOR", "")  # an empty value does not count
+    assert theme_name("light") == "exl2-light"
+    monkeypatch.setenv("NO_COLOR", "0")
+    assert {theme_name(theme) for theme in ("auto", "dark", "light", "terminal", "mono")} == {"exl2-mono"}
+    async with make_app(theme=theme_name("light")).run_test(size=(80, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        await pilot.press("f12")
+        assert "NO_COLOR is set" in chat.status
+        chat.app.preferences.use(Settings(appearance=AppearanceSettings(theme="dark")))
+        await chat.settle()
+        assert chat.app.theme == "exl2-mono" and not coloured(chat.app)
 
 
 def test_default_keys_have_no_problem() -> None:
