@@ -188,6 +188,9 @@ KEYS = (
     Key("downloads.pause", "p", "pause", "Pause", "stop it; what is here stays", "downloads", shown=True),
     Key("downloads.resume", "r", "resume", "Resume", "go on where it stopped", "downloads", shown=True),
     Key("downloads.discard", "x", "discard", "Discard", "delete what is here of it", "downloads", shown=True),
+    Key(
+        "downloads.unlist", "x", "unlist", "Off the list", "no longer list it; the model stays", "downloads", shown=True
+    ),
     Key("downloads.chat", "c", "chat", "Chat", "load the finished model and chat", "downloads", shown=True),
     Key("downloads.hub", "h", "hub", "Hub", "search for another one", "downloads", roomy=True),
     Key("convert.leave", "escape", "leave", "Chat", "back to the chat", "convert", shown=True),
@@ -283,6 +286,8 @@ TOGETHER: tuple[tuple[Place, ...], ...] = (
 )
 # Places in which letters are typed.
 TYPED = {"app", "chat", "composer", "find", "wizard", "settings", *DIALOGS}
+# Actions of a place of which only one is possible at a time, and which therefore may have the same key.
+EITHER = (frozenset(("downloads.discard", "downloads.unlist")),)
 # Keys that mean one thing in a place and another while something in it has the focus.
 LAYERED = {"escape", "enter", "up", "down", "ctrl+f", "ctrl+r"}
 
@@ -318,6 +323,8 @@ def problem_of(name: str, keys: str, overrides: dict[str, str]) -> str:
 
 def _meet(one: Key, other: Key) -> bool:
     """Whether the keys of both are in force together."""
+    if {one.id, other.id} in EITHER:
+        return False
     if any(key.place == "app" and key.priority for key in (one, other)):
         return True
     return any(one.place in places and other.place in places for places in TOGETHER)

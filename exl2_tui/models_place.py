@@ -299,11 +299,13 @@ class ModelsPlace:
         self.service.stop_download(one.id)
 
     def discard(self, one: Download) -> None:
-        """Deletes what there is of it; a finished one only leaves the list."""
-        if one.status == "finished":
-            del self.state.downloads[one.id]
-        else:
-            self.service.discard(one.id)
+        """Deletes what there is of an unfinished one."""
+        self.service.discard(one.id)
+
+    def unlist(self, one: Download) -> None:
+        """A finished one is no longer listed; its model stays."""
+        self.state.downloads.pop(one.id, None)
+        self._each(ShowsModels, lambda screen: screen.models_changed())
 
     def ask_quit(self, leave: Callable[[], None]) -> bool:
         """While something is downloaded: asks, and calls `leave` if the person wants to. False: nothing is."""

@@ -68,6 +68,7 @@ class ModelsState:
             self.details[event.path] = event
         elif isinstance(event, ModelRemoved):
             self.details.pop(event.path, None)
+            self.downloads = {name: one for name, one in self.downloads.items() if one.path != event.path}
         elif isinstance(event, DownloadsListed):
             self._begun(event)
         elif isinstance(event, DownloadProgress | DownloadFinished | DownloadEnded):

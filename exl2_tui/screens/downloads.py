@@ -32,7 +32,8 @@ class DownloadsScreen(ModelsTab):
 
     HELP = (
         "Downloads go on while you chat. One that was paused, or stopped because the program or the connection ended, "
-        "goes on where it was. Hashes are checked at the end."
+        "goes on where it was; discarding deletes what is here of it. Hashes are checked at the end. A finished one "
+        "can be taken off this list: its model stays, until you remove it in {app.models}."
     )
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("downloads")]
 
@@ -81,8 +82,8 @@ class DownloadsScreen(ModelsTab):
         if action == "resume":
             return one is not None and one.status in ("stopped", "failed")
         if action == "discard":
-            return one is not None
-        if action == "chat":
+            return one is not None and one.status != "finished"
+        if action in ("chat", "unlist"):
             return one is not None and one.status == "finished"
         return True
 
@@ -122,10 +123,6 @@ class DownloadsScreen(ModelsTab):
         if one.active:
             self.query_one(StatusRow).say(hint(self, "Pause it first ({downloads.pause})"))
             return
-        if one.status == "finished":
-            self._place.discard(one)
-            self.models_changed()
-            return
 
         def answered(choice: str | None) -> None:
             if choice == "delete":
@@ -134,6 +131,12 @@ class DownloadsScreen(ModelsTab):
         text = f"{size_of(one.done)} of {one_line(one.repo, 60)} are here and would be fetched again."
         choices = [("leave", "Leave it alone"), ("delete", "Delete what is here of it")]
         self.app.push_screen(ChoiceDialog("Discard the download?", text, choices), answered)
+
+    def action_unlist(self) -> None:
+        """Only the row goes: the model is in the library, where it can be deleted."""
+        one = self._at_cursor
+        if one is not None:
+            self._place.unlist(one)
 
     def action_chat(self) -> None:
         one = self._at_cursor

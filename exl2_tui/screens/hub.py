@@ -9,7 +9,6 @@ from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Input, OptionList, Static
-from textual.widgets.option_list import Option
 
 from exl2_tui.core.model_events import HubModel, HubPlanned, HubRevisions, HubSearched
 from exl2_tui.hints import hint
@@ -23,6 +22,7 @@ from exl2_tui.widgets.bars import Row, StatusRow
 from exl2_tui.widgets.header import Header
 from exl2_tui.widgets.hub_rows import model_heading, model_row, revision_heading, revision_row
 from exl2_tui.widgets.key_row import KeyRow
+from exl2_tui.widgets.keyed_list import KeyedList
 from exl2_tui.widgets.place_tabs import PlaceTabs
 from exl2_tui.widgets.status import SPINNER
 
@@ -35,8 +35,8 @@ class HubScreen(ModelsTab):
 
     HELP = (
         "Search the Hugging Face Hub by words of a name; enter shows the revisions of a model (EXL2 models keep each "
-        "bitrate on one), enter again its files, their size and whether it fits. Nothing is downloaded before you "
-        "agree."
+        "bitrate on one), enter again its files, their size and whether it fits. A revision marked ✗ cannot be used, "
+        "for the reason in its row. Nothing is downloaded before you agree."
     )
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("hub")]
 
@@ -44,6 +44,8 @@ class HubScreen(ModelsTab):
         super().__init__(place, id="hub")
         self._found: HubSearched | None = None
         self._repo = ""  # whose revisions are shown
+        self._came_from = ""  # whose revisions were shown last
+        self._proposed: str | None = None  # where the cursor was put; elsewhere the person has moved it
         self._revisions: HubRevisions | None = None
         self._waiting = ""  # what is being asked
         self._wrong: tuple[str, str] = ("", "")
@@ -53,7 +55,7 @@ class HubScreen(ModelsTab):
         yield PlaceTabs("hub", id="tabs")
         yield Input(placeholder=FIRST, compact=True, id="filter")
         yield Row(id="columns")
-        yield OptionList(markup=False, compact=True, classes="-rows", id="list")
+        yield KeyedList(classes="-rows", id="list")
         with Vertical(id="bottom"):
             yield Static("", id="details", markup=False)
             yield StatusRow(id="status")
@@ -75,7 +77,7 @@ class HubScreen(ModelsTab):
         self._waiting = ""
         self._wrong = (event.error, event.hint)
         if isinstance(event, HubSearched):
-            self._found, self._repo, self._revisions = event, "", None
+            self._found, self._repo, self._came_from, self._revisions = event, "", "", None
             if event.models:
                 self.query_one("#list").focus()
         elif isinstance(event, HubRevisions):
@@ -118,8 +120,9 @@ class HubScreen(ModelsTab):
         if self._waiting or self._repo:
             self._place.nevermind()
             self._waiting = ""
-            self._repo, self._revisions = "", None
+            self._came_from, self._repo, self._revisions = self._repo, "", None
             self._wrong = ("", "")
+            self.query_one(KeyedList).put([])
             self.fill()
             self.query_one("#list").focus()
         else:
@@ -157,29 +160,27 @@ class HubScreen(ModelsTab):
 
     # Drawing
 
-    @property
-    def _room(self) -> int:
-        return max(60, self.query_one("#list", OptionList).scrollable_content_region.width or 77)
-
     def fill(self) -> None:
-        options = self.query_one_optional("#list", OptionList)
+        options = self.query_one_optional("#list", KeyedList)
         if options is None:  # not yet, or no longer, on the screen
             return
-        kept = options.highlighted or 0
+        room = options.room
         if self._repo:
-            rows = [revision_row(one, self._room) for one in self._revisions.revisions] if self._revisions else []
-            heading = revision_heading(self._repo, self._room)
+            looked_at = self._revisions.revisions if self._revisions is not None else ()
+            rows = [(one.name, revision_row(one, room)) for one in looked_at]
+            heading = revision_heading(self._repo, room)
+            usable = next((one.name for one in looked_at if not one.problem), None)
         else:
-            rows = [model_row(model, self._room) for model in self._found.models] if self._found else []
-            heading = model_heading(self._room) if rows else Content("")
+            rows = [(model.repo, model_row(model, room)) for model in self._found.models] if self._found else []
+            heading = model_heading(room) if rows else Content("")
+            usable = self._came_from
         self.query_one("#columns", Row).put(heading)
-        if len(rows) == options.option_count and rows:
-            for index, line in enumerate(rows):
-                options.replace_option_prompt_at_index(index, line)
-        else:
-            options.set_options(Option(line) for line in rows)
-            if rows:
-                options.highlighted = min(kept, len(rows) - 1) if self._repo and self._revisions else 0
+        untouched = options.at_cursor in (None, self._proposed)
+        options.put(rows)
+        if rows and untouched:
+            keys = [key for key, _ in rows]
+            options.highlighted = keys.index(usable) if usable in keys else 0
+            self._proposed = options.at_cursor
         self._draw_tabs()
         self._draw_status()
         self._show_details()

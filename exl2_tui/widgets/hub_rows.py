@@ -15,7 +15,7 @@ from exl2_tui.widgets.status import size_of
 
 MODEL_FACTS = 42
 REVISION_FACTS = 34
-DOWNLOAD_FACTS = 53
+DOWNLOAD_FACTS = 46
 MARKS = {
     "waiting": ("·", "$secondary"),
     "running": ("●", "$primary"),
@@ -52,11 +52,15 @@ def revision_heading(repo: str, room: int) -> Content:
 def revision_row(revision: HubRevision, room: int) -> Content:
     mark = ("✗ ", "$secondary") if revision.problem else ("  ", "")
     name = Content(one_line(revision.name, room - REVISION_FACTS - 3)).pad_right(room)
+    name = name[: max(0, room - REVISION_FACTS - 2)]
+    if revision.problem:
+        why = one_line(revision.problem.removeprefix("this revision has "), REVISION_FACTS - 3)
+        return Content.assemble(mark, name, ("   " + why, "$secondary"))
     bits = f"{revision.bits:.2f}" if revision.bits else ""
     size = size_of(revision.size) if revision.size else ""
     return Content.assemble(
         mark,
-        name[: max(0, room - REVISION_FACTS - 2)],
+        name,
         (f"{bits:>8}", "$secondary"),
         f"{size:>11}  ",
         (f"{FIT_WORDS[revision.fits]:<10}", FIT_STYLES[revision.fits]),
@@ -65,7 +69,7 @@ def revision_row(revision: HubRevision, room: int) -> Content:
 
 def download_heading(room: int) -> Content:
     name = f"{'DOWNLOAD':<{room - DOWNLOAD_FACTS - 2}}"
-    return Content.styled(f"   {name}{'DONE':<17}{'SIZE':>9}{'SPEED':>12}{'LEFT':>13}", "$secondary")
+    return Content.styled(f"   {name}{'DONE':<13}{'SIZE':>8}{'SPEED':>11}{'LEFT':>12}", "$secondary")
 
 
 def download_row(one: Download, room: int) -> Content:
@@ -80,14 +84,14 @@ def download_row(one: Download, room: int) -> Content:
     return Content.assemble(
         (f"{mark} ", style),
         name,
-        meter(one.share, 1.0, cells=10),
+        meter(one.share, 1.0, cells=6),
         f" {int(100 * one.share):>3}%  ",
-        (f"{size_of(one.total):>9}{speed:>12}{left:>13}", "$secondary"),
+        (f"{size_of(one.total):>8}{speed:>11}{left:>12}", "$secondary"),
     )
 
 
 def download_details(one: Download, keys: dict[str, str]) -> Content:
-    """Three lines about the download under the cursor. keys: the person's own."""
+    """Up to four lines about the download under the cursor. keys: the person's own."""
     lines = [
         Content.assemble(
             (one_line(one.repo, 60), "bold"),
@@ -101,7 +105,8 @@ def download_details(one: Download, keys: dict[str, str]) -> Content:
         lines.append(Content.styled(one_line(one.hint) or again, "$secondary"))
     elif one.status == "finished":
         lines.append(Content.styled(one_line(one.path), "$secondary"))
-        text = "Every file has the hash the Hub announced. {downloads.chat} chats with it."
+        lines.append(Content.styled("Every file has the hash the Hub announced.", "$secondary"))
+        text = "{downloads.chat} chats with it, {downloads.unlist} takes it off the list; the model stays."
         lines.append(Content.styled(with_keys(text, keys), "$secondary"))
     elif one.status == "stopped":
         text = "Stopped; what is here stays. {downloads.resume} goes on, {downloads.discard} deletes it."

@@ -46,7 +46,7 @@ def test_search_look_download_pull_the_plug_go_on_and_chat(app: Open, hub: FakeH
     terminal.wait(REPO)
     terminal.press("enter")
     terminal.wait(lambda screen: "✗ main" in screen and "fits" in terminal.row("4.0bpw"))
-    terminal.press("down", "enter")
+    terminal.press("enter")  # the cursor is on the revision that can be used
     terminal.wait(lambda screen: "Download" in screen and WEIGHTS in screen and "config.json" in screen)
     assert not any(name == WEIGHTS for name, _ in hub.ranges)  # nothing before the person agrees
     hub.stalls = WEIGHTS

@@ -9,8 +9,10 @@ from textual.widgets import Static
 
 from exl2_tui.core.model_events import (
     HubPlanned,
+    HubRevision,
     HubRevisions,
     HubSearched,
+    ModelRemoved,
     PartialDownload,
 )
 from exl2_tui.screens.dialogs import ChoiceDialog
@@ -19,6 +21,8 @@ from exl2_tui.screens.hub import HubScreen
 from exl2_tui.screens.model_dialogs import PlanDialog
 from exl2_tui.screens.models import ModelsScreen
 from exl2_tui.widgets.bars import Row
+from exl2_tui.widgets.key_row import KeyRow
+from exl2_tui.widgets.keyed_list import KeyedList
 from tests.tui.conftest import MakeApp
 from tests.tui.driver import until
 from tests.tui.model_fakes import NAME, PLAN, FakeModels
@@ -36,9 +40,9 @@ async def test_from_words_to_a_finished_model(make_app: MakeApp) -> None:
         assert "3 of other kinds left out" in seen.text("#details")
         await seen.press("enter")
         assert seen.calls("revisions") == [("turboderp/Llama-3.1-8B-Instruct-exl2",)]
-        assert [row.split()[-1] for row in seen.rows] == ["kB", "fits", "tight", "large"]
-        assert "no config.json" in seen.text("#details")
-        await seen.press("down", "enter")
+        assert [row.split()[-1] for row in seen.rows] == ["config.json", "fits", "tight", "large"]
+        assert "its files and what it needs" in seen.text("#details")  # the cursor is on one that can be used
+        await seen.press("enter")
         assert seen.calls("plan") == [("turboderp/Llama-3.1-8B-Instruct-exl2", "4.0bpw")]
         await seen.screen(PlanDialog)
         said = seen.text(".text")
@@ -91,6 +95,35 @@ async def test_a_download_is_paused_gone_on_with_and_discarded(make_app: MakeApp
         assert "Nothing is being downloaded" in seen.text("#details")
 
 
+async def test_a_finished_download_leaves_the_list_and_its_model_stays(make_app: MakeApp) -> None:
+    """One key, one meaning at a time: what is unfinished is discarded, what is finished only leaves the list."""
+    async with models(make_app) as seen:
+        await seen.press("d")
+        await seen.screen(DownloadsScreen)
+        seen.fake.progress(0.5)
+        await seen.chat.settle()
+        keys = seen.app.screen.query_one(KeyRow)
+        assert "x Discard" in keys.plain and "Off the list" not in keys.plain
+        seen.fake.finish()
+        await seen.chat.settle()
+        assert "x Off the list" in keys.plain and "Discard" not in keys.plain
+        assert "x takes it off the list" in seen.text("#details")
+        await seen.press("x")
+        assert seen.rows == [] and seen.calls("discard") == []
+
+
+async def test_a_model_that_is_removed_is_no_finished_download(make_app: MakeApp) -> None:
+    async with models(make_app) as seen:
+        await seen.press("d")
+        await seen.screen(DownloadsScreen)
+        seen.fake.finish()
+        await seen.chat.settle()
+        assert len(seen.rows) == 1
+        seen.app.push_event(ModelRemoved(PLAN.folder, NAME, 5))
+        await seen.chat.settle()
+        assert seen.rows == []
+
+
 async def test_quitting_during_a_download_asks(make_app: MakeApp) -> None:
     async with models(make_app) as seen:
         seen.chat.app.models.download(PLAN)
@@ -135,6 +168,34 @@ async def test_what_the_hub_refuses_is_told_and_escape_goes_back(make_app: MakeA
         assert len(seen.rows) == 3
         await seen.press("escape")
         await seen.screen(ModelsScreen)
+
+
+async def test_the_cursor_begins_on_the_first_revision_that_can_be_used(make_app: MakeApp) -> None:
+    """Answers come one by one; where the person has moved the cursor it stays."""
+    async with models(make_app) as seen:
+        await seen.press("h")
+        await seen.screen(HubScreen)
+        await seen.press(*"llama", "enter")
+        seen.fake.answering = False
+
+        async def answer(*problems: str) -> str | None:
+            names = ("main", "4.0bpw", "6.0bpw")
+            rows = [HubRevision(name, 5, 0.0, "unknown", why) for name, why in zip(names, problems, strict=True)]
+            seen.app.push_event(HubRevisions(seen.app.models._token, "o/m", tuple(rows), False))
+            await seen.chat.settle()
+            return seen.app.screen.query_one(KeyedList).at_cursor
+
+        await seen.press("down", "enter")
+        assert await answer("", "", "") == "main"
+        assert await answer("no weights", "", "") == "4.0bpw"
+        assert await answer("no weights", "no weights", "") == "6.0bpw"
+        await seen.press("up")
+        assert await answer("no weights", "no weights", "no weights") == "4.0bpw"
+        assert "✗ No weights" in seen.text("#details")
+        await seen.press("escape")  # back on the result it came from
+        assert seen.app.screen.query_one(KeyedList).highlighted == 1
+        await seen.press("enter")
+        assert await answer("no weights", "", "") == "4.0bpw"
 
 
 async def test_a_plan_with_a_problem_offers_no_download(make_app: MakeApp) -> None:

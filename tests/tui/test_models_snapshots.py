@@ -103,7 +103,6 @@ async def hub_results(seen: ModelsDriver) -> None:
 async def hub_revisions(seen: ModelsDriver) -> None:
     await hub_results(seen)
     await seen.press("enter")
-    await seen.press("down")
 
 
 async def hub_plan(seen: ModelsDriver) -> None:

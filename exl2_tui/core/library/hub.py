@@ -64,12 +64,12 @@ class Hub:
         """Repositories that this program can load, by downloads, and how many others were left out."""
         self._reach()
         listed = self._ask("", lambda: list(self._listed(words)))
-        found = []
+        found = {}  # by name: a list that changes between two of its pages names a model twice
         for item in listed[:SEARCH_LIMIT]:
             model = model_of(item) if is_repo(getattr(item, "id", None)) else None
             if model is not None:
-                found.append(model)
-        return tuple(found), len(listed) - len(found)
+                found[model.repo] = model
+        return tuple(found.values()), len(listed) - len(found)
 
     def _reach(self) -> None:
         """Raises at once where there is no network: the library's search would try again for half a minute."""
