@@ -1,9 +1,11 @@
 """A hub of one's own: HTTP servers on the loopback interface that speak the routes huggingface_hub uses.
 
-Files come as from the Hub: a small one through a redirect to another address of the same server, a large one through a
-redirect to a server of another origin, which must not be shown the access token. Repositories are built from bytes;
-faults are switched on by a test: cut connections, servers without ranges, wrong bytes, refusals, an answer that never
-comes.
+It answers as the Hub does: fields only where they are asked for, sizes and hashes of files only with `blobs`, results
+page by page, a repository that was renamed by a redirect, files of a gated one to those alone who have access. A small
+file comes through a redirect to another address of the same server, a large one through a redirect to a server of
+another origin, which must not be shown the access token, by an address that is good for one answer. Repositories are
+built from bytes; faults are switched on by a test: cut connections, servers without ranges, wrong bytes, refusals, an
+answer that never comes.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from typing import Any, get_args
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+
+from huggingface_hub.hf_api import ExpandModelProperty_T
 
 LFS_FROM = 1000  # bytes from which a file is a large one, with a SHA-256
 
@@ -27,7 +31,10 @@ def git_sha1(data: bytes) -> str:
 
 @dataclass
 class FakeRepo:
-    """revisions: files by name, by revision. status: an HTTP status with the Hub's error code for everything."""
+    """revisions: files by name, by revision. status: an HTTP status with the Hub's error code for everything.
+
+    gated: everybody may look, but files go to those only who show an access token.
+    """
 
     id: str
     revisions: dict[str, dict[str, bytes]]
@@ -49,6 +56,7 @@ class FakeRepo:
         return next((name for name in self.revisions if self.commit(name) == revision), None)
 
     def described(self, revision: str) -> list[dict[str, Any]]:
+        """The files with what is told of them where it is asked for."""
         if self.siblings is not None:
             return self.siblings
         found = []
@@ -71,6 +79,10 @@ class FakeHub:
         self.cut_after: dict[str, list[int]] = {}  # file -> bytes after which its next connections break
         self.wrong: dict[str, bytes] = {}  # file -> bytes that are sent in place of it
         self.no_ranges = False
+        self.page_size = 100  # results of a search in one answer
+        self.moved: dict[str, str] = {}  # old name of a repository -> the one it has now
+        self.refusals: list[tuple[int, str]] = []  # of the next questions for a file
+        self.signatures: set[str] = set()  # of addresses of large files that were not used yet
         self.stall = threading.Event()  # set: file bodies stop in the middle until it is cleared
         self.stalled = threading.Event()
         self.stalls = ""  # the only file that stops, "" for any large one
@@ -128,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
             hub.asked["search"] += 1
             self._search(query)
         elif pieces[:2] == ["api", "models"] and len(pieces) >= 4:
-            self._api("/".join(pieces[2:4]), pieces[4:])
+            self._api("/".join(pieces[2:4]), pieces[4:], query)
         elif len(pieces) >= 5 and pieces[2] == "resolve":
             self._resolve("/".join(pieces[:2]), pieces[3], "/".join(pieces[4:]))
         elif pieces[:3] == ["api", "resolve-cache", "models"] and len(pieces) >= 7:
@@ -144,8 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         found = []
         for repo in self.hub.repos.values():
             if all(word in repo.id.lower() for word in words):
-                entry: dict[str, Any] = {
-                    "id": repo.id,
+                known: dict[str, Any] = {
                     "tags": repo.tags,
                     "config": repo.config,
                     "downloads": repo.downloads,
@@ -154,11 +165,23 @@ class _Handler(BaseHTTPRequestHandler):
                     "lastModified": "2026-01-02T03:04:05.000Z",
                 }
                 if repo.parameters:
-                    entry["safetensors"] = {"parameters": repo.parameters, "total": sum(repo.parameters.values())}
-                found.append(entry)
-        self._json(sorted(found, key=lambda entry: -entry["downloads"]))
+                    known["safetensors"] = {"parameters": repo.parameters, "total": sum(repo.parameters.values())}
+                asked_for = {field: known[field] for field in query.get("expand", ["likes"]) if field in known}
+                found.append((-repo.downloads, {"_id": "0" * 24, "id": repo.id, "modelId": repo.id, **asked_for}))
+        if not set(query.get("expand", [])) <= set(get_args(ExpandModelProperty_T)):
+            return self._refuse(400, "")
+        found.sort(key=lambda one: one[0])  # by downloads, as is asked
+        start = int(query.get("cursor", ["0"])[0])
+        end = start + min(self.hub.page_size, int(query.get("limit", ["1000"])[0]))
+        headers = {}
+        if end < len(found):
+            more = urlencode({**query, "cursor": [str(end)]}, doseq=True)
+            headers["Link"] = f'<{self.hub.url}/api/models?{more}>; rel="next"'
+        return self._json([entry for _, entry in found[start:end]], headers)
 
-    def _api(self, name: str, rest: list[str]) -> None:
+    def _api(self, name: str, rest: list[str], query: dict[str, list[str]]) -> None:
+        if name in self.hub.moved:
+            return self._redirect(307, self.path.replace(name, self.hub.moved[name]))
         repo = self.hub.repos.get(name)
         if repo is None:
             return self._refuse(401, "RepoNotFound")
@@ -176,7 +199,10 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             return self._refuse(404, "RevisionNotFound")
         self.hub.asked["info"] += 1
-        return self._json({"id": repo.id, "sha": repo.commit(found), "siblings": repo.described(found), "tags": []})
+        siblings = repo.described(found)
+        if "blobs" not in query and isinstance(siblings, list):
+            siblings = [{"rfilename": sibling["rfilename"]} for sibling in siblings]
+        return self._json({"id": repo.id, "sha": repo.commit(found), "siblings": siblings, "tags": []})
 
     def _found(self, name: str, revision: str, file: str) -> bytes | None:
         """The bytes of a file; None: it was refused."""
@@ -186,20 +212,47 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "EntryNotFound")
         elif repo.status is not None:
             self._refuse(*repo.status)
+        elif repo.gated and self.headers.get("Authorization") is None and not isinstance(self, _Storage):
+            self._refuse(401, "GatedRepo")
         else:
             return repo.revisions[found][file]
         return None
 
     def _resolve(self, name: str, revision: str, file: str) -> None:
-        """Where a file really is."""
+        """Where a file really is. Clients that can speak to the storage in its own way are told how, too."""
+        hub = self.hub
+        if name in hub.moved:
+            return self._redirect(307, self.path.replace(name, hub.moved[name]))
+        if hub.refusals:
+            return self._refuse(*hub.refusals.pop(0))
         data = self._found(name, revision, file)
         if data is None:
-            return
+            return None
         path = quote(f"{name}/{revision}/{file}")
-        large = len(data) >= LFS_FROM
-        self.send_response(302 if large else 307)
-        self.send_header("Location", f"{self.hub.storage_url}/{path}" if large else f"/api/resolve-cache/models/{path}")
-        self.send_header("Content-Length", "0")
+        commit = hub.repos[name].commit(hub.repos[name].find(revision) or "")
+        if len(data) < LFS_FROM:
+            headers = {"X-Repo-Commit": commit, "ETag": f'"{git_sha1(data)}"'}
+            return self._redirect(307, f"/api/resolve-cache/models/{path}", headers)
+        sha256, signature = hashlib.sha256(data).hexdigest(), str(sum(hub.asked.values()))
+        hub.asked["file"] += 1
+        hub.signatures.add(signature)
+        return self._redirect(
+            302,
+            f"{hub.storage_url}/{path}?Signature={signature}",
+            {
+                "X-Repo-Commit": commit,
+                "X-Linked-Size": str(len(data)),
+                "X-Linked-ETag": f'"{sha256}"',
+                "X-Xet-Hash": sha256[::-1],
+                "Link": f'<{hub.url}/api/models/{name}/xet-read-token/{commit}>; rel="xet-auth"',
+                "Accept-Ranges": "bytes",
+            },
+        )
+
+    def _redirect(self, status: int, location: str, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for header, value in {"Location": location, "Content-Length": "0", **(headers or {})}.items():
+            self.send_header(header, value)
         self.end_headers()
 
     def _send(self, name: str, revision: str, file: str) -> None:
@@ -240,9 +293,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[half:])
         return
 
-    def _json(self, value: object) -> None:
+    def _json(self, value: object, headers: dict[str, str] | None = None) -> None:
         body = json.dumps(value).encode()
         self.send_response(200)
+        for header, text in (headers or {}).items():
+            self.send_header(header, text)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -253,6 +308,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         if code:
             self.send_header("X-Error-Code", code)
+        if status == 429:
+            self.send_header("RateLimit", '"resolvers";r=0;t=120')
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -263,5 +320,10 @@ class _Storage(_Handler):
 
     def do_GET(self) -> None:
         self.hub.shown_to_storage.append(self.headers.get("Authorization"))
-        owner, name, revision, *file = unquote(urlsplit(self.path).path).strip("/").split("/")
-        self._send(f"{owner}/{name}", revision, "/".join(file))
+        parts = urlsplit(self.path)
+        signature = parse_qs(parts.query).get("Signature", [""])[0]
+        if signature not in self.hub.signatures:
+            return self._refuse(403, "")
+        self.hub.signatures.remove(signature)
+        owner, name, revision, *file = unquote(parts.path).strip("/").split("/")
+        return self._send(f"{owner}/{name}", revision, "/".join(file))

@@ -117,6 +117,13 @@ def test_connections_that_break_are_gone_on_with(place: Place) -> None:
     assert place.fetched == [None, "bytes=5000-", "bytes=5001-", "bytes=75001-"]
 
 
+def test_a_hub_that_has_too_much_to_do_is_asked_again(place: Place) -> None:
+    plan = place.plan()
+    place.server.refusals = [(429, ""), (503, "")]
+    place.run(plan)
+    assert (place.own / "m" / WEIGHTS).read_bytes() == place.files[WEIGHTS] and place.server.refusals == []
+
+
 def test_a_network_that_stays_away_is_an_error_and_the_next_try_goes_on(place: Place) -> None:
     place.server.cut_after[WEIGHTS] = [5000] + [0] * TRIES
     with pytest.raises(HubError) as caught:

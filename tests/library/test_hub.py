@@ -72,6 +72,38 @@ def test_search_shows_what_can_be_loaded(server: FakeHub) -> None:
     assert server.unknown == []
 
 
+def test_a_search_goes_over_pages_and_names_a_model_once(server: FakeHub) -> None:
+    for number in range(5):
+        server.add(FakeRepo(f"o/m{number}-exl2", {"main": {}}, ["exl2"], downloads=10 - number))
+    server.repos["again"] = server.repos["o/m3-exl2"]  # it moved down the list between two pages
+    server.page_size = 2
+    found, skipped = Hub().search("exl2")
+    assert [model.repo for model in found] == [f"o/m{number}-exl2" for number in range(5)]
+    assert server.asked["search"] == 4 and skipped == 1  # one to see whether the Hub is there, three pages
+    assert server.unknown == []
+
+
+def test_a_repository_that_was_renamed_is_found(server: FakeHub, files: dict[str, bytes], tmp_path: Path) -> None:
+    server.add(FakeRepo("new/m", {"main": files}))
+    server.moved["old/m"] = "new/m"
+    found = plan(server, tmp_path, "old/m")
+    assert found.problem == "" and found.total == sum(map(len, files.values()))
+    assert Hub().revisions("old/m") == ("main",)
+
+
+def test_a_gated_repository_shows_its_files_and_says_how_to_get_them(
+    server: FakeHub, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add(FakeRepo("o/m", {"main": files}, gated="auto"))
+    found = plan(server, tmp_path)
+    assert (
+        "gated" in found.problem and "Accept the terms" in found.hint and found.total == sum(map(len, files.values()))
+    )
+    assert "gated" in look_at_revision(Hub(), "o/m", "main", ROOM, None, "fp16").problem
+    monkeypatch.setenv("HF_TOKEN", "hf_of_someone_with_access")
+    assert plan(server, tmp_path).problem == ""
+
+
 def test_hostile_search_results_are_dropped_or_tamed(server: FakeHub) -> None:
     for name in ("../../etc", "o/../x", "o/\x1b[2Jm-exl2", "o/m exl2", "o/" + "m" * 200, "exl2"):
         server.repos[name] = FakeRepo(name, {"main": {}}, ["exl2"])
