@@ -198,9 +198,9 @@ def _about_work(request: ConvertRequest, estimate: JobEstimate | None) -> FieldN
             return FieldNote("work", "error", f"There is a damaged job in it: {found.problem}")
         stored = stored_request(work)
         if stored != request:
-            return FieldNote("work", "error", "Another conversion has its files here. Pick another folder.")
+            return FieldNote("work", "error", "Another conversion has its files here. Pick another folder.", taken=True)
         if found.stage == "done":
-            return FieldNote("work", "error", "This conversion is finished. Pick another folder to make it again.")
+            return FieldNote("work", "error", "This conversion is finished. Pick another folder.", taken=True)
         return FieldNote("work", "warning", f"Goes on with the conversion in it ({found.stage}, step {found.step})")
     if work.is_dir() and any(work.iterdir()):
         return FieldNote("work", "warning", f"The folder is not empty; {_size(free)} free")
@@ -213,7 +213,7 @@ def _about_output(output: Path) -> FieldNote:
     if not os.access(_existing(output), os.W_OK):
         return FieldNote("output", "error", f"{_existing(output)} cannot be written")
     if output.is_dir() and any(output.iterdir()):
-        return FieldNote("output", "error", "The folder is not empty. Pick a new one.")
+        return FieldNote("output", "error", "The folder is not empty. Pick a new one.", taken=True)
     return FieldNote("output", "ok", "It will be made" if not output.exists() else "It is empty")
 
 

@@ -143,11 +143,12 @@ def command(request: ConvertRequest) -> str:
     return " \\\n  ".join(parts)
 
 
-def suggested_names(source: str, bits: str) -> tuple[str, str]:
-    """Folder names for work and output: "nano-chat-4bpw", "nano-chat-exl2-4bpw"."""
+def suggested_names(source: str, bits: str, number: int = 1) -> tuple[str, str]:
+    """Folder names for work and output: "nano-chat-4bpw", "nano-chat-exl2-4bpw"; with a number if those are taken."""
     name = Path(source.strip().rstrip("/")).name or "model"
     try:
         label = "-".join(f"{value:g}" for value in parse_bits(bits)) + "bpw"
     except ConfigError:
         label = "exl2"
+    label += f"-{number}" if number > 1 else ""
     return f"{name}-{label}", f"{name}-exl2-{label}"

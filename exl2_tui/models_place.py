@@ -96,6 +96,7 @@ class ModelsPlace:
         self._service: LibraryService | None = None
         self._token = 0
         self._looked_at = ""  # whose details were asked for last
+        self._telling = False  # how many models there are is told once they were looked for
         self._added = ""  # a folder of which is told, once it was looked into, what is in it
 
     @property
@@ -157,6 +158,10 @@ class ModelsPlace:
             return None
         if isinstance(event, LibraryListed) and self._added:
             self._tell_added(event)
+        elif isinstance(event, LibraryListed) and self._telling:
+            self.say(f"Looked again: {_models(len(event.models))}")
+        if isinstance(event, LibraryListed | LibraryFailed):
+            self._telling = False
         if isinstance(event, ModelRemoved):
             freed = size_of(event.freed)
             self.say(
@@ -173,7 +178,9 @@ class ModelsPlace:
 
     # The library
 
-    def scan(self) -> None:
+    def scan(self, *, tell: bool = False) -> None:
+        """tell: the person asked for it and wants to know what came of it."""
+        self._telling = self._telling or tell
         self.state.scanning = True
         self.service.scan(self.options, self.reclaim)
 
@@ -232,8 +239,7 @@ class ModelsPlace:
     def _tell_added(self, event: LibraryListed) -> None:
         folder, self._added = Path(self._added), ""
         count = sum(folder in (Path(model.path), *Path(model.path).parents) for model in event.models)
-        what = "No models" if not count else "1 model" if count == 1 else f"{count:,} models"
-        self.say(f"{what} in {from_home(folder)}")
+        self.say(f"{_models(count).capitalize()} in {from_home(folder)}")
 
     def verify(self, model: ModelInfo) -> None:
         from exl2_tui.screens.model_dialogs import VerifyDialog
@@ -381,6 +387,10 @@ class ModelsPlace:
         for screen in self.app.drawn:
             if isinstance(screen, kind):
                 call(screen)
+
+
+def _models(count: int) -> str:
+    return "no models" if not count else "1 model" if count == 1 else f"{count:,} models"
 
 
 def _real_service(post: Callable[[Event], None]) -> LibraryService:

@@ -10,7 +10,7 @@ from textual.timer import Timer
 
 from exl2_tui.core.events import LoadFinished
 from exl2_tui.settings import Settings, save_settings
-from exl2_tui.state import Changes
+from exl2_tui.state import Changes, HoldsSettings
 from exl2_tui.themes import THEMES, colours_are_off, known_theme_name
 
 if TYPE_CHECKING:
@@ -76,6 +76,9 @@ class SettingsPlace:
     def change(self, settings: Settings) -> None:
         """Takes new settings and saves them soon."""
         self._app.session.settings = settings
+        for screen in self._app.drawn:
+            if isinstance(screen, HoldsSettings):
+                screen.take(settings)
         if self._timer is not None:
             self._timer.stop()
         self._timer = self._app.set_timer(SAVE_SECONDS, self._save)

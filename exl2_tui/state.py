@@ -8,6 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from exl2_tui.core.events import Event, LoadFinished
 from exl2_tui.core.requests import ChatRequest, LoadOptions, Message, SamplerSettings
+from exl2_tui.settings import Settings
 from exl2_tui.store.tree import Chat, Turn
 
 ModelStatus = Literal["none", "loading", "ready", "failed"]
@@ -44,6 +45,13 @@ class Draws(Protocol):
     """A screen that shows the session."""
 
     def repaint(self, changes: Changes) -> None: ...
+
+
+@runtime_checkable
+class HoldsSettings(Protocol):
+    """A screen with a copy of the settings, which must hear of changes that are made elsewhere."""
+
+    def take(self, settings: Settings) -> None: ...
 
 
 @dataclass(slots=True)

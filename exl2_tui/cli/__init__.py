@@ -46,3 +46,7 @@ def main() -> None:
     except Exl2Error as error:
         complain(error)
         sys.exit(1)
+    except OSError as error:
+        complain(Exl2Error(error.strerror or str(error), file=error.filename or "the output"))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what could not be written stays unwritten
+        sys.exit(1)

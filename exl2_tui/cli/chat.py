@@ -47,6 +47,10 @@ def chat(
     """Talk to a model: full screen, or line by line with --plain, TERM=dumb or no terminal (each line is a prompt)."""
     if model is not None and Path(model).is_dir():
         model = str(Path(model).resolve())  # it is remembered, and must mean the same in another directory
+    if mode is not None:
+        from exl2_tui.core.prompts.modes import get
+
+        get(mode)  # a wrong name is told before a model is loaded
     if plain or not can_draw():
         chat_plain(model, mode, system)
         return

@@ -41,9 +41,10 @@ def perplexity(
     from exl2_tui.core import evaluate
 
     options = opt.override(opt.settings().load, context=length, exact=exact, threads=threads, device=device)
+    texts = evaluate.read_texts(text)  # before a model is loaded, which can take minutes
     with opt.interruptible() as cancel:
         current = opt.open_engine(model, options, cancel, quiet=json).current
-        data = rows_of(current, text, length, rows)
+        data = rows_of(current, texts, text, length, rows)
         with rows_progress() as on_progress:
             result = evaluate.perplexity(current.model, data, on_progress=on_progress, cancel=cancel)
     if json:
@@ -70,10 +71,11 @@ def kl(
     from exl2_tui.core import evaluate
 
     options = opt.override(opt.settings().load, context=length, exact=exact, threads=threads, device=device)
+    texts = evaluate.read_texts(text)  # before a model is loaded, which can take minutes
     with opt.interruptible() as cancel:
         current = opt.open_engine(model, options, cancel, quiet=json).current
         other = opt.open_engine(reference, options, cancel, quiet=json).current
-        data = rows_of(current, text, length, rows)
+        data = rows_of(current, texts, text, length, rows)
         with rows_progress() as on_progress:
             result = evaluate.kl_divergence(current.model, other.model, data, on_progress=on_progress, cancel=cancel)
     if json:
@@ -85,14 +87,14 @@ def kl(
     print_text(f"measured on         {result.tokens} tokens in {result.rows} rows")
 
 
-def rows_of(current: LoadedModel, text: Path, length: int, limit: int | None) -> list[list[int]]:
-    """Rows of token ids from a file. Raises ContextError if nothing can be measured on them."""
-    from exl2_tui.core.evaluate import make_rows, read_texts
+def rows_of(current: LoadedModel, texts: list[str], file: Path, length: int, limit: int | None) -> list[list[int]]:
+    """Rows of token ids from the texts of a file. Raises ContextError if nothing can be measured on them."""
+    from exl2_tui.core.evaluate import make_rows
 
     length = min(length, current.generator.context_size)
-    rows = make_rows(read_texts(text), current.tokenizer, length, limit)
+    rows = make_rows(texts, current.tokenizer, length, limit)
     if not rows:
-        raise ContextError("the text is too short to predict anything in it", file=text, hint="Use a longer text")
+        raise ContextError("the text is too short to predict anything in it", file=file, hint="Use a longer text")
     return rows
 
 

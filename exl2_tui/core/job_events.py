@@ -250,11 +250,12 @@ NoteLevel = Literal["ok", "info", "warning", "error"]
 
 @dataclass(frozen=True, slots=True)
 class FieldNote:
-    """What was found about one field of a conversion that is being set up."""
+    """What was found about one field of a conversion that is being set up. taken: another folder beside it would do."""
 
     field: str
     level: NoteLevel
     text: str
+    taken: bool = False
 
 
 @dataclass(frozen=True, slots=True)

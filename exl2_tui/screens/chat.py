@@ -220,6 +220,8 @@ class ChatScreen(FindActions, DraftActions):
         if queue:
             more = f" and {len(queue) - 1} more" if len(queue) > 1 else ""
             when = "after this answer" if self._session.writing is not None else "when the model is ready"
+            if self._session.model.status in ("none", "failed"):
+                when = hint(self, "when a model is loaded: {app.models}")
             row.put(
                 Content.assemble(("  waiting  ", "$warning"), (one_line(queue[0].text, 60) + more, "$secondary")),
                 Content.styled(f"{when} · {hint(self, '{composer.older} changes it ')}", "$secondary"),

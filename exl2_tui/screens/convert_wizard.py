@@ -93,6 +93,7 @@ class WizardScreen(Screen[None]):
         self._found: ConvertChecked | None = None
         self._going = False  # next was pressed before the answer was there
         self._suggested = {"work": "", "output": ""}  # what was written into these boxes for the person
+        self._number = 1  # of the suggested folders; those before it are taken
         self._models: list[ModelInfo] | None = None
 
     def compose(self) -> ComposeResult:
@@ -199,6 +200,7 @@ class WizardScreen(Screen[None]):
 
     def _changed(self, name: str) -> None:
         if name in ("source-path", "bits", "bits-other"):
+            self._number = 1
             self._suggest_folders()
         self._found = None
         if self._timer is not None:
@@ -211,7 +213,7 @@ class WizardScreen(Screen[None]):
         What stands in the box decides, not the messages about it: those may still be on their way.
         """
         draft = self.draft
-        names = suggested_names(draft.source, draft.bits)
+        names = suggested_names(draft.source, draft.bits, self._number)
         for box, folder, name in zip(("work", "output"), ("jobs", "models"), names, strict=True):
             if self._box(box).value.strip() in ("", self._suggested[box]):
                 self._suggested[box] = str(data_dir() / folder / name)
@@ -227,6 +229,11 @@ class WizardScreen(Screen[None]):
     def checked(self, event: ConvertChecked) -> None:
         """The answer about the draft with this token."""
         if not self._drawn or event.token != self._token or self._timer is not None:
+            return
+        if any(note.taken and self._box(note.field).value == self._suggested[note.field] for note in event.notes):
+            self._number += 1
+            self._suggest_folders()
+            self._check_now()
             return
         self._found = event
         uses = hint(self, "{wizard.measurement} uses it")

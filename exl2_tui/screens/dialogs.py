@@ -176,7 +176,7 @@ class HelpScreen(ModalScreen[None]):
         rows: list[Content] = []
         if self._text:
             rows += [Content(self._text), Content("")]
-        for place in sorted(PLACE_TITLES, key=lambda place: place != self._place):
+        for place in sorted(PLACE_TITLES, key=lambda place: (place != self._place, place != "app")):
             rows.append(Content.styled(PLACE_TITLES[place], "bold"))
             for key in KEYS:
                 if key.place == place:

@@ -146,6 +146,15 @@ class Form(Screen[Any]):
         self._change(settings)
         self.settings_changed(settings)
 
+    def take(self, settings: Settings) -> None:
+        """The settings were changed elsewhere: by a key, by the palette, by a model that was loaded."""
+        before, self._settings = self._settings, settings
+        for row in self.query(FieldRow):
+            if text_of(settings, row.field) != text_of(before, row.field):
+                row.show(settings)
+        if settings != before:
+            self.settings_changed(settings)
+
     def _row_of(self, widget: Widget | None) -> FieldRow | None:
         above = widget.ancestors if widget is not None else ()
         return next((part for part in above if isinstance(part, FieldRow)), None)

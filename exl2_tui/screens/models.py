@@ -128,8 +128,7 @@ class ModelsScreen(ModelsTab):
             options.action_cursor_up()
 
     def action_rescan(self) -> None:
-        self.query_one(StatusRow).say("Looking for models")
-        self._place.scan()
+        self._place.scan(tell=True)
 
     def action_unload(self) -> None:
         if self._session.ready:

@@ -23,7 +23,7 @@ from exl2_tui.settings import Settings, config_dir
 from exl2_tui.settings_form import GROUPS, Field, Group, is_default
 from exl2_tui.state import Changes
 from exl2_tui.text import from_home, one_line
-from exl2_tui.widgets.bars import Row
+from exl2_tui.widgets.bars import StatusRow
 from exl2_tui.widgets.header import Header
 from exl2_tui.widgets.key_row import KeyRow
 
@@ -85,7 +85,7 @@ class SettingsScreen(Form):
                 yield KeyList(markup=False, compact=True, classes="-rows", id="keys")
         with Vertical(id="bottom"):
             yield Static("", id="about", markup=False)
-            yield Row(id="changed")
+            yield StatusRow(id="changed")
         yield KeyRow()
 
     def on_mount(self) -> None:
@@ -222,7 +222,7 @@ class SettingsScreen(Form):
         fields = sum(not is_default(self._settings, field) for group in GROUPS for field in group.fields)
         count = fields + len(self._settings.keys)
         said = "everything is at its default" if not count else f"• {count} changed from the default"
-        self.query_one("#changed", Row).put(Content.styled(f"  {said}", "$secondary"))
+        self.query_one(StatusRow).show(Content.styled(f"  {said}", "$secondary"), Content(""))
 
     # Actions
 

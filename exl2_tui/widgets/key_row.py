@@ -12,6 +12,7 @@ from typing import ClassVar
 from textual import events
 from textual.content import Content
 from textual.screen import Screen
+from textual.widgets import Input, TextArea
 
 from exl2_tui.hints import keys_of
 from exl2_tui.keymap import KEYS, effective, spell
@@ -76,11 +77,13 @@ class KeyRow(Row):
         """What the row may show, escape first, in the order of the keymap; an action once, by the first of its keys."""
         names = effective(keys_of(self))
         found: dict[str, Shown] = {}
+        typing = isinstance(self.screen.focused, Input | TextArea)
         for active in self.screen.active_bindings.values():
             binding = active.binding
             name = binding.id or binding.action
-            if name not in found and active.enabled and (binding.show or name in ROOMY):
-                spelled = spell(names.get(name, binding.key))
+            spelled = spell(names.get(name, binding.key))
+            typed = typing and len(spelled) == 1 and spelled.isascii()  # it belongs to the text
+            if name not in found and not typed and active.enabled and (binding.show or name in ROOMY):
                 found[name] = Shown(name, binding.key, spelled, binding.description, active.tooltip)
         return sorted(found.values(), key=lambda key: (key.key != "escape", ORDER.get(key.id, len(ORDER))))
 

@@ -18,11 +18,15 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
+def surroundings(home: Path) -> dict[str, str]:
+    return {**os.environ, "EXL2_TUI_HOME": str(home), "HF_HUB_CACHE": str(home / "no-hub")}
+
+
 def run(
     home: Path, *arguments: str | Path, stdin: str = "", status: int = 0, variables: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Runs `exl2-tui` with settings of its own and expects an exit status."""
-    environment = {**os.environ, "EXL2_TUI_HOME": str(home), "HF_HUB_CACHE": str(home / "no-hub"), **(variables or {})}
+    environment = {**surroundings(home), **(variables or {})}
     command = [sys.executable, "-m", "exl2_tui", *map(str, arguments)]
     result = subprocess.run(
         command, input=stdin, capture_output=True, text=True, env=environment, timeout=120, check=False
@@ -41,6 +45,29 @@ def test_help_names_every_command_and_loads_nothing_heavy(home: Path) -> None:
     shown = run(home, "--help").stdout
     for command in ("chat", "generate", "models", "modes", "eval", "bench", "doctor", "convert", "jobs"):
         assert f"  {command} " in shown
+
+
+def test_what_is_wrong_is_told_before_a_model_is_loaded(home: Path, tmp_path: Path) -> None:
+    """Loading one can take minutes."""
+    assert "no prompt mode 'bogus'" in run(home, "chat", "--mode", "bogus", status=1).stderr
+    assert "no such file" in run(home, "eval", "perplexity", tmp_path / "nothing", status=1).stderr
+    assert "no job is called" in run(home, "jobs", "resume", "nothing", status=1).stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_streams_that_are_closed_lead_to_nowhere(home: Path, closed: str) -> None:
+    command = f'"{sys.executable}" -m exl2_tui modes {closed}'
+    result = subprocess.run(["sh", "-c", command], env=surroundings(home), capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert ("chatml" in result.stdout) == (closed != ">&-")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_an_output_that_takes_no_more_is_one_line_on_stderr(home: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "exl2_tui", "modes"]
+        result = subprocess.run(command, env=surroundings(home), stdout=full, stderr=subprocess.PIPE, check=False)
+    assert result.returncode == 1 and result.stderr == b"exl2-tui: the output: No space left on device\n"
 
 
 def test_generate_streams_the_text_and_tells_the_speeds(home: Path, nano_chat_exl2: Path) -> None:

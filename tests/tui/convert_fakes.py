@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from exl2_tui.convert_draft import OFFERED_BITS, ConvertDraft
 from exl2_tui.core.events import Event
@@ -53,6 +54,7 @@ class FakeConvert:
         self.closed = False
         self.answering = True
         self.notes: tuple[FieldNote, ...] = ()
+        self.taken: set[str] = set()  # names of work folders in which there is something
         self.measurement = ""
 
     def start(self, request: ConvertRequest, *, fresh: bool = False) -> str:
@@ -95,6 +97,8 @@ class FakeConvert:
             self.post(ConvertChecked(token, (FieldNote("source", "info", "Choose a model, or type its folder"),)))
             return
         notes = self.notes or (FieldNote("work", "ok", "61.0 GB free"), FieldNote("output", "ok", "It will be made"))
+        if Path(draft.work).name in self.taken:
+            notes = (FieldNote("work", "error", "This conversion is finished. Pick another folder.", taken=True),)
         if self.measurement:
             notes = (*notes, FieldNote("measurement", "info", "One of this model is in nano-4"))
         stages = (("calibrate", 20.0), ("measure", 70.0), ("quantize", 90.0), ("finish", 10.0))

@@ -65,6 +65,17 @@ async def test_a_message_written_while_loading_waits_and_is_sent(make_app: MakeA
         assert chat.service.requests[0].messages[-1].content == "hi"
 
 
+async def test_a_message_for_which_there_is_no_model_says_where_models_are(make_app: MakeApp) -> None:
+    async with make_app().run_test(size=SIZE) as pilot:
+        chat = ChatDriver(pilot)
+        await until(lambda: chat.app.service is not None)
+        chat.service.fail_load("config.json: hidden_size is missing", "Is this a model directory?")
+        await chat.settle()
+        await pilot.press(*"hi", "enter")
+        await pilot.pause()
+        assert "when a model is loaded: f3" in chat.queue
+
+
 async def test_escape_stops_and_the_text_stays(make_app: MakeApp) -> None:
     async with make_app().run_test(size=SIZE) as pilot:
         chat = ChatDriver(pilot)

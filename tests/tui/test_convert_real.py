@@ -126,7 +126,9 @@ def test_folders_in_use_are_refused(draft: ConvertDraft, tmp_path: Path) -> None
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "something").touch()
     (tmp_path / "work").touch()
-    found = notes(check(draft, 1), "error")
+    answer = check(draft, 1)
+    assert [note.field for note in answer.notes if note.taken] == ["output"]  # beside a file nothing is to be done
+    found = notes(answer, "error")
     assert "not empty" in found["output"] and "not a folder" in found["work"]
 
 

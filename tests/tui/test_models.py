@@ -30,6 +30,7 @@ from exl2_tui.screens.model_dialogs import RemoveDialog, VerifyDialog
 from exl2_tui.screens.models import ModelsScreen
 from exl2_tui.settings import Settings, load_settings
 from exl2_tui.widgets.bars import Row, StatusRow
+from exl2_tui.widgets.key_row import KeyRow
 from exl2_tui.widgets.model_list import ModelList
 from exl2_tui.widgets.place_tabs import PlaceTabs
 from tests.tui.conftest import MakeApp
@@ -114,8 +115,21 @@ async def test_sorting_and_filtering_keep_the_cursor(make_app: MakeApp) -> None:
         assert len(seen.rows) == 1 and "TinyLlama" in seen.rows[0]
         await seen.press("slash", *"zzz")
         assert "No model matches" in seen.text("#details")
+        keys = seen.app.screen.query_one(KeyRow).plain
+        assert "esc" in keys and "Context" not in keys and "Unload" not in keys  # letters go into the filter
         await seen.press("escape")
         assert len(seen.rows) == 5 and isinstance(seen.app.screen, ModelsScreen)
+
+
+async def test_looking_again_says_what_came_of_it(make_app: MakeApp) -> None:
+    async with models(make_app) as seen:
+        seen.fake.answering = False
+        await seen.press("r")
+        assert "Looked again" not in seen.status
+        seen.fake.answering = True
+        seen.fake.scan(seen.app.models.options)
+        await seen.chat.settle()
+        assert "Looked again: 5 models" in seen.status
 
 
 async def test_enter_loads_and_chats(make_app: MakeApp, home: Path) -> None:

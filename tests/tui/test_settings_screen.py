@@ -7,11 +7,13 @@ from pathlib import Path
 from textual.command import CommandPalette
 from textual.widgets import Input, OptionList, Select, Static
 
+from exl2_tui.core.events import LoadFinished
 from exl2_tui.screens.dialogs import HelpScreen
 from exl2_tui.screens.form import FieldRow
 from exl2_tui.screens.key_capture import KeyCapture
 from exl2_tui.screens.settings import SECTIONS, SettingsScreen
 from exl2_tui.settings import AppearanceSettings, ChatSettings, ModelSettings, Settings, load_settings
+from exl2_tui.widgets.bars import StatusRow
 from tests.tui.conftest import MakeApp
 from tests.tui.driver import ChatDriver, until
 from tests.tui.fakes import MODELS
@@ -62,6 +64,25 @@ async def test_sections_search_and_the_way_back(make_app: MakeApp) -> None:
         await pilot.press("escape", "escape", "escape")
         await until(lambda: chat.app.screen is chat.chat_screen)
         assert len(SECTIONS) == 5
+
+
+async def test_what_is_changed_elsewhere_is_shown_and_not_taken_back(make_app: MakeApp) -> None:
+    """By a key, by the palette, or because a model was loaded: the form holds a copy of the settings."""
+    async with make_app(Settings(appearance=AppearanceSettings(theme="dark"))).run_test(size=(80, 24)) as pilot:
+        chat = ChatDriver(pilot)
+        screen = await open_settings(chat)
+        await pilot.press("f12")
+        await chat.settle()
+        assert row(screen, "appearance.theme").query_one(Select).value == "light"
+        assert "Theme light" in screen.query_one(StatusRow).plain
+        chat.app.preferences.remember_model(
+            "elsewhere", LoadFinished("elsewhere", "Llama", "fp16", 8, 1, 1, 0.1, "cpu", "plain", "elsewhere")
+        )
+        row(screen, "appearance.turns").query_one(Input).value = "12"
+        await chat.settle()
+        settings = chat.app.settings
+        assert settings.appearance == AppearanceSettings(theme="light", turns=12)
+        assert settings.models.last == "elsewhere" and chat.app.theme == "exl2-light"
 
 
 async def test_a_wrong_value_is_explained_at_its_field_and_changes_nothing(make_app: MakeApp, home: Path) -> None:

@@ -48,6 +48,21 @@ async def test_enter_enter_enter_converts_the_first_model(convert_app: MakeApp) 
         assert isinstance(place.app.screen, ProgressScreen)
 
 
+async def test_folders_that_are_taken_are_not_suggested(convert_app: MakeApp) -> None:
+    """Converting the same model once more is enter, enter, enter, too; what the person wrote is not changed."""
+    async with convert_app().run_test(size=SIZE) as pilot:
+        place = ConvertDriver(pilot)
+        await place.open()
+        place.service.taken = {"nano-chat-4bpw", "nano-chat-4bpw-2"}
+        screen = await place.wizard()
+        folders = [Path(screen.query_one(f"#{box}", Input).value).name for box in ("work", "output")]
+        assert folders == ["nano-chat-4bpw-3", "nano-chat-exl2-4bpw-3"] and "finished" not in place.notes
+        screen.query_one("#work", Input).value = "/mine/nano-chat-4bpw"
+        await place.checked()
+        await until(lambda: "Pick another folder" in place.notes)
+        assert screen.query_one("#work", Input).value == "/mine/nano-chat-4bpw"
+
+
 async def test_every_field_is_checked_while_typing(convert_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exl2_tui.screens.convert_wizard.CHECK_DELAY", 1.5)  # a busy machine takes its time over keys
     async with convert_app().run_test(size=SIZE) as pilot:

@@ -54,9 +54,8 @@ def find(home: Path, name: str) -> JobSummary:
         return summary
     matching = [job for job in jobs(home) if Path(job.path).name == name]
     if len(matching) != 1:
-        raise NotFoundError(
-            f"{len(matching)} jobs are called {name!r}", hint="Name its directory; see `exl2-tui jobs`."
-        )
+        how_many = f"{len(matching)} jobs are" if matching else "no job is"
+        raise NotFoundError(f"{how_many} called {name!r}", hint="Name its directory; see `exl2-tui jobs`.")
     return matching[0]
 
 
