@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from exl2_tui.core.errors import Exl2Error
 from exl2_tui.core.events import GenerationFinished
@@ -60,7 +60,7 @@ class ChatDatabase:
 
     def save_turn(self, chat: Chat, turn: Turn, token: int | None = None) -> None:
         row = _turn_row(chat, turn)  # copied now: the turn goes on growing
-        self._write(lambda connection: connection.execute(SAVE_TURN, row), token)
+        self._write(lambda connection: _save_turn(connection, chat, row), token)
 
     def save_draft(self, chat_id: str, text: str) -> None:
         if text:
@@ -168,6 +168,18 @@ def _turn_row(chat: Chat, turn: Turn) -> tuple[object, ...]:
     stats = json.dumps(dataclasses.asdict(turn.stats)) if turn.stats else ""
     head = (turn.id, chat.id, turn.parent, turn.role, _text(turn.text), turn.state, turn.created)
     return (*head, turn.mode, turn.model, _text(turn.note), _text(turn.hint), turn.dropped, ids, stats)
+
+
+def _save_turn(connection: sqlite3.Connection, chat: Chat, row: tuple[object, ...]) -> None:
+    """The turn, and before it those of its branch that another window has deleted: here the chat goes on."""
+    lost: list[Turn] = []
+    at = cast("str | None", row[2])
+    while at in chat.turns and connection.execute("SELECT 1 FROM turn WHERE id = ?", (at,)).fetchone() is None:
+        lost.append(chat.turns[at])
+        at = lost[-1].parent
+    for turn in reversed(lost):
+        connection.execute(SAVE_TURN, _turn_row(chat, turn))
+    connection.execute(SAVE_TURN, row)
 
 
 def _list(connection: sqlite3.Connection, words: str) -> list[ChatRow]:

@@ -160,7 +160,9 @@ def welcome(session: ChatSession) -> Content:
         ]
         if model.hint:
             lines.append(Content(one_line(model.hint)))
-        lines += [Content(""), Content.styled("What you write is kept and waits for a model.", "$secondary")]
+        waits = "What you write is kept and waits for a model; {app.models} shows what there is."
+        waits = with_keys(waits, session.settings.keys)
+        lines += [Content(""), Content.styled(waits, "$secondary")]
         return Content("\n").join(lines)
     if model.info is not None:
         info = model.info

@@ -125,6 +125,27 @@ def test_rename_and_delete(tmp_path: Path) -> None:
         assert connection.execute("SELECT count(*) FROM turn").fetchone() == (0,)
 
 
+def test_a_chat_that_another_window_deleted_is_whole_again_when_it_goes_on(tmp_path: Path) -> None:
+    chat = Chat()
+    one, other = Store(tmp_path / "chats.db"), Store(tmp_path / "chats.db")
+    for number, text in enumerate(("first", "1st", "second")):
+        chat.add(Turn("assistant" if number % 2 else "user", text, chat.head))
+    save(one, chat)
+    assert one.list_chats().result(5)[0].turns == 3
+    other.delete(chat.id).result(5)
+    answer = chat.add(Turn("assistant", "2nd", chat.head))
+    one.save_turn(chat, answer)  # deleted on purpose while this was being written
+    assert one.list_chats().result(5) == []
+    last = chat.add(Turn("user", "third", chat.head))
+    one.save_chat(chat)
+    one.save_turn(chat, last)
+    loaded = one.load_chat(chat.id).result(5)
+    assert loaded is not None
+    assert [turn.text for turn in loaded.path()] == ["first", "1st", "second", "2nd", "third"]
+    for store in (one, other):
+        store.close(5)
+
+
 def test_an_answer_cut_off_by_a_crash_counts_as_stopped(tmp_path: Path) -> None:
     """The process is killed right after the save was confirmed: nothing confirmed is lost."""
     script = f"""
