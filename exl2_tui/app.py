@@ -51,8 +51,8 @@ from exl2_tui.state import Changes, Clock, Draws, HearsService, ModelService
 from exl2_tui.store.base import ChatStore
 from exl2_tui.store.db import ChatDatabase
 from exl2_tui.store.memory import MemoryStore
-from exl2_tui.text import one_line
 from exl2_tui.themes import theme_name
+from exl2_tui.toasts import warn
 from exl2_tui.widgets.bars import StatusRow
 
 QUIT_SECONDS = 0.8
@@ -183,7 +183,7 @@ class Exl2App(StyledApp):
         if not self.is_headless:
             watch_terminal(self._hung_up)
         for wrong in (*self._problems, *problems(self.settings.keys)):
-            self.notify(one_line(wrong), severity="warning", timeout=12, markup=False)
+            warn(self, wrong)
         self.call_after_refresh(self._start_service)
 
     def _start_service(self) -> None:
@@ -298,7 +298,7 @@ class Exl2App(StyledApp):
 
     @on(Problem)
     def _problem_reported(self, event: Problem) -> None:
-        self.notify(one_line(event.text), severity="warning", timeout=12, markup=False)
+        warn(self, event.text)
 
     # Actions
 

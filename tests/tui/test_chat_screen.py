@@ -212,6 +212,18 @@ async def test_every_screen_opens_in_every_theme(make_app: MakeApp, theme: str) 
             await until(lambda: chat.app.screen is chat.chat_screen)
 
 
+async def test_a_warning_stands_on_the_screen_once(make_app: MakeApp) -> None:
+    """A full disk says the same with every message."""
+    async with make_app().run_test(size=SIZE, notifications=True) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        for text in ("disk is full", "disk is full", "something else"):
+            chat.app.report(text)
+        await until(lambda: len(chat.app._notifications) == 2)
+        await pilot.pause()
+        assert [toast.message for toast in chat.app._notifications] == ["disk is full", "something else"]
+
+
 async def test_remapped_keys(make_app: MakeApp) -> None:
     settings = Settings(keys={"chat.new": "f9", "nonsense": "x", "chat.retry": "ctrl+m"})
     app = make_app(settings)
