@@ -8,48 +8,71 @@ same, cell for cell (tests/tui/test_compositor.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import cast
 
-from textual._compositor import Compositor
+from textual._compositor import ChopsUpdate, Compositor
 from textual.geometry import Region
 from textual.strip import Strip
+
+Span = tuple[int, int, int]  # row, first column, column after the last
+Chops = list[dict[int, Strip | None]]
 
 
 class FrugalCompositor(Compositor):
     """A Textual compositor, for `Screen._compositor`."""
 
+    def render_partial_update(self) -> ChopsUpdate | None:
+        screen = self.size.region
+        regions = [shown for region in self._dirty_regions if (shown := region.intersection(screen))]
+        self._dirty_regions.clear()
+        if not regions:
+            return None
+        spans = list(self._regions_to_spans(regions))
+        return ChopsUpdate(self._filled(spans), spans, [line[1:] for line in self.cuts])
+
     def _render_chops(self, crop: Region, is_rendered_line: Callable[[int], bool]) -> Sequence[Mapping[int, Strip]]:
+        spans = ((y, crop.x, crop.right) for y in crop.line_range if is_rendered_line(y))
+        return cast(Sequence[Mapping[int, Strip]], self._filled(spans))
+
+    def _filled(self, spans: Iterable[Span]) -> Chops:
         """Per row of the screen, strips by the column they begin at; None where nothing was asked for.
 
-        Widgets come front to back and the first to fill a piece of a row keeps it. One that would fill nothing of the
-        rows and columns asked for is not rendered.
+        Widgets come front to back and the first to fill a piece of a row keeps it. One that would fill nothing of what
+        was asked for is not rendered, and once all of it is filled the others are not looked at.
         """
         cuts = self.cuts
-        chops: list[dict[int, Strip | None]] = [dict.fromkeys(line[:-1]) for line in cuts]
+        chops: Chops = [dict.fromkeys(line[:-1]) for line in cuts]
+        empty: dict[int, set[int]] = {}  # by row: the first columns of pieces that were asked for and are not filled
+        for y, first, end in spans:
+            line = cuts[y]
+            pieces = {cut for cut, after in pairwise(line) if cut < end and after > first}
+            empty[y] = empty[y] | pieces if y in empty else pieces
+        if not empty:
+            return chops
+        top, bottom = min(empty), max(empty) + 1
         for widget, (region, clip) in self.visible_widgets.items():
             shown = region.intersection(clip)
-            asked = shown.intersection(crop)
-            if not asked:
-                continue
             left, right = shown.column_span
-            pieces: dict[int, list[int]] = {}  # by row where something is left to fill: cuts within the widget
-            for y in asked.line_range:
-                if not is_rendered_line(y):
-                    continue
-                line = chops[y]
-                inside = [cut for cut in cuts[y] if left <= cut <= right]
-                if any(line[cut] is None and cut < asked.right and end > asked.x for cut, end in pairwise(inside)):
-                    pieces[y] = inside
-            if not pieces:
+            found: dict[int, list[int]] = {}  # by row where something is left to fill: cuts within the widget
+            for y in range(max(shown.y, top), min(shown.bottom, bottom)):
+                if y in empty and any(left <= cut < right for cut in empty[y]):
+                    found[y] = [cut for cut in cuts[y] if left <= cut <= right]
+            if not found:
                 continue
-            top, bottom = min(pieces), max(pieces) + 1
-            part = Region(shown.x - region.x, top - region.y, shown.width, bottom - top)
-            for y, strip in enumerate(widget.render_lines(part), top):
-                if y in pieces:
-                    inside, line = pieces[y], chops[y]
-                    for cut, piece in zip(inside, strip.divide([cut - left for cut in inside[1:]]), strict=False):
-                        if line[cut] is None:
-                            line[cut] = piece
-        return cast(Sequence[Mapping[int, Strip]], chops)
+            first, after = min(found), max(found) + 1
+            part = Region(shown.x - region.x, first - region.y, shown.width, after - first)
+            for y, strip in enumerate(widget.render_lines(part), first):
+                if y not in found:
+                    continue
+                inside, filled, missing = found[y], chops[y], empty[y]
+                for cut, piece in zip(inside, strip.divide([cut - left for cut in inside[1:]]), strict=False):
+                    if filled[cut] is None:
+                        filled[cut] = piece
+                        missing.discard(cut)
+                if not missing:
+                    del empty[y]
+            if not empty:
+                break
+        return chops
