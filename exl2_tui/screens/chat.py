@@ -23,6 +23,7 @@ from exl2_tui.keymap import bindings
 from exl2_tui.pace import LONGEST_SECONDS
 from exl2_tui.screens.chat_drafts import DraftActions
 from exl2_tui.screens.chat_find import FindActions
+from exl2_tui.screens.frugal import Growth
 from exl2_tui.session import ChatSession
 from exl2_tui.state import Changes, Clock
 from exl2_tui.store.base import ChatStore
@@ -150,12 +151,14 @@ class ChatScreen(FindActions, DraftActions):
         self._set_ticking(writing is not None or session.model.status == "loading")
         self._refresh_stop()
 
-    def grows(self, widget: Widget) -> bool:
-        """A part of the answer that is being written, which the reader follows."""
+    def growth(self, widget: Widget) -> Growth | None:
+        """That of the answer which is being written, if the reader follows its end."""
         from exl2_tui.widgets.text_view import TextView
 
-        following = isinstance(widget, TextView) and self.query_one(Transcript).following
-        return following and widget in self._compositor.visible_widgets
+        transcript = self.query_one(Transcript)
+        if not (isinstance(widget, TextView) and transcript.following and widget in self._compositor.visible_widgets):
+            return None
+        return Growth(transcript, widget.rows.height - widget.size.height)
 
     def marked_changed(self) -> None:
         self._refresh_stop()

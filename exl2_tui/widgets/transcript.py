@@ -68,13 +68,24 @@ class Transcript(VerticalScroll, can_focus=False):
         self._pattern: re.Pattern[str] | None = None
 
     def _size_updated(self, size: Size, virtual_size: Size, container_size: Size, layout: bool = True) -> bool:
-        """More rows need no second layout (whether the scroll bar comes or goes is seen to by itself), and the bar no
-        second drawing: the layout that made them more draws all of the transcript."""
-        grown = virtual_size != self.virtual_size
-        changed = super()._size_updated(size, virtual_size, container_size, layout=False)
-        if grown and self.show_vertical_scrollbar:
-            self.vertical_scrollbar._repaint_required = False
-        return changed
+        """More rows need no second layout: whether the scroll bar comes or goes is seen to by itself."""
+        return super()._size_updated(size, virtual_size, container_size, layout=False)
+
+    @property
+    def shows_end(self) -> bool:
+        """Whether it is scrolled to its end, and stays there when there are more rows."""
+        at_end = self.show_vertical_scrollbar and self.scroll_y == self.max_scroll_y
+        return at_end and self._anchored and not self._anchor_released
+
+    def grown(self, rows: int) -> None:
+        """There are more rows; it shows the end, as before."""
+        self.set_reactive(Widget.virtual_size, self.virtual_size + Size(0, rows))
+        end = self.max_scroll_y
+        self.set_reactive(Widget.scroll_y, end)
+        self.set_reactive(Widget.scroll_target_y, end)
+        bar = self.vertical_scrollbar
+        bar.set_reactive(ScrollBar.window_virtual_size, self.virtual_size.height)
+        bar.set_reactive(ScrollBar.position, end)
 
     @property
     def vertical_scrollbar(self) -> ScrollBar:

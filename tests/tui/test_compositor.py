@@ -7,6 +7,8 @@ import random
 import pytest
 from textual._compositor import Compositor
 from textual.geometry import Region
+from textual.map_geometry import MapGeometry
+from textual.widget import Widget
 
 from exl2_tui.compositor import FrugalCompositor
 from tests.tui.conftest import MakeApp
@@ -42,6 +44,46 @@ async def test_every_part_of_the_screen_is_drawn_as_textual_draws_it(make_app: M
                 for (cut, strip), end in zip(wanted[y].items(), ends, strict=True):
                     if cut < part.right and end > part.x:
                         assert strip is not None and list(drawn[y][cut]) == list(strip), (part, y, cut)
+
+
+@pytest.mark.parametrize("mark", [False, True])
+async def test_widgets_that_moved_are_where_a_layout_puts_them(make_app: MakeApp, mark: bool) -> None:
+    async with make_app().run_test(size=(100, 20)) as pilot:
+        chat = ChatDriver(pilot)
+        await chat.start()
+        for answer in ANSWERS[1:]:
+            await chat.ask("a question")
+            await chat.answer(answer)
+        await chat.ask("one more")
+        chat.service.ready()
+        screen, transcript = chat.chat_screen, chat.transcript
+        compositor = screen._compositor
+        assert isinstance(compositor, FrugalCompositor)
+        grow, grown = compositor.grow, []
+
+        def counted(text: Widget, view: Widget, rows: int) -> dict[Widget, MapGeometry]:
+            grown.append(rows)
+            return grow(text, view, rows)
+
+        compositor.grow = counted  # type: ignore[method-assign]
+        if mark:
+            transcript.mark_turn(transcript._turns[-1])
+        text = "\n\n".join(ANSWERS)
+        for start in range(0, len(text), 30):
+            chat.service.say(text[start : start + 30])
+            await chat.settle()
+            drawn = [strip.text for strip in compositor.render_strips()]
+            moved, scrolled, virtual = compositor.visible_widgets, transcript.scroll_y, transcript.virtual_size
+            places = {widget: compositor.find_widget(widget) for widget in moved}
+            for widget in moved:
+                widget._clear_arrangement_cache()
+                widget.clear_cached_dimensions()
+            compositor.reflow_visible(screen, screen.outer_size)
+            assert compositor.visible_widgets == moved
+            assert {widget: compositor.find_widget(widget) for widget in moved} == places
+            assert (transcript.scroll_y, compositor.find_widget(transcript).virtual_size) == (scrolled, virtual)
+            assert [strip.text for strip in compositor.render_strips()] == drawn
+        assert len(grown) > 20 and max(grown) > 1
 
 
 async def test_an_answer_that_grew_looks_as_if_it_had_been_there_from_the_start(make_app: MakeApp) -> None:
