@@ -9,12 +9,13 @@ from textual.timer import Timer
 from textual.widgets import Static
 
 from exl2_tui.text import one_line
+from exl2_tui.widgets.growing import Growing
 
 METER_CELLS = 16
 FLASH_SECONDS = 4.0
 
 
-class Row(Static):
+class Row(Static, Growing):
     """One row that is redrawn only when its content changed, never laid out again."""
 
     DEFAULT_CSS: ClassVar[str] = "Row { height: 1; width: 1fr; text-wrap: nowrap; text-overflow: ellipsis; }"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -21,6 +22,19 @@ WIDTH = 28
 LIMIT = 100  # chats; the others are found in the list of all chats
 DRAFT = " not sent"  # something that was written in the chat
 DAYS = ((1, "Today"), (2, "Yesterday"), (7, "This week"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A chat, or a heading if there is no id."""
+
+    text: str
+    mark: str = ""
+    chat_id: str | None = None
+
+    @property
+    def option(self) -> Option:
+        return Option(Content.assemble(self.text, (self.mark, "$warning")), self.chat_id, disabled=self.chat_id is None)
 
 
 class ChatSidebar(Vertical):
@@ -46,6 +60,8 @@ class ChatSidebar(Vertical):
             super().__init__()
             self.chat_id = chat_id
 
+    _lines: Sequence[_Line] = ()  # as shown
+
     def compose(self) -> ComposeResult:
         yield Row(id="sidebar-title")
         options = OptionList(markup=False, compact=True)
@@ -57,21 +73,23 @@ class ChatSidebar(Vertical):
         self.query_one("#sidebar-title", Row).put(
             Content.styled("  Chats", "bold"), Content.styled(hint(self, "{chat.open} "), "$secondary")
         )
-        options: list[Option] = []
+        lines: list[_Line] = []
         group = ""
         at: int | None = None
         for row in rows[:LIMIT]:
             name = day(now - row.updated)
             if name != group:
-                options.append(Option(Content(f"  {name}" if not group else f"\n  {name}"), disabled=True))
+                lines.append(_Line(f"  {name}" if not group else f"\n  {name}"))
                 group = name
             if row.id == current:
-                at = len(options)
+                at = len(lines)
             mark = "▌ " if row.id == current else "  "
             title = one_line(row.title, WIDTH - 5 - len(DRAFT) * row.draft) or "untitled"
-            options.append(Option(Content.assemble(mark, title, (DRAFT if row.draft else "", "$warning")), id=row.id))
+            lines.append(_Line(mark + title, DRAFT if row.draft else "", row.id))
         box = self.query_one(OptionList)
-        box.set_options(options)
+        if lines != self._lines:
+            self._lines = lines
+            box.set_options(line.option for line in lines)
         box.highlighted = at
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:

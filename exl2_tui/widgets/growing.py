@@ -18,7 +18,7 @@ class Growing(Widget):
 
     def _size_updated(self, size: Size, virtual_size: Size, container_size: Size, layout: bool = True) -> bool:
         if size.width != self._size.width:
-            return super()._size_updated(size, virtual_size, container_size, layout)
+            return super()._size_updated(size, virtual_size, container_size, layout=False)
         changed = (size, virtual_size, container_size) != (self._size, self.virtual_size, self._container_size)
         self._layout_cache.clear()
         self._size = size

@@ -7,10 +7,23 @@ from rich.style import Style
 from textual.geometry import Region
 from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.strip import Strip
+from textual.widget import Widget
 
 
 class SlimBar(ScrollBar):
-    """A vertical scroll bar that looks as Textual's does; of equal rows, one is drawn."""
+    """A vertical scroll bar that looks as Textual's does; of equal rows, one is drawn.
+
+    It comes and goes without a layout, for views that keep its column free.
+    """
+
+    @property
+    def display(self) -> bool:
+        view = self.parent
+        return isinstance(view, Widget) and view.show_vertical_scrollbar
+
+    @display.setter
+    def display(self, on: bool | str) -> None:
+        """What the view says counts."""
 
     def render_lines(self, crop: Region) -> list[Strip]:
         bar = self.render()

@@ -13,6 +13,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.geometry import Region, Size
+from textual.layout import DockArrangeResult
 from textual.message import Message
 from textual.scrollbar import ScrollBar
 from textual.widget import Widget
@@ -66,9 +67,17 @@ class Transcript(VerticalScroll, can_focus=False):
         self._marked: str | None = None
         self._moving = False
         self._pattern: re.Pattern[str] | None = None
+        self._welcome = Content("")
+
+    def arrange(self, size: Size, optimal: bool = False) -> DockArrangeResult:
+        """Whether the bar is shown is known as soon as the height is, for this very layout: its column is free anyway.
+        Textual would lay out everything once more."""
+        arranged = super().arrange(size, optimal)
+        self.set_reactive(Widget.show_vertical_scrollbar, arranged.total_region.bottom > size.height)
+        return arranged
 
     def _size_updated(self, size: Size, virtual_size: Size, container_size: Size, layout: bool = True) -> bool:
-        """More rows need no second layout: whether the scroll bar comes or goes is seen to by itself."""
+        """More rows need no second layout."""
         return super()._size_updated(size, virtual_size, container_size, layout=False)
 
     @property
@@ -91,7 +100,6 @@ class Transcript(VerticalScroll, can_focus=False):
     def vertical_scrollbar(self) -> ScrollBar:
         if self._vertical_scrollbar is None:
             self._vertical_scrollbar = SlimBar(name="vertical", thickness=self.scrollbar_size_vertical)
-            self._vertical_scrollbar.display = False
             self.app._start_widget(self, self._vertical_scrollbar)
         return self._vertical_scrollbar
 
@@ -119,7 +127,9 @@ class Transcript(VerticalScroll, can_focus=False):
 
     def set_welcome(self, content: Content) -> None:
         """What an empty chat shows."""
-        self.query_one("#empty", Static).update(content)
+        if not content.is_same(self._welcome):
+            self._welcome = content
+            self.query_one("#empty", Static).update(content)
 
     def show(self, chat: Chat, *, to_end: bool = False) -> None:
         """Brings the widgets in step with the branch in view; another chat is shown from its end."""
