@@ -223,8 +223,7 @@ class Exl2App(StyledApp):
     @on(Wake)
     def _woken(self) -> None:
         """Flushes at once when it is quiet, else when the pace allows."""
-        writing = self.session.writing
-        wait = self._pace.wait(writing.pace(self.clock()) if writing is not None else 0.0)
+        wait = self._pace.wait(self.session.pace)
         if wait <= 0:
             self._drain_bridge()
         elif self._flush_timer is None:

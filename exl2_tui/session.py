@@ -101,6 +101,14 @@ class ChatSession:
             meters.speed = writing.speed(self._clock()) or meters.speed
         return meters
 
+    @property
+    def pace(self) -> float:
+        """Tokens per second that are being written on this processor's cores, which drawing takes from."""
+        info = self.model.info
+        if self.writing is None or info is None or info.device != "cpu":
+            return 0.0
+        return self.writing.pace(self._clock())
+
     # Talking
 
     def send(self, text: str) -> Changes:

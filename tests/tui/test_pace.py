@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
+from exl2_tui.core.events import LoadFinished
 from exl2_tui.pace import FRAME_SECONDS, LONGEST_SECONDS, SHARE, Pace
+from exl2_tui.session import ChatSession
+from exl2_tui.settings import Settings
+from exl2_tui.state import ModelState, Writing
+from exl2_tui.store.memory import MemoryStore
+from exl2_tui.store.tree import Chat, Turn
 from tests.tui.fakes import FakeClock
 
 
@@ -44,3 +52,25 @@ def test_a_frame_is_never_later_than_half_a_second() -> None:
 def test_slow_tokens_are_drawn_as_they_come() -> None:
     count, _ = frames(0.012, 10.0)
     assert count / 20.0 >= 15
+
+
+def test_what_was_drawn_while_tokens_were_slow_does_not_count() -> None:
+    """Such as the beginning of an answer: its first words must not wait for it."""
+    clock, spent = FakeClock(0.0), FakeClock(0.0)
+    pace = Pace(clock, spent)
+    spent.now += 10.0
+    assert pace.wait(0.0) <= FRAME_SECONDS
+    clock.now += FRAME_SECONDS
+    assert pace.wait(1500.0) <= 0
+
+
+@pytest.mark.parametrize(("device", "shares"), [("cpu", True), ("cuda:0", False)])
+def test_only_an_engine_on_the_same_cores_loses_by_drawing(device: str, shares: bool) -> None:
+    clock = FakeClock(100.0)
+    session = ChatSession(Settings(), MemoryStore(lambda token: None), clock=clock)
+    assert session.pace == 0.0
+    info = LoadFinished("m", "Llama", "EXL2", 4096, 1, 1, 0.1, device, "kernels", "/m")
+    session.model = ModelState("ready", "m", info=info)
+    assert session.pace == 0.0
+    session.writing = Writing(Chat(), Turn("assistant", "", None), first_token=99.0, tokens=1500)
+    assert session.pace == (1500.0 if shares else 0.0)
