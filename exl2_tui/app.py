@@ -22,7 +22,6 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.timer import Timer
 
-from exl2_tui.app_styles import StyledApp
 from exl2_tui.bridge import EventBridge
 from exl2_tui.chats_place import ChatsPlace
 from exl2_tui.clipboard import OSC52_LIMIT, copy_with_helper
@@ -52,7 +51,7 @@ from exl2_tui.store.base import ChatStore
 from exl2_tui.store.db import ChatDatabase
 from exl2_tui.store.memory import MemoryStore
 from exl2_tui.themes import theme_name
-from exl2_tui.toasts import warn
+from exl2_tui.toasts import WarningApp
 from exl2_tui.widgets.bars import StatusRow
 
 QUIT_SECONDS = 0.8
@@ -69,7 +68,7 @@ StoreFactory = Callable[[Callable[[int], object], Callable[[str], object]], Chat
 ServiceFactory = Callable[[Callable[[Event], None]], ModelService]
 
 
-class Exl2App(StyledApp):
+class Exl2App(WarningApp):
     """The full-screen program."""
 
     TITLE = "exl2-tui"
@@ -183,7 +182,7 @@ class Exl2App(StyledApp):
         if not self.is_headless:
             watch_terminal(self._hung_up)
         for wrong in (*self._problems, *problems(self.settings.keys)):
-            warn(self, wrong)
+            self.warn(wrong)
         self.call_after_refresh(self._start_service)
 
     def _start_service(self) -> None:
@@ -297,7 +296,7 @@ class Exl2App(StyledApp):
 
     @on(Problem)
     def _problem_reported(self, event: Problem) -> None:
-        warn(self, event.text)
+        self.warn(event.text)
 
     # Actions
 

@@ -39,6 +39,11 @@ def one_line(text: str, width: int = 0) -> str:
     return line
 
 
+def column(text: str, cells: int) -> str:
+    """`text` on one line that is exactly so many cells wide, at least the last of them blank: wide letters take two."""
+    return set_cell_size(one_line(text, max(1, cells - 1)), max(0, cells))
+
+
 def from_home(path: Path) -> str:
     """A path as a person writes it: what is in their home begins with "~"."""
     with contextlib.suppress(ValueError, RuntimeError):  # it is elsewhere, or there is no home

@@ -1,18 +1,24 @@
-"""Warnings that need no answer, in a corner of the screen."""
+"""WarningApp: warnings that need no answer, in a corner of the screen."""
 
 from __future__ import annotations
 
-from typing import Any
+import time
 
-from textual.app import App
-
+from exl2_tui.app_styles import StyledApp
 from exl2_tui.text import one_line
 
 SECONDS = 12.0
 
 
-def warn(app: App[Any], text: str) -> None:
-    """Shows a text, unless it is on the screen already: a full disk says the same with every message."""
-    text = one_line(text)
-    if all(text != shown.message for shown in app._notifications):
-        app.notify(text, severity="warning", timeout=SECONDS, markup=False)
+class WarningApp(StyledApp):
+    """An app with warnings. One that stands on the screen is not put there again: a full disk says the same often."""
+
+    def __init__(self, theme: str) -> None:
+        super().__init__(theme)
+        self._warned: dict[str, float] = {}  # texts, and until when they can be read
+
+    def warn(self, text: str) -> None:
+        text, now = one_line(text), time.monotonic()
+        if self._warned.get(text, now) <= now:
+            self._warned[text] = now + SECONDS
+            self.notify(text, severity="warning", timeout=SECONDS, markup=False)

@@ -35,7 +35,7 @@ from exl2_tui.hints import hint
 from exl2_tui.keymap import bindings
 from exl2_tui.settings import data_dir
 from exl2_tui.state import Changes
-from exl2_tui.text import one_line
+from exl2_tui.text import column, one_line
 from exl2_tui.widgets.bars import Row, StatusRow
 from exl2_tui.widgets.convert_estimate import estimate, size_bars, steps_row, summary
 from exl2_tui.widgets.field import Choice, Field
@@ -412,8 +412,7 @@ class WizardScreen(Screen[None]):
 
 def _model_line(model: ModelInfo, width: int) -> Content:
     facts = f"{one_line(model.format, 8):>8}{size_of(model.size_bytes):>10}"
-    name = Content("  " + one_line(model.name, width - 24)).pad_right(width)[: max(0, width - 20)]
-    return Content.assemble(name, (facts, "$secondary"))
+    return Content.assemble("  ", column(model.name, width - 22), (facts, "$secondary"))
 
 
 def _field(name: str, label: str, control: Widget) -> Field:

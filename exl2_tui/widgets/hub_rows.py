@@ -8,7 +8,7 @@ from exl2_tui.core.model_events import HubModel, HubRevision
 from exl2_tui.eta import rough
 from exl2_tui.keymap import with_keys
 from exl2_tui.models_state import Download
-from exl2_tui.text import one_line
+from exl2_tui.text import column, one_line
 from exl2_tui.widgets.bars import meter
 from exl2_tui.widgets.model_list import FIT_STYLES
 from exl2_tui.widgets.status import size_of
@@ -36,7 +36,7 @@ def model_heading(room: int) -> Content:
 
 def model_row(model: HubModel, room: int) -> Content:
     mark = ("⚿ ", "$warning") if model.gated else ("  ", "")
-    name = Content(one_line(model.repo, room - MODEL_FACTS - 3)).pad_right(room)[: max(0, room - MODEL_FACTS - 2)]
+    name = column(model.repo, room - MODEL_FACTS - 2)
     size = size_of(model.size) if model.size else ""
     facts = f"{model.kind:>7}{one_line(model.family, 9):>10}{size:>9}{model.downloads:>12,}"
     return Content.assemble(mark, name, (facts, "$secondary"))
@@ -51,8 +51,7 @@ def revision_heading(repo: str, room: int) -> Content:
 
 def revision_row(revision: HubRevision, room: int) -> Content:
     mark = ("✗ ", "$secondary") if revision.problem else ("  ", "")
-    name = Content(one_line(revision.name, room - REVISION_FACTS - 3)).pad_right(room)
-    name = name[: max(0, room - REVISION_FACTS - 2)]
+    name = column(revision.name, room - REVISION_FACTS - 2)
     if revision.problem:
         why = one_line(revision.problem.removeprefix("this revision has "), REVISION_FACTS - 3)
         return Content.assemble(mark, name, ("   " + why, "$secondary"))
@@ -74,7 +73,7 @@ def download_heading(room: int) -> Content:
 
 def download_row(one: Download, room: int) -> Content:
     mark, style = MARKS[one.status]
-    name = Content(one_line(one.id, room - DOWNLOAD_FACTS - 3)).pad_right(room)[: max(0, room - DOWNLOAD_FACTS - 2)]
+    name = column(one.id, room - DOWNLOAD_FACTS - 2)
     speed = left = ""
     if one.status == "running" and one.progress is not None:
         speed = f"{size_of(int(one.progress.speed))}/s" if one.progress.speed else ""

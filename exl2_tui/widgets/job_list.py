@@ -10,7 +10,7 @@ from exl2_tui.eta import exact, rough
 from exl2_tui.job_state import JobState, Status
 from exl2_tui.job_words import number, verdict
 from exl2_tui.keymap import with_keys
-from exl2_tui.text import one_line
+from exl2_tui.text import column, one_line
 from exl2_tui.widgets.bars import meter
 from exl2_tui.widgets.keyed_list import KeyedList
 
@@ -44,7 +44,7 @@ def heading(room: int) -> Content:
 def row(job: JobState, now: float, room: int) -> Content:
     """One line of the list."""
     mark, style, word = MARKS[job.status]
-    name = Content(one_line(job.name, room - FACTS - 3)).pad_right(room)[: max(0, room - FACTS - 2)]
+    name = column(job.name, room - FACTS - 2)
     bits = ",".join(f"{value:g}" for value in job.info.bits)
     left = job.left(now) if job.working else None
     return Content.assemble(

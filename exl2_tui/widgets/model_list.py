@@ -9,7 +9,7 @@ from textual.content import Content
 from exl2_tui.core.events import ModelInfo
 from exl2_tui.core.model_events import LibraryListed
 from exl2_tui.session import ChatSession
-from exl2_tui.text import one_line
+from exl2_tui.text import column, one_line
 from exl2_tui.widgets.bars import meter
 from exl2_tui.widgets.keyed_list import KeyedList
 from exl2_tui.widgets.status import size_of
@@ -40,7 +40,7 @@ def row(model: ModelInfo, session: ChatSession, room: int, last: str) -> Content
     mark = {"loaded": ("● ", "$primary"), "loading": ("◌ ", "$primary"), "broken": ("✗ ", "$error")}.get(
         state, ("○ ", "$secondary") if model.path == last else ("  ", "")
     )
-    name = Content(one_line(model.name, room - FACTS - 3)).pad_right(room)[: max(0, room - FACTS - 2)]
+    name = column(model.name, room - FACTS - 2)
     context = context_text(model.context) if model.context else ""
     facts = f"{one_line(model.format, 14):>15}{size_of(model.size_bytes):>8}{context:>6}"
     memory = size_of(model.memory) if model.memory else ""

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from textual.content import Content
 
 from exl2_tui.markdown import Document
 from exl2_tui.segments import Code, Prose, Segment, Table, Thought
-from exl2_tui.text import clean, from_home, one_line, plain, sentence
+from exl2_tui.text import clean, column, from_home, one_line, plain, sentence
 
 FAMILIES = {
     "csi": "\x1b[31mred\x1b[0m",
@@ -144,3 +145,9 @@ def test_paths_in_the_home_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytes
     assert from_home(tmp_path / "ann" / "models" / "a") == "~/models/a"
     elsewhere = tmp_path / "bob" / "a"
     assert from_home(elsewhere) == str(elsewhere)
+
+
+@pytest.mark.parametrize("name", ["plain", "日本語 モデル 😀", "日本語" * 30, "", "عربي שלום"])
+@pytest.mark.parametrize("cells", [2, 10, 41])
+def test_a_column_is_as_wide_as_its_cells_whatever_the_letters(name: str, cells: int) -> None:
+    assert cell_len(column(name, cells)) == cells and column(name, cells).endswith(" ")
