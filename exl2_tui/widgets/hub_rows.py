@@ -35,7 +35,7 @@ def model_heading(room: int) -> Content:
 
 
 def model_row(model: HubModel, room: int) -> Content:
-    mark = ("⚿ ", "$warning") if model.gated else ("  ", "")
+    mark = ("! ", "$warning") if model.gated else ("  ", "")
     name = column(model.repo, room - MODEL_FACTS - 2)
     size = size_of(model.size) if model.size else ""
     facts = f"{model.kind:>7}{one_line(model.family, 9):>10}{size:>9}{model.downloads:>12,}"

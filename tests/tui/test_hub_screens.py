@@ -35,7 +35,7 @@ async def test_from_words_to_a_finished_model(make_app: MakeApp) -> None:
         await seen.screen(HubScreen)
         await seen.press(*"llama exl2", "enter")
         assert seen.calls("search") == [("llama exl2",)]
-        assert len(seen.rows) == 3 and "51,234" in seen.rows[0] and seen.rows[1].startswith("⚿")
+        assert len(seen.rows) == 3 and "51,234" in seen.rows[0] and seen.rows[1].startswith("!")
         assert "evil/[red]name[/red][2J" in seen.rows[2]
         assert "3 of other kinds left out" in seen.text("#details")
         await seen.press("enter")
