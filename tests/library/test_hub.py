@@ -272,6 +272,9 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         with pytest.raises(HubError, match="cannot be reached") as caught:
             ask()
         assert "network" in (caught.value.hint or "")
+    with pytest.raises(HubError) as caught:
+        Hub().search("x")
+    assert "download" not in (caught.value.hint or "")  # nobody was downloading
     assert capfd.readouterr() == ("", "")  # the library's own words stay off the terminal
 
 

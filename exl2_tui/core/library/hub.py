@@ -179,7 +179,7 @@ class Hub:
         except errors.HTTPError as error:  # connecting, waiting, a connection cut off
             raise UnreachableError(
                 f"the Hub at {self._endpoint} cannot be reached: {_reason(error)}",
-                hint="Check the network connection; a download goes on where it stopped",
+                hint="Check the network connection" + ("; a download goes on where it stopped" if repo else ""),
             ) from error
 
 
