@@ -6,7 +6,7 @@ to link, contain no Python symbol and run on every torch from 2.10. Hence the wh
 
 csrc/*_cpu.cpp and csrc/cpu/*.cpp make exl2_tui/_C_cpu.so. A file whose name ends in _generic, _avx2 or _avx512 is
 compiled for that instruction set, inside its own namespace (csrc/cpu/isa.h).
-csrc/*_cuda.cpp and csrc/cuda/*.cu make exl2_tui/_C_cuda.so, where nvcc is found: without it if nvcc fails,
+csrc/*_cuda.cpp, csrc/cuda/*.cu and SHARED make exl2_tui/_C_cuda.so, where nvcc is found: without it if nvcc fails,
 unless EXL2_TUI_CUDA=1; never with EXL2_TUI_CUDA=0. EXL2_TUI_CUDA_ARCH names architectures where there is no GPU to ask,
 EXL2_TUI_CUDA_FLAGS holds more flags for nvcc, such as -lineinfo for a profiler.
 """
@@ -57,6 +57,7 @@ COMMON_FLAGS = [
     *("-Wall", "-Wextra", "-Werror"),
 ]
 CUDA_ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
+SHARED = ("sampler", "top")  # of csrc/cpu: passages on a GPU choose as those on the CPU
 ONLY_THERE = {"90": "90a"}  # with instructions that no later GPU has (setmaxnreg)
 CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static", "-DUSE_CUDA"]
 
@@ -234,7 +235,7 @@ def write_cuda(ninja_file: NinjaFile, build: Path, target: Path, sources: list[P
     runtime = quoted(Path(str(nvcc())).parents[1] / "lib")
     link = f"$nvcc -shared -cudart static $objects -L{runtime} -L$stub -Xlinker --no-as-needed -ltorch -o $out"
     ninja_file.rule("nvlink", link)
-    objects = []
+    objects = [build / "cpu" / f"{name}.o" for name in SHARED]
     for source in sources:
         output = build / "cuda" / f"{source.stem}.o"
         ninja_file.build(output, "nvcc", [source])

@@ -1,8 +1,7 @@
 """Decode and prompt speed of the CUDA backend on this GPU, with random weights made on the device.
 
 Prints, per shape and width: decode at depth 0 and, with each kind of cache, 2048 (CUDA graph alone, with the host, and
-with the host if the best logits are chosen on the GPU), the share of the read bandwidth measured in the same run, and
-prompts of 2048 tokens.
+with the host in passages), the share of the read bandwidth measured in the same run, and prompts of 2048 tokens.
 
     python benchmarks/gpu_decode.py            # all shapes
     python benchmarks/gpu_decode.py 7B:4 8B:4  # some: shape and bits per weight
@@ -10,6 +9,7 @@ prompts of 2048 tokens.
 
 from __future__ import annotations
 
+import statistics
 import struct
 import sys
 import time
@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from exl2_tui.core.config import ModelConfig
+from exl2_tui.core.generation.sampler import Sampler
 from exl2_tui.core.model.cuda import library
 from exl2_tui.core.model.cuda.cache import CudaCache
 from exl2_tui.core.model.cuda.decoder import CudaLayer, Decoder
 from exl2_tui.core.model.cuda.linear import CudaLinear, cut_segments, empty_linear
 from exl2_tui.core.model.cuda.model import CudaModel
 from exl2_tui.core.model.footprint import CACHE_KINDS, cache_bytes
+from exl2_tui.core.requests import SamplerSettings
 
 GPU = torch.device("cuda:0")
 SHAPES = {  # hidden, ffn, layers, heads, kv heads, vocabulary, head_dim
@@ -37,7 +39,7 @@ DEFAULT = ["1.1B:4", "7B:4", "7B:2", "7B:3", "7B:5", "7B:16", "8B:4", "34B:4"]
 GROUP_ROWS = 128
 DEPTH = 2048
 REPEATS = 50
-CHOSEN = 17  # logits that greedy choice fetches (sampler.SLACK)
+PASSAGE = 60  # tokens, fewer than a sampler draws random numbers for at once
 
 
 def random_linear(rows: int, columns: int, bits: int, order: tuple[Tensor, Tensor] | None) -> CudaLinear:
@@ -160,17 +162,27 @@ def measure_cache(what: str, model: CudaModel, cache: CudaCache, weights: int, b
         assert isinstance(model._decoder, Decoder)
         graph = milliseconds(model._decoder.graphs[1])
 
-        def choose(depth: int = depth) -> None:
-            cache.length = depth
-            model.forward_top([5], cache, CHOSEN, model.config.vocab_size)
-
-        whole, chosen = seconds(step), seconds(choose)
+        whole, chosen = seconds(step), written(model, cache, depth)
         moved = weights + cache_bytes(model.config, depth, cache.kind)
         print(
             f"{what}, depth {depth:4d}: {graph:.3f} ms = {1e3 / graph:5.0f} t/s "
-            f"({1 / whole:5.0f} with the host, {1 / chosen:5.0f} with the best {CHOSEN} logits), "
+            f"({1 / whole:5.0f} with the host token by token, {1 / chosen:5.0f} in passages), "
             f"{moved / graph * 1e3 / bandwidth:4.0%} of the bandwidth"
         )
+
+
+def written(model: CudaModel, cache: CudaCache, depth: int) -> float:
+    """Seconds per token of a passage that is chosen with the settings of a chat."""
+    sampler = Sampler(SamplerSettings(seed=1), model.config.vocab_size)
+    times = []
+    for _ in range(4):
+        cache.length = depth
+        choice = sampler.ahead(sampler.history([5]), PASSAGE)
+        assert choice is not None
+        began = time.perf_counter()
+        tokens = model.write(5, cache, choice, stop_ids=(), seconds=100).tokens
+        times.append((time.perf_counter() - began) / max(1, len(tokens)))
+    return statistics.median(times)
 
 
 def main() -> None:

@@ -29,7 +29,10 @@ import torch
 from gpu_models import CONTEXT, SHAPES, Case, write_model
 from torch import Tensor
 
-from exl2_tui.core.model.top import Preselecting
+from exl2_tui.core.generation.generator import PASSAGE_SECONDS
+from exl2_tui.core.generation.sampler import Sampler
+from exl2_tui.core.model.passage import WritesPassages
+from exl2_tui.core.requests import SamplerSettings
 
 DEPTH = 2048
 TOKENS = 48  # per repetition of a decode
@@ -53,8 +56,8 @@ class Engine(Protocol):
     def run(self, ids: Sequence[int]) -> Tensor:
         """Appends the tokens; logits (V,) float32 on the CPU of the last one."""
 
-    def next_token(self, token: int) -> int:
-        """Appends one token; the most probable next one."""
+    def write(self, token: int, count: int) -> int:
+        """Appends the token and the most probable ones behind it, `count` in all; the one behind them."""
 
     def truncate(self, length: int) -> None: ...
 
@@ -77,10 +80,21 @@ class Ours:
     def run(self, ids: Sequence[int]) -> Tensor:
         return self.model.forward(ids, self.cache)
 
-    def next_token(self, token: int) -> int:
-        if isinstance(self.model, Preselecting):  # chosen on the GPU, as for exllamav2
-            return int(self.model.forward_top([token], self.cache, 1, self.model.config.vocab_size).ids[0])
-        return int(self.model.forward([token], self.cache).argmax())
+    def write(self, token: int, count: int) -> int:
+        """In passages, as the generator writes."""
+        assert isinstance(self.model, WritesPassages)
+        sampler = Sampler(SamplerSettings.greedy(), self.model.config.vocab_size)
+        history = sampler.history()
+        while count:
+            choice = sampler.ahead(history, count)
+            assert choice is not None
+            passage = self.model.write(token, self.cache, choice, stop_ids=(), seconds=PASSAGE_SECONDS)
+            tokens = list(passage.tokens)
+            if passage.logits is not None:
+                tokens.append(sampler.sample(passage.logits, history))
+            token = tokens[-1]
+            count -= len(tokens)
+        return token
 
     def truncate(self, length: int) -> None:
         self.cache.truncate(length)
@@ -110,8 +124,10 @@ class ExLlamaV2:
         last: Tensor = logits[0, -1]
         return last.float().cpu()
 
-    def next_token(self, token: int) -> int:
-        return int(self.model.forward(torch.tensor([[token]]), self.cache)[0, -1].argmax())
+    def write(self, token: int, count: int) -> int:
+        for _ in range(count):
+            token = int(self.model.forward(torch.tensor([[token]]), self.cache)[0, -1].argmax())
+        return token
 
     def truncate(self, length: int) -> None:
         self.cache.current_seq_len = length
@@ -150,10 +166,9 @@ def measure(engines: dict[str, Engine], repeats: int, vocab: int, layers: int, d
 
     def decode(engine: Engine, start: int) -> float:
         engine.truncate(start)
-        token = engine.next_token(7)
+        token = engine.write(7, 1)
         began = time.perf_counter()
-        for _ in range(TOKENS):
-            token = engine.next_token(token)
+        engine.write(token, TOKENS)
         return (time.perf_counter() - began) / TOKENS
 
     def read(engine: Engine) -> float:
@@ -186,17 +201,20 @@ def measure(engines: dict[str, Engine], repeats: int, vocab: int, layers: int, d
 
 
 def kernel_seconds(engine: Engine) -> float:
-    """Time that kernels take on the GPU per token, at depth 0, from a profile; 0 without a GPU."""
+    """Time that kernels take on the GPU per token, at depth 0, from a profile; 0 without a GPU.
+
+    Without the one that waits for the host's token (csrc/cuda/passage.cu).
+    """
     if not torch.cuda.is_available():
         return 0.0
     engine.truncate(0)
     activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities) as profile:
-        for _ in range(PROFILED):
-            engine.next_token(7)
+        engine.write(7, PROFILED)
         torch.cuda.synchronize()
     events = (event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA)
-    return sum(float(event.time_range.elapsed_us()) for event in events) * 1e-6 / PROFILED
+    times = (float(event.time_range.elapsed_us()) for event in events if "read_mail" not in event.name)
+    return sum(times) * 1e-6 / PROFILED
 
 
 def distance(engines: Sequence[Engine], ids: Sequence[int]) -> float:

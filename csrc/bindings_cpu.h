@@ -50,10 +50,6 @@ int64_t model_write(int64_t handle, int64_t token, int64_t position, const Tenso
 void model_free(int64_t handle);
 
 // bindings_sampler_cpu.cpp
-// (8) float64: the fields of SamplerSettings in sampler.h.
-SamplerSettings sampler_settings(const Tensor& numbers);
-// ids (at least distinct) int64, each below vocab, and counts float32.
-SeenTokens seen_tokens(const Tensor& ids, const Tensor& counts, int64_t distinct, int64_t vocab);
 int64_t sample(const Tensor& logits, const Tensor& ids, bool complete, int64_t vocab, const Tensor& seen,
                const Tensor& counts, int64_t distinct, const Tensor& settings, double uniform, int64_t isa);
 

@@ -11,7 +11,9 @@
 #include <string>
 
 #include "checks.h"
+#include "choosing_arguments.h"
 #include "cuda/kernels.h"
+#include "cuda/passage.h"
 
 namespace {
 
@@ -77,7 +79,34 @@ int64_t decode_step(const Tensor& plan, int64_t gate_strips, int64_t tokens, Ten
   return exl2::cuda::decode_step(read_plan<Model>(plan), gate_strips, static_cast<int>(tokens), device.stream());
 }
 
-// logits (V,), ids and values (k,) on the GPU or in pinned memory.
+// plan: of a whole model. In pinned memory: mail (mail_bytes) uint8, zeros at first, ids (best) int64 and values (best)
+// float32 of the largest of the first `vocab` logits. logits (V,): of the last step. The rest as exl2_cpu::model_write
+// (bindings_model_cpu.cpp).
+int64_t write_passage(const Tensor& plan, int64_t gate_strips, Tensor mail, Tensor ids, Tensor values, Tensor logits,
+                      int64_t token, int64_t position, int64_t vocab, const Tensor& seen, const Tensor& counts,
+                      int64_t distinct, bool uses_history, const Tensor& settings, const Tensor& uniforms, int64_t used,
+                      std::vector<int64_t> stop_ids, double seconds, int64_t cancel, Tensor tokens) {
+  using exl2::data_of;
+  using exl2::ScalarType;
+  exl2::cuda::Writer writer = {read_plan<Model>(plan), gate_strips, vocab, ids.numel()};
+  const int64_t count = tokens.numel();
+  STD_TORCH_CHECK(writer.model.embedding != nullptr && vocab <= writer.model.vocab, "these are not all layers of a model");
+  STD_TORCH_CHECK(token >= 0 && token < writer.model.vocab, "token: outside the vocabulary");
+  STD_TORCH_CHECK(position >= 0 && position + count <= writer.model.capacity, "the cache is too small");
+  STD_TORCH_CHECK(writer.best >= 1 && writer.best <= exl2::cuda::kMostTop && writer.best <= vocab,
+                  "so many logits cannot be chosen");
+  void* words = data_of<uint8_t>(mail, ScalarType::Byte, exl2::cuda::mail_bytes(), "mail");
+  writer.mail = static_cast<exl2::cuda::Mail*>(words);
+  writer.ids = data_of<int64_t>(ids, ScalarType::Long, writer.best, "ids");
+  writer.values = data_of<float>(values, ScalarType::Float, writer.best, "values");
+  const exl2::Choosing choosing = exl2::choosing_arguments(vocab, seen, counts, distinct, uses_history, settings, uniforms,
+                                                           used, stop_ids, seconds, count);
+  const OnDevice device(logits);
+  return exl2::cuda::write_passage(writer, choosing, token, position, static_cast<const uint8_t*>(address(cancel)),
+                                   data_of<int64_t>(tokens, ScalarType::Long, count, "tokens"), device.stream());
+}
+
+// logits (V,), ids and values (k,) on the GPU or in pinned memory. For tests: passages choose by themselves.
 void top_logits(const Tensor& logits, Tensor ids, Tensor values) {
   using exl2::data_of;
   using exl2::ScalarType;
@@ -251,6 +280,10 @@ STABLE_TORCH_LIBRARY(exl2_cuda, m) {
       "int columns, Tensor(a!) codes) -> ()");
   m.def("dequantize(Tensor plan, Tensor(a!) out) -> ()");
   m.def("decode_step(Tensor plan, int gate_strips, int tokens, Tensor(a!) logits) -> int");
+  m.def(
+      "write_passage(Tensor plan, int gate_strips, Tensor(a!) mail, Tensor(b!) ids, Tensor(c!) values, Tensor(d!) logits, "
+      "int token, int position, int vocab, Tensor seen, Tensor counts, int distinct, bool uses_history, Tensor settings, "
+      "Tensor uniforms, int used, int[] stop_ids, float seconds, int cancel, Tensor(e!) tokens) -> int");
   m.def("top_logits(Tensor logits, Tensor(a!) ids, Tensor(b!) values) -> ()");
   m.def(
       "quant_round(Tensor base, Tensor reference, Tensor coupling, Tensor pivots, Tensor steps, int bits, "
@@ -273,6 +306,7 @@ STABLE_TORCH_LIBRARY_IMPL(exl2_cuda, CUDA, m) {
   m.impl("repack", TORCH_BOX(&repack));
   m.impl("dequantize", TORCH_BOX(&dequantize));
   m.impl("decode_step", TORCH_BOX(&decode_step));
+  m.impl("write_passage", TORCH_BOX(&write_passage));
   m.impl("top_logits", TORCH_BOX(&top_logits));
   m.impl("quant_round", TORCH_BOX(&quant_round));
   m.impl("quant_search", TORCH_BOX(&quant_search));

@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "bindings_cpu.h"
+#include "choosing_arguments.h"
 #include "cpu/passage.h"
 
 namespace exl2 {
@@ -148,24 +149,15 @@ int64_t model_write(int64_t handle, int64_t token, int64_t position, const Tenso
   const std::shared_ptr<Entry> entry = entry_of(handle);
   std::lock_guard<std::mutex> lock(entry->mutex);
   const int64_t V = entry->model->weights().V, count = tokens.numel();
-  STD_TORCH_CHECK(token >= 0 && token < V, "token: outside the vocabulary");
-  STD_TORCH_CHECK(count >= 1 && used >= 0 && vocab <= V, "model_write: bad size");
-  PassageRequest request;
-  request.step = step_request(*entry->model, position, count, {k, v, k_scale, v_scale}, cos, sin, cancel);
-  request.step.T = 1;
-  request.step.ids = &token;
-  request.step.logits = data_of<float>(logits, ScalarType::Float, V, "logits");
-  request.step.all_logits = false;
-  request.vocab = vocab;
-  request.seen = seen_tokens(seen, counts, distinct, vocab);
-  request.uses_history = uses_history;
-  request.settings = sampler_settings(settings);
-  request.uniforms = data_of<const double>(uniforms, ScalarType::Double, used + count, "uniforms") + used;
-  request.stop_ids = stop_ids.data();
-  request.stops = static_cast<int64_t>(stop_ids.size());
-  request.count = count;
-  request.seconds = seconds;
-  return write_passage(*entry->model, request, data_of<int64_t>(tokens, ScalarType::Long, count, "tokens"));
+  STD_TORCH_CHECK(token >= 0 && token < V && vocab <= V, "token: outside the vocabulary");
+  const Choosing choosing = choosing_arguments(vocab, seen, counts, distinct, uses_history, settings, uniforms, used,
+                                               stop_ids, seconds, count);
+  StepRequest first = step_request(*entry->model, position, count, {k, v, k_scale, v_scale}, cos, sin, cancel);
+  first.T = 1;
+  first.ids = &token;
+  first.logits = data_of<float>(logits, ScalarType::Float, V, "logits");
+  first.all_logits = false;
+  return write_passage(*entry->model, first, choosing, data_of<int64_t>(tokens, ScalarType::Long, count, "tokens"));
 }
 
 void model_free(int64_t handle) {

@@ -30,8 +30,12 @@ int decode_step(const Model& model, int64_t gate_strips, int tokens, cudaStream_
 
 constexpr int kMostTop = 1024;
 
-// The k <= kMostTop largest of `count` >= k logits and their ids, largest first, to memory that the GPU can reach.
-void top_logits(const float* logits, int64_t count, int64_t k, int64_t* ids, float* values, cudaStream_t stream);
+struct Mail;
+
+// The k <= kMostTop largest of `count` >= k logits and their ids, largest first, to memory that the GPU can reach. mail: is
+// told then that the step `number` has answered (mail.cuh); may be null.
+void top_logits(const float* logits, int64_t count, int64_t k, int64_t* ids, float* values, cudaStream_t stream,
+                Mail* mail = nullptr, uint64_t number = 0);
 
 // The quantizer's tasks over all their columns, pointers on the GPU. costs (maxima, columns): of the codes chosen.
 void quant_round(const RoundTask& task, cudaStream_t stream);

@@ -5,8 +5,8 @@
 // 2. The logits that reach the bound, few more than k, are collected and sorted.
 // Only if there are too many of them (most of the largest in the shares of few threads), each of the k is looked for on
 // its own.
-#include "common.cuh"
 #include "kernels.h"
+#include "mail.cuh"
 
 namespace exl2::cuda {
 namespace {
@@ -61,7 +61,8 @@ __device__ uint64_t largest_below(const float* logits, int count, uint64_t bound
   return scratch[0];
 }
 
-__global__ void __launch_bounds__(kThreads) top_kernel(const float* logits, int count, int k, int64_t* ids, float* values) {
+__global__ void __launch_bounds__(kThreads)
+    top_kernel(const float* logits, int count, int k, int64_t* ids, float* values, Mail* mail, uint64_t number) {
   __shared__ uint64_t keys[kThreads];
   __shared__ int found;
   const int thread = threadIdx.x;
@@ -93,19 +94,22 @@ __global__ void __launch_bounds__(kThreads) top_kernel(const float* logits, int 
     while (size < found) size *= 2;
     sort_keys(keys, size);
     if (thread < k) write(thread, keys[thread]);
-    return;
+  } else {
+    uint64_t last = ~uint64_t{0};
+    for (int place = 0; place < k; ++place) {
+      last = largest_below(logits, count, last, keys);
+      if (thread == 0) write(place, last);
+    }
   }
-  uint64_t last = ~uint64_t{0};
-  for (int place = 0; place < k; ++place) {
-    last = largest_below(logits, count, last, keys);
-    if (thread == 0) write(place, last);
-  }
+  __syncthreads();
+  if (thread == 0 && mail != nullptr) write_word(&mail->answered, number);
 }
 
 }  // namespace
 
-void top_logits(const float* logits, int64_t count, int64_t k, int64_t* ids, float* values, cudaStream_t stream) {
-  top_kernel<<<1, kThreads, 0, stream>>>(logits, static_cast<int>(count), static_cast<int>(k), ids, values);
+void top_logits(const float* logits, int64_t count, int64_t k, int64_t* ids, float* values, cudaStream_t stream, Mail* mail,
+                uint64_t number) {
+  top_kernel<<<1, kThreads, 0, stream>>>(logits, static_cast<int>(count), static_cast<int>(k), ids, values, mail, number);
   check(cudaGetLastError(), "top_logits");
 }
 

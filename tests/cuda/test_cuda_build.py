@@ -156,7 +156,7 @@ if stand_in.exists():
 torch.ops.load_library({str(library)!r})
 from exl2_tui.core.model.cuda.library import NEWEST_OP
 names = "repack dequantize decode_step quant_round quant_search prompt_rope prompt_norm prompt_order prompt_silu"
-names += " cache_write cache_read"
+names += " cache_write cache_read top_logits write_passage"
 for name in names.split():
     assert hasattr(torch.ops.exl2_cuda, name), name
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"exl2_cuda::{{name}}", "CUDA"), name

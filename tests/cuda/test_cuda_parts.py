@@ -1,4 +1,4 @@
-"""Parts of the CUDA backend besides the whole model: split decoders, preselected logits, the quantizer. Needs a GPU."""
+"""Parts of the CUDA backend besides the whole model: split decoders, the best logits, the quantizer. Needs a GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from support.models import random_config, write_random_exl2_model
 
 from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.generation.sampler import Sampler
 from exl2_tui.core.model.causal_lm import CausalLM
 from exl2_tui.core.model.cuda import library
 from exl2_tui.core.model.cuda.cache import CudaCache, decode, encode
@@ -19,7 +18,6 @@ from exl2_tui.core.model.cuda.model import CudaModel
 from exl2_tui.core.model.cuda.prompt import in_order, normalize, rope_and_append, silu_times
 from exl2_tui.core.model.rope import RopeTable
 from exl2_tui.core.quant import kernels
-from exl2_tui.core.requests import SamplerSettings
 
 REASON = library.unavailable()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=f"no GPU: {REASON}")]
@@ -82,25 +80,6 @@ def test_the_best_logits_in_order(vocab: int, kind: str) -> None:
         torch.cuda.synchronize()
         assert torch.equal(found_ids, ids[:count])
         assert torch.equal(found.nan_to_num(nan=7e7), values[:count].nan_to_num(nan=7e7))
-
-
-@pytest.mark.parametrize("settings", [SamplerSettings.greedy(), SamplerSettings(seed=3)])
-def test_preselected_logits_give_the_same_tokens(settings: SamplerSettings, tmp_path: Path) -> None:
-    model = load(write_random_exl2_model(tmp_path))
-    texts = []
-    for preselected in (False, True):
-        sampler, cache = Sampler(settings, model.config.vocab_size), model.new_cache(64)
-        history, tokens = sampler.history([7]), [7]
-        for _ in range(40):
-            if preselected:
-                count = sampler.preselection
-                logits = model.forward_top(tokens[-1:], cache, count, sampler.vocab_size)
-                tokens.append(sampler.sample(logits, history))
-            else:
-                tokens.append(sampler.sample(model.forward(tokens[-1:], cache), history))
-            history.append(tokens[-1])
-        texts.append(tokens)
-    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "dim", "rope_dim"), [(32, 8, 128, 128), (4, 4, 64, 32), (3, 1, 16, 16)])

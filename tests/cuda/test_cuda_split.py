@@ -15,12 +15,14 @@ from torch import Tensor
 from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.formats import LinearWeight
+from exl2_tui.core.generation.sampler import Sampler
 from exl2_tui.core.model.causal_lm import CausalLM
 from exl2_tui.core.model.cuda import model as cuda_model
 from exl2_tui.core.model.cuda.decoder import CudaLayer, DecoderChain
 from exl2_tui.core.model.cuda.linear import CudaLinear, empty_linear
 from exl2_tui.core.model.cuda.model import CudaModel
 from exl2_tui.core.model.rope import rope_table
+from exl2_tui.core.requests import SamplerSettings
 
 # Two names of this processor: different as device objects, the same for tensors.
 FIRST, SECOND = torch.device("cpu"), torch.device("cpu", 0)
@@ -116,6 +118,10 @@ def test_a_split_model_agrees_with_the_reference(on_cpu: None, writer: Any, tmp_
         found = model.forward(ids, caches[1], all_logits=True)
         assert found.shape == wanted.shape
         assert ((found - wanted).norm() / wanted.norm()).item() < TOLERANCE
-    top = model.forward_top([5], caches[1], 4, config.vocab_size)
+    sampler = Sampler(SamplerSettings.greedy(), config.vocab_size)
+    choice = sampler.ahead(sampler.history(), 4)
+    assert choice is not None and choice.preselection
+    passage = model.write(5, caches[1], choice, stop_ids=(), seconds=1)  # one token after another, over all GPUs
     wanted = reference.forward([5], caches[0])
-    assert int(top.ids[0]) == int(wanted.argmax()) and caches[1].length == caches[0].length
+    assert passage.tokens == [] and passage.logits is not None
+    assert int(passage.logits.argmax()) == int(wanted.argmax()) and caches[1].length == caches[0].length

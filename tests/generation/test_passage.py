@@ -7,24 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fake_model import FakeTokenizer
 from support.models import write_random_model
+from support.passages import PROMPT, WHOLE, both, check_where_they_end, generator_of, what_counts
 from test_preselection import SETTINGS
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import CancelledError
-from exl2_tui.core.events import Event, GenerationFinished, TokenDelta
 from exl2_tui.core.generation import generator as generator_module
-from exl2_tui.core.generation.generator import Generator
 from exl2_tui.core.generation.sampler import Sampler
 from exl2_tui.core.model.native import NativeModel
-from exl2_tui.core.model.passage import Passage, WritesPassages
+from exl2_tui.core.model.passage import Passage
 from exl2_tui.core.requests import LoadOptions, SamplerSettings
 
-PROMPT = range(5, 60)
-WHOLE = 100.0  # seconds: passages are as long as they can be
 UNSURE = SamplerSettings(seed=6, top_k=5000)  # no token is chosen natively
 SEEDED = [settings for settings in SETTINGS if settings.seed is not None or settings.temperature == 0]
 
@@ -43,48 +39,12 @@ class Asked(NativeModel):
         return passage
 
 
-class Reader:
-    """A native model that has to be asked for every token."""
-
-    def __init__(self, model: NativeModel) -> None:
-        self.config, self.device, self.weight_bytes, self.kernels = model.config, model.device, 0, ""
-        self.new_cache, self.forward, self.close = model.new_cache, model.forward, model.close
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Asked:
     folder: Path = tmp_path_factory.mktemp("model")
     write_random_model(folder, vocab_size=300)
     with Checkpoint.open(folder) as checkpoint:
         return Asked.load(checkpoint, ModelConfig.from_dir(folder), LoadOptions(threads=2))
-
-
-def generator_of(model: NativeModel | Reader, context: int = 200) -> Generator:
-    return Generator(model, FakeTokenizer(), model.new_cache(context))
-
-
-def what_counts(events: list[Event]) -> tuple[str, list[int], object]:
-    """Text, ids, and the end but for its times."""
-    deltas = [event for event in events if isinstance(event, TokenDelta)]
-    end = events[-1]
-    assert isinstance(end, GenerationFinished)
-    ids = [token for event in deltas for token in event.token_ids]
-    return "".join(event.text for event in deltas), ids, (end.reason, end.generated_tokens, end.context_used)
-
-
-def both(
-    model: Asked, settings: SamplerSettings, context: int = 200, **options: object
-) -> tuple[str, list[int], object]:
-    """What is written, which has to be the same token by token; and that the cache is right afterwards."""
-    assert isinstance(model, WritesPassages) and not isinstance(Reader(model), WritesPassages)
-    found = []
-    for kind in (model, Reader(model)):
-        generator = generator_of(kind, context)
-        first = what_counts([*generator.stream(PROMPT, settings, **{"max_new_tokens": 60, **options})])  # type: ignore[arg-type]
-        again = what_counts([*generator.stream([*PROMPT, *first[1][:15], 7], settings, max_new_tokens=8)])
-        found.append((first, again))
-    assert found[0] == found[1]
-    return found[0][0]
 
 
 @pytest.fixture
@@ -108,20 +68,7 @@ def test_tokens_are_the_same(
 @pytest.mark.usefixtures("whole_passages")
 @pytest.mark.parametrize("settings", [SamplerSettings.greedy(), SamplerSettings(seed=1)])
 def test_they_end_where_they_should(model: Asked, settings: SamplerSettings) -> None:
-    text, ids, end = both(model, settings)
-    assert end == ("length", 60, len(PROMPT) + 59)
-    for count in (0, 1, 2, 17):
-        assert both(model, settings, max_new_tokens=count)[2] == ("length", count, len(PROMPT) + max(0, count - 1))
-    stop = next(token for token in reversed(ids[:40]) if token not in ids[:20])
-    place = ids.index(stop)
-    assert both(model, settings, stop_ids={stop, 299})[2] == ("stop_token", place + 1, len(PROMPT) + place)
-    middle = FakeTokenizer().decode(ids[:30])
-    assert text.startswith(middle[:-1])
-    stopped = both(model, settings, stop_strings=[text[len(middle) - 8 : len(middle) - 3]])
-    assert stopped[2][0] == "stop_string"  # type: ignore[index]
-    full = both(model, settings, context=80)
-    assert full[2] == ("context", 80 - len(PROMPT) + 1, 80)
-    assert full[1] == ids[: len(full[1])]
+    check_where_they_end(model, settings)
 
 
 @pytest.mark.usefixtures("whole_passages")

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.few_logits import sample_few
 from torch import Tensor
 
 from exl2_tui.core.generation.quick import QuickChoice
 from exl2_tui.core.generation.sampler import Sampler
-from exl2_tui.core.model.top import TopLogits, top_logits
 from exl2_tui.core.ops import native
 from exl2_tui.core.ops.native import Isa
 from exl2_tui.core.requests import SamplerSettings
@@ -63,10 +63,10 @@ def test_it_is_the_token_that_the_filters_give(
     quick = quick_of(settings, sampler, isa)
     history = sampler.history((seed * i) % size for i in range(60))
     choices = [quick.sample(logits, history, uniform)]
-    if count := sampler.preselection:
-        choices.append(quick.sample(top_logits(logits, count, size), history, uniform))
+    if sampler.preselection:
+        choices.append(sample_few(sampler, logits, history, uniform=uniform, isa=isa))
     for choice in choices:
-        assert choice is None or choice == sampler._sample(logits, history, uniform)
+        assert choice in (None, -1) or choice == sampler._sample(logits, history, uniform)
 
 
 @pytest.mark.parametrize("size", [8192, 50_000])
@@ -93,7 +93,7 @@ def test_broken_logits_are_left_to_those_who_name_them(wrong: float, place: int)
         sampler = Sampler(settings, 5000)
         quick, history = quick_of(settings, sampler), sampler.history([1, 2])
         assert quick.sample(logits, history, 0.5) is None
-        assert quick.sample(top_logits(logits, 200, 5000), history, 0.5) is None
+        assert sample_few(sampler, logits, history, uniform=0.5, count=200) == -1
     assert quick_of(settings, sampler).sample(torch.full((5000,), -torch.inf), history, 0.5) is None
 
 
@@ -102,9 +102,8 @@ def test_a_token_that_was_left_out_but_could_survive_is_noticed() -> None:
     sampler = Sampler(settings, 4)
     history = sampler.history([0, 1])
     logits = torch.tensor([5.0, 4.0, 3.9, 0.0])  # the first two fall below the third
-    few = TopLogits(torch.tensor([0, 1]), logits[:2], complete=False, everything=lambda: logits)
-    assert quick_of(settings, sampler).sample(few, history, 0.5) is None
-    assert sampler.sample(few, history) == sampler._sample(logits, history, 0.5) == 2
+    assert sample_few(sampler, logits, history, uniform=0.5, count=2) == -1
+    assert sampler.sample(logits, history) == sampler._sample(logits, history, 0.5) == 2
 
 
 def test_equal_seeds_draw_equal_numbers_however_many_are_drawn_at_once() -> None:

@@ -18,7 +18,6 @@ from exl2_tui.core.generation.sampler import Sampler
 from exl2_tui.core.generation.text import TextStream, TextTokenizer
 from exl2_tui.core.model.passage import WritesPassages
 from exl2_tui.core.model.protocol import Cache, LanguageModel
-from exl2_tui.core.model.top import Preselecting, TopLogits
 from exl2_tui.core.requests import SamplerSettings
 
 # A prompt is run in chunks, so that a person sees progress several times a second on the slowest machine.
@@ -190,7 +189,7 @@ class Generator:
     ) -> Iterator[int]:
         """The tokens behind a prompt, `count` of them or as many as the context holds; nobody asks behind a stop id."""
         chosen: Sequence[int] = ()
-        logits: Tensor | TopLogits | None = after_prompt
+        logits: Tensor | None = after_prompt
         while count:
             for token in chosen:
                 cancel.check()
@@ -215,9 +214,9 @@ class Generator:
         count: int,
         stop_ids: Collection[int],
         cancel: CancelToken,
-    ) -> tuple[Sequence[int], Tensor | TopLogits | None]:
+    ) -> tuple[Sequence[int], Tensor | None]:
         """Runs the token that was chosen last: up to `count` tokens behind it if the model chooses itself, and logits
-        of the one behind them unless that is yet to be run. Only as many logits as the sampler needs, on a GPU."""
+        of the one behind them unless that is yet to be run."""
         if self._writer is not None and (choice := sampler.ahead(history, count)) is not None:
             passage = self._writer.write(
                 token, self._cache, choice, stop_ids=stop_ids, seconds=PASSAGE_SECONDS, cancel=cancel
@@ -226,12 +225,7 @@ class Generator:
             run = (token, *passage.tokens)
             self._run.extend(run if passage.logits is not None else run[:-1])
             return passage.tokens, passage.logits
-        wanted = sampler.preselection
-        if not wanted or not isinstance(self._model, Preselecting):
-            return (), self._forward([token], cancel)
-        top = self._model.forward_top([token], self._cache, wanted, sampler.vocab_size, cancel=cancel)
-        self._run.append(token)
-        return (), top
+        return (), self._forward([token], cancel)
 
     def _forget(self, length: int) -> None:
         """Takes everything behind the first `length` tokens out of the cache."""

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from exl2_tui.core.generation.history import TokenHistory
 from exl2_tui.core.model.passage import Choice
-from exl2_tui.core.model.top import TopLogits
 from exl2_tui.core.ops import native
 from exl2_tui.core.ops.native import Isa
 from exl2_tui.core.requests import SamplerSettings
@@ -39,28 +38,25 @@ class QuickChoice:
             self._sample = native.ops().sample
             self._isa = native.isa_code(isa)
 
-    def sample(self, logits: Tensor | TopLogits, history: TokenHistory, uniform: float) -> int | None:
-        """The token at `uniform` in [0, 1) of the cumulative probability; None where it is not sure."""
-        if not self.possible:
+    def sample(self, logits: Tensor, history: TokenHistory, uniform: float) -> int | None:
+        """The token at `uniform` in [0, 1) of the cumulative probability; None where it is not sure. logits (V,)."""
+        vocab = min(self._vocab_size, len(logits))
+        if not self.possible or not vocab:
             return None
-        if isinstance(logits, TopLogits):
-            values, ids, complete, vocab = logits.values, logits.ids, logits.complete, self._vocab_size
-            if not len(ids):
-                return None
-        else:
-            values, ids, complete, vocab = logits, self._all, True, min(self._vocab_size, len(logits))
-            if not vocab or values.dtype != torch.float32 or not values.is_cpu or not values.is_contiguous():
-                return None
+        if logits.dtype != torch.float32 or not logits.is_cpu or not logits.is_contiguous():
+            return None
         distinct = self._distinct(history)
         token: int = self._sample(
-            values, ids, complete, vocab, history.ids, history.counts, distinct, self._settings, uniform, self._isa
+            *(logits, self._all, True, vocab, history.ids, history.counts, distinct),
+            *(self._settings, uniform, self._isa),
         )
         return token if token >= 0 else None
 
-    def ahead(self, history: TokenHistory, uniforms: Tensor, used: int, count: int) -> Choice | None:
+    def ahead(self, history: TokenHistory, uniforms: Tensor, used: int, count: int, preselection: int) -> Choice | None:
         """What a model needs to choose up to `count` tokens in the same way; None if that is not possible.
 
         uniforms float64: numbers in [0, 1), of which the first `used` are spent and at least one is left.
+        preselection: Sampler.preselection.
         """
         if not self.possible:
             return None
@@ -74,6 +70,7 @@ class QuickChoice:
             settings=self._settings,
             uniforms=uniforms,
             used=used,
+            preselection=preselection,
         )
 
     def _distinct(self, history: TokenHistory) -> int:

@@ -22,7 +22,6 @@ from exl2_tui.core.generation.filters import Candidates
 from exl2_tui.core.generation.history import TokenHistory
 from exl2_tui.core.generation.quick import QuickChoice
 from exl2_tui.core.model.passage import Choice
-from exl2_tui.core.model.top import TopLogits
 from exl2_tui.core.requests import SamplerSettings
 
 Filter = Callable[[Candidates], Candidates]
@@ -97,19 +96,12 @@ class Sampler:
         history.extend(tokens)
         return history
 
-    def sample(self, logits: Tensor | TopLogits, history: TokenHistory) -> int:
-        """The next token. logits (V,) float, left untouched; raises GenerationError if they are no numbers.
-
-        TopLogits give the same token: where the `preselection` largest leave a doubt, all are fetched.
-        """
+    def sample(self, logits: Tensor, history: TokenHistory) -> int:
+        """The next token. logits (V,) float, left untouched; raises GenerationError if they are no numbers."""
         uniform = self._uniform() if self.settings.temperature else 0.0
         token = self._quick.sample(logits, history, uniform)
-        if token is None and isinstance(logits, TopLogits):
-            logits = logits.everything()
-            token = self._quick.sample(logits, history, uniform)
         if token is not None:
             return token
-        assert isinstance(logits, Tensor)
         with _one_thread():
             return self._sample(logits, history, uniform)
 
@@ -120,7 +112,7 @@ class Sampler:
         """
         if self._used == UNIFORMS:
             self._draw_uniforms()
-        return self._quick.ahead(history, self._uniforms, self._used, count)
+        return self._quick.ahead(history, self._uniforms, self._used, count, self.preselection)
 
     def spend(self, tokens: int) -> None:
         """So many tokens were chosen with the numbers that `ahead` gave away."""

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.config import ModelConfig
+from exl2_tui.core.errors import CancelledError
 from exl2_tui.core.model.cuda.cache import CudaCache
 from exl2_tui.core.model.cuda.linear import CudaLinear
-from exl2_tui.core.model.top import TopLogits
+from exl2_tui.core.model.passage import Choice, Passage
 
 MAX_STEP = 8
-MOST_TOPS = 4  # graphs that choose the best logits: a sampler's settings need one
-MOST_CHOSEN = 1024  # csrc/cuda/kernels.h
+MOST_BEST = 1024  # logits that cross to the CPU: csrc/cuda/kernels.h
+MAIL_BYTES = 128  # struct Mail of csrc/cuda/mail.cuh
 MOST_HEADS = 8  # of a unit of attention: csrc/cuda/attention.cuh
 MODEL_FORMAT = "<9q2d16Q5q"  # struct Model of csrc/cuda/plan.h
 LAYER_FORMAT = "<4Q3q4Q"  # struct Layer
@@ -76,8 +77,9 @@ class Decoder:
         linears = [linear for layer in layers for linear in layer.linears] + ([] if head is None else [head])
         self.state = zeros(1 + MAX_STEP, dtype=torch.int32)
         self.staging = torch.zeros(1 + MAX_STEP, dtype=torch.int32).pin_memory()
-        # The same words: what one costs through a tensor is 10 us.
-        self.staged = (ctypes.c_int32 * (1 + MAX_STEP)).from_address(self.staging.data_ptr())
+        self.mail = torch.zeros(MAIL_BYTES, dtype=torch.uint8).pin_memory()
+        self.best_ids = torch.zeros(MOST_BEST, dtype=torch.int64).pin_memory()
+        self.best_values = torch.zeros(MOST_BEST).pin_memory()
         self.residual = zeros(MAX_STEP, config.hidden_size)
         self.logits = zeros(MAX_STEP, 0 if head is None else config.vocab_size)
         self.buffers = (
@@ -123,7 +125,6 @@ class Decoder:
         self.gate_strips = max(layer.gate.strips for layer in layers)
         self.most = MAX_STEP  # tokens of one launch; the kernel may take fewer
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self.tops: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}  # by count and vocab
 
     def step(self, tokens: Tensor) -> Tensor:
         """tokens (T,) int64 on the CPU, T <= MAX_STEP -> logits (T, V) float32 on the GPU until the next step.
@@ -172,38 +173,34 @@ class Decoder:
         self.graphs[count].replay()
         return count
 
-    def step_top(self, token: int, count: int, vocab: int) -> TopLogits:
-        """As step() for one token, but choosing the best logits (top.top_logits) is part of the graph.
+    def write(
+        self,
+        token: int,
+        choice: Choice,
+        *,
+        stop_ids: Collection[int],
+        seconds: float,
+        cancel: CancelToken | None = None,
+    ) -> Passage:
+        """As passage.WritesPassages, behind the cache's length, which then counts the steps; there is room for one.
 
-        The host has one launch and one wait per token, and little else to do: while it works, the GPU does not.
+        choice.preselection: 1 to MOST_BEST. One native call (csrc/cuda/passage.cu): while a step runs, the next lies on
+        the GPU and waits for its token.
         """
-        if (count, vocab) not in self.tops:
-            self.tops[count, vocab] = self._capture_top(token, count, vocab)
-        graph, ids, values = self.tops[count, vocab]
-        self.staged[0] = self.cache.length
-        self.staged[1] = token
-        graph.replay()
-        torch.cuda.current_stream(self.state.device).synchronize()
-        logits = self.logits[0]
-        return TopLogits(ids.clone(), values.clone(), len(ids) == min(vocab, len(logits)), logits.cpu)
-
-    def _capture_top(self, token: int, count: int, vocab: int) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        """The graph of one step that chooses, and the pinned tensors with the ids and the values that it chose."""
-        kept = min(count, vocab, self.logits.shape[1])
-        ids = torch.empty(kept, dtype=torch.int64).pin_memory()
-        values = torch.empty(kept).pin_memory()
-
-        def work() -> None:
-            self.state.copy_(self.staging, non_blocking=True)
-            self._run(1)
-            torch.ops.exl2_cuda.top_logits(self.logits[0, :vocab], ids, values)
-
-        self.step(torch.tensor([token]))
-        torch.ops.exl2_cuda.top_logits(self.logits[0, :vocab], ids, values)  # loads the kernel; a capture must not
-        torch.cuda.synchronize(self.state.device)
-        if len(self.tops) == MOST_TOPS:
-            self.tops.pop(next(iter(self.tops)))
-        return self._capture(work), ids, values
+        vocab = min(choice.vocab, self.logits.shape[1])
+        best = min(choice.preselection, vocab)
+        tokens = torch.empty(min(choice.count, self.cache.capacity - self.cache.length), dtype=torch.int64)
+        steps = torch.ops.exl2_cuda.write_passage(
+            *(self.plan, self.gate_strips, self.mail, self.best_ids[:best], self.best_values[:best], self.logits),
+            *(token, self.cache.length, vocab, choice.seen, choice.counts, choice.distinct, choice.uses_history),
+            *(choice.settings, choice.uniforms, choice.used, list(stop_ids), seconds),
+            *(0 if cancel is None else cancel.address, tokens),
+        )
+        if not steps:
+            raise CancelledError
+        self.cache.length += steps
+        chosen: list[int] = tokens[:steps].tolist()
+        return Passage(chosen, None) if chosen[-1] >= 0 else Passage(chosen[:-1], self.logits[0].cpu())
 
     def _capture(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
         graph, device = torch.cuda.CUDAGraph(), self.state.device

@@ -12,7 +12,7 @@ from exl2_tui.core.errors import ConfigError, ExtensionError
 
 OLDEST = (8, 0)  # cp.async; sm_75 lacks it, and mbarrier and bfloat16 with it
 LIBRARY = Path(__file__).resolve().parents[3] / "_C_cuda.so"
-NEWEST_OP = "cache_read"  # in every library that this source can use
+NEWEST_OP = "write_passage"  # in every library that this source can use
 REBUILD = "Install the CUDA toolkit and run `EXL2_TUI_CUDA=1 pip install --no-build-isolation .` again."
 
 

@@ -6,7 +6,7 @@ per chunk of tokens and multiplied by cuBLAS.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
@@ -22,15 +22,15 @@ from exl2_tui.core.model.attention import attention_mask
 from exl2_tui.core.model.cache import check_room
 from exl2_tui.core.model.causal_lm import check_ids
 from exl2_tui.core.model.cuda.cache import CudaCache
-from exl2_tui.core.model.cuda.decoder import MAX_STEP, MOST_CHOSEN, CudaLayer, Decoder, DecoderChain
+from exl2_tui.core.model.cuda.decoder import MAX_STEP, MOST_BEST, CudaLayer, Decoder, DecoderChain
 from exl2_tui.core.model.cuda.library import require
 from exl2_tui.core.model.cuda.linear import CudaLinear, pack_linear
 from exl2_tui.core.model.cuda.prompt import in_order, normalize, rope_and_append, silu_times
 from exl2_tui.core.model.layout import EMBEDDING, FINAL_NORM, LinearSpec, head_linear, layer_linears, layer_norms
 from exl2_tui.core.model.norm import RMSNorm
+from exl2_tui.core.model.passage import Choice, Passage
 from exl2_tui.core.model.protocol import Cache
 from exl2_tui.core.model.rope import RopeTable
-from exl2_tui.core.model.top import TopLogits, top_logits
 from exl2_tui.core.model.weights import TensorSource, read_linear, read_matrix, read_norm, release_linear
 
 CHUNK = 2048
@@ -167,22 +167,27 @@ class CudaModel:
 
     @torch.no_grad()
     @memory_errors("running this model")
-    def forward_top(
-        self, ids: Sequence[int], cache: Cache, count: int, vocab: int, *, cancel: CancelToken | None = None
-    ) -> TopLogits:
-        """Implements top.Preselecting: `count` logits cross to the CPU instead of all."""
+    def write(
+        self,
+        token: int,
+        cache: Cache,
+        choice: Choice,
+        *,
+        stop_ids: Collection[int],
+        seconds: float,
+        cancel: CancelToken | None = None,
+    ) -> Passage:
+        """Implements passage.WritesPassages.
+
+        Where few logits do not tell the next token, or layers lie on several GPUs: one step, and all of its logits.
+        """
         assert isinstance(cache, CudaCache)
-        if len(ids) != 1 or not 0 <= ids[0] < self.config.vocab_size:
-            tokens = check_ids(ids, self.config.vocab_size)
-            if len(tokens) > MAX_STEP:
-                return top_logits(self.forward(tokens, cache, cancel=cancel), count, vocab)
-        check_room(len(ids), cache.length, cache.capacity)
         decoder = self._decoder_of(cache)
-        if len(ids) > 1 or count > MOST_CHOSEN or not isinstance(decoder, Decoder):
-            return top_logits(self._step(torch.tensor(ids), cache)[-1], count, vocab)
-        found = decoder.step_top(ids[0], count, vocab)
-        cache.length += 1
-        return found
+        if not 0 < choice.preselection <= MOST_BEST or not isinstance(decoder, Decoder):
+            return Passage([], self.forward([token], cache, cancel=cancel))
+        check_ids([token], self.config.vocab_size)
+        check_room(1, cache.length, cache.capacity)
+        return decoder.write(token, choice, stop_ids=stop_ids, seconds=seconds, cancel=cancel)
 
     def close(self) -> None:
         self._decoder = None
