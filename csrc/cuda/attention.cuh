@@ -307,10 +307,11 @@ __device__ __forceinline__ void attend(const Model& model, const Layer& layer, c
   }
 }
 
-// attending.unit of a layer. head_dim: 16, 32, 64, 96, 128 or 256. shared: aligned to 16 bytes.
-template <int kKeyBits, int kValueBits>
+// attending.unit of a layer. kHeadDim: 0 for any of 16, 32, 64, 96, 128 and 256. shared: aligned to 16 bytes.
+template <int kHeadDim, int kKeyBits, int kValueBits>
 __device__ __forceinline__ void attend_unit(const Model& model, const Layer& layer, const Linear& o,
                                             const Attending& attending, uint32_t stamp, uint8_t* shared) {
+  if constexpr (kHeadDim != 0) return attend<kHeadDim, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
   switch (model.head_dim) {
     case 16: return attend<16, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
     case 32: return attend<32, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);

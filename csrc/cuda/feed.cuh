@@ -1,10 +1,10 @@
 // The weights of a whole decode step as one stream per warp.
 //
 // Which segments a warp will multiply is known from the start: of every linear, in the order of the step, its share of
-// every strip of its CUDA block. Two more warps, the feeders, keep a ring of slots per warp in shared memory full of the
-// next ones, across the ends of strips, layers and barriers, so that memory stays busy while the block waits for others.
-// A lane of a feeder serves one ring; one feeder for all cannot keep up with short segments. On Hopper a segment is one
-// bulk copy; older GPUs copy 16 bytes per lane.
+// every strip of its CUDA block. One or two more warps, the feeders, keep a ring of slots per warp in shared memory full of
+// the next ones, across the ends of strips, layers and barriers, so that memory stays busy while the block waits for others.
+// A lane of a feeder serves one ring; one feeder for all cannot keep up with short segments, and is faster with long ones.
+// On Hopper a segment is one bulk copy; older GPUs copy 16 bytes per lane.
 // Each slot has two barriers in shared memory: `full` (the segment is there) and `empty` (the warp is done with it).
 #pragma once
 
@@ -222,14 +222,13 @@ class Cursor {
   uint32_t to_ = 0;
 };
 
-constexpr int kFeederWarps = 2;
-
-// The whole work of a feeder, which number `feeder` is. By one warp. coming: shared, (kWarps).
-__device__ inline void feed_rings(const Linear* linears, int count, const Rings& rings, int feeder, Span* coming) {
-  constexpr int kEach = kWarps / kFeederWarps;
+// The whole work of a feeder, number `feeder` of 1 or 2 `feeders`. By one warp. coming: shared, (kWarps).
+__device__ inline void feed_rings(const Linear* linears, int count, const Rings& rings, int feeder, int feeders,
+                                  Span* coming) {
+  const int each = kWarps / feeders;
   const int lane = threadIdx.x % 32;
-  const int ring = feeder * kEach + lane % kEach;
-  Cursor cursor(linears, lane < kEach ? count : 0, ring, coming + ring);
+  const int ring = feeder * each + (lane < each ? lane : 0);
+  Cursor cursor(linears, lane < each ? count : 0, ring, coming + ring);
   bool alive = cursor.alive();
   int slot = 0;
   uint32_t parity = 1;  // what a barrier that nobody used yet counts as done for

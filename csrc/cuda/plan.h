@@ -117,6 +117,7 @@ struct Model {
   int64_t widest_input;         // in_features of the widest linear
   int64_t key_bits;             // of the cache, with value_bits: 16 and 16, 8 and 8, 8 and 4, or 4 and 4
   int64_t value_bits;
+  int64_t feeders;              // 1 or 2: feed.cuh
 };
 
 }  // namespace exl2::cuda

@@ -65,8 +65,8 @@ __device__ __forceinline__ int first_linear(Phase phase) {
 // The MLP looks at three: what it computes is laid out for the weight behind it.
 __device__ __forceinline__ int planned_linears(Phase phase) { return phase == kQkvPhase || phase == kMlpPhase ? 3 : 1; }
 
-// kOne: one token only. kKeyBits, kValueBits: of the cache (cache.cuh).
-template <bool kOne, int kKeyBits, int kValueBits>
+// kOne: one token only. kHeadDim: 0 for any. kKeyBits, kValueBits: of the cache (cache.cuh).
+template <bool kOne, int kHeadDim, int kKeyBits, int kValueBits>
 __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant__ Step step) {
   extern __shared__ uint4 shared_words[];
   uint8_t* const shared = reinterpret_cast<uint8_t*>(shared_words);
@@ -95,8 +95,9 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   if (threadIdx.x >= kWorkers) {
     give_registers();
     const int feeder = static_cast<int>(threadIdx.x - kWorkers) / 32;
-    if (feeder < kFeederWarps) {
-      feed_rings(model.linears, layers * kLinears + (has_head(model) ? 1 : 0), rings, feeder, coming);
+    const int feeders = static_cast<int>(model.feeders);
+    if (feeder < feeders) {
+      feed_rings(model.linears, layers * kLinears + (has_head(model) ? 1 : 0), rings, feeder, feeders, coming);
     }
     return;
   }
@@ -173,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
       multiplied.wait(grid);
 #pragma unroll 1
       for (int unit = static_cast<int>(blockIdx.x);;) {
-        attend_unit<kKeyBits, kValueBits>(shared_model, layer, parts[0], attending, stamp, shared + step.sums_at);
+        attend_unit<kHeadDim, kKeyBits, kValueBits>(shared_model, layer, parts[0], attending, stamp, shared + step.sums_at);
         sync_workers();
         if (attending.units.count <= grid) break;
         unit += grid;  // more new tokens than CUDA blocks for them
@@ -275,9 +276,9 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   }
 }
 
-template <bool kOne, int kKeyBits, int kValueBits>
+template <bool kOne, int kHeadDim, int kKeyBits, int kValueBits>
 void launch(const Step& step, int64_t bytes, cudaStream_t stream) {
-  const auto kernel = step_kernel<kOne, kKeyBits, kValueBits>;
+  const auto kernel = step_kernel<kOne, kHeadDim, kKeyBits, kValueBits>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
         "shared memory limit");
   cudaLaunchConfig_t config = {};
@@ -293,11 +294,14 @@ void launch(const Step& step, int64_t bytes, cudaStream_t stream) {
   check(cudaLaunchKernelEx(&config, kernel, step), "decode step");
 }
 
-// Compiled in a file of its own for each kind of cache.
+// Compiled in a file of its own for each kind of cache. For one token the usual sizes of heads have kernels of their own:
+// where all sizes share one, each has to do with the registers that the hungriest leaves.
 template <int kKeyBits, int kValueBits>
 void start_step(const Step& step, bool one, int64_t bytes, cudaStream_t stream) {
-  if (one) return launch<true, kKeyBits, kValueBits>(step, bytes, stream);
-  launch<false, kKeyBits, kValueBits>(step, bytes, stream);
+  if (!one) return launch<false, 0, kKeyBits, kValueBits>(step, bytes, stream);
+  if (step.model.head_dim == 128) return launch<true, 128, kKeyBits, kValueBits>(step, bytes, stream);
+  if (step.model.head_dim == 64) return launch<true, 64, kKeyBits, kValueBits>(step, bytes, stream);
+  launch<true, 0, kKeyBits, kValueBits>(step, bytes, stream);
 }
 
 }  // namespace exl2::cuda

@@ -21,25 +21,49 @@ __device__ __forceinline__ uint64_t key_of(float logit, int id) {
   return static_cast<uint64_t>(bits) << 32 | ~static_cast<uint32_t>(id);
 }
 
-// Bitonic sort of count = 2^n <= kThreads keys, largest first. By the whole block.
-__device__ void sort_keys(uint64_t* keys, int count) {
+__device__ __forceinline__ float logit_of(uint64_t key) {
+  const auto bits = static_cast<uint32_t>(key >> 32);
+  return __uint_as_float((bits & 0x80000000u) != 0 ? bits ^ 0x80000000u : ~bits);
+}
+
+// Calls take(key) for every logit in the thread's share: four in a row of every 4 * kThreads, and one of the last few.
+template <typename Take>
+__device__ __forceinline__ void for_share(const float* logits, int count, Take take) {
+  const int quads = count / 4;
+#pragma unroll 8
+  for (int quad = threadIdx.x; quad < quads; quad += kThreads) {
+    const float4 four = reinterpret_cast<const float4*>(logits)[quad];
+    take(key_of(four.x, 4 * quad));
+    take(key_of(four.y, 4 * quad + 1));
+    take(key_of(four.z, 4 * quad + 2));
+    take(key_of(four.w, 4 * quad + 3));
+  }
+  const int last = 4 * quads + static_cast<int>(threadIdx.x);
+  if (last < count) take(key_of(logits[last], last));
+}
+
+// Bitonic sort of the keys of the first `count` = 2^n <= kThreads threads, largest first; zeros of the others stay where
+// they are. By the whole block. Between threads that are a warp or more apart it goes through `scratch`.
+__device__ uint64_t sort_keys(uint64_t key, int count, uint64_t (*scratch)[kThreads]) {
   const int i = threadIdx.x;
+  int turn = 0;
   for (int size = 2; size <= count; size *= 2) {
     for (int apart = size / 2; apart > 0; apart /= 2) {
-      __syncthreads();
-      const int other = i ^ apart;
-      if (other > i && i < count) {
-        const bool falls = (i & size) == 0;
-        const uint64_t a = keys[i];
-        const uint64_t b = keys[other];
-        if ((a < b) == falls) {
-          keys[i] = b;
-          keys[other] = a;
-        }
+      uint64_t other;
+      if (apart < 32) {
+        other = __shfl_xor_sync(0xffffffffu, key, apart);
+      } else {  // by turns in two places, so that one barrier is enough
+        scratch[turn][i] = key;
+        __syncthreads();
+        other = scratch[turn][i ^ apart];
+        turn ^= 1;
       }
+      const bool falls = (i & size) == 0;
+      const bool first = (i & apart) == 0;
+      key = falls == first ? max(key, other) : min(key, other);
     }
   }
-  __syncthreads();
+  return key;
 }
 
 // The largest key below `bound`, to every thread.
@@ -61,39 +85,38 @@ __device__ uint64_t largest_below(const float* logits, int count, uint64_t bound
   return scratch[0];
 }
 
+// logits: aligned to 16 bytes.
 __global__ void __launch_bounds__(kThreads)
     top_kernel(const float* logits, int count, int k, int64_t* ids, float* values, Mail* mail, uint64_t number) {
+  __shared__ uint64_t scratch[2][kThreads];
   __shared__ uint64_t keys[kThreads];
+  __shared__ uint64_t bound;
   __shared__ int found;
   const int thread = threadIdx.x;
   if (thread == 0) found = 0;
-  uint64_t best = 0;
-#pragma unroll 8
-  for (int id = thread; id < count; id += kThreads) best = max(best, key_of(logits[id], id));
-  keys[thread] = best;
-  sort_keys(keys, kThreads);
-  const uint64_t bound = keys[k - 1];
-  __syncthreads();
   keys[thread] = 0;
+  uint64_t best = 0;
+  for_share(logits, count, [&](uint64_t key) { best = max(best, key); });
+  const uint64_t sorted = sort_keys(best, kThreads, scratch);
+  if (thread == k - 1) bound = sorted;
   __syncthreads();
-#pragma unroll 8
-  for (int id = thread; id < count; id += kThreads) {
-    const uint64_t key = key_of(logits[id], id);
-    if (key < bound) continue;
-    const int place = atomicAdd(&found, 1);
-    if (place < kThreads) keys[place] = key;
+  if (best >= bound) {
+    for_share(logits, count, [&](uint64_t key) {
+      if (key < bound) return;
+      const int place = atomicAdd(&found, 1);
+      if (place < kThreads) keys[place] = key;
+    });
   }
   __syncthreads();
   auto write = [&](int place, uint64_t key) {
-    const auto id = static_cast<int>(~static_cast<uint32_t>(key));
-    ids[place] = id;
-    values[place] = logits[id];
+    ids[place] = static_cast<int>(~static_cast<uint32_t>(key));
+    values[place] = logit_of(key);
   };
   if (found <= kThreads) {
     int size = 2;
     while (size < found) size *= 2;
-    sort_keys(keys, size);
-    if (thread < k) write(thread, keys[thread]);
+    const uint64_t key = sort_keys(keys[thread], size, scratch);
+    if (thread < k) write(thread, key);
   } else {
     uint64_t last = ~uint64_t{0};
     for (int place = 0; place < k; ++place) {

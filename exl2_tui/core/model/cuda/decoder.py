@@ -20,8 +20,9 @@ from exl2_tui.core.model.passage import Choice, Passage
 MAX_STEP = 8
 MOST_BEST = 1024  # logits that cross to the CPU: csrc/cuda/kernels.h
 MAIL_BYTES = 128  # struct Mail of csrc/cuda/mail.cuh
+LONG_SEGMENT = 1800  # bytes; one feeder keeps up with these (csrc/cuda/feed.cuh)
 MOST_HEADS = 8  # of a unit of attention: csrc/cuda/attention.cuh
-MODEL_FORMAT = "<9q2d16Q5q"  # struct Model of csrc/cuda/plan.h
+MODEL_FORMAT = "<9q2d16Q6q"  # struct Model of csrc/cuda/plan.h
 LAYER_FORMAT = "<4Q3q4Q"  # struct Layer
 
 
@@ -120,6 +121,7 @@ class Decoder:
             max(linear.in_features for linear in linears),
             cache.key_bits,
             cache.value_bits,
+            1 if _mean_segment(linears) >= LONG_SEGMENT else 2,
         )
         self.plan = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
         self.gate_strips = max(layer.gate.strips for layer in layers)
@@ -244,6 +246,11 @@ class DecoderChain:
                 return taken
             hidden = decoder.residual[: len(tokens)]
         return len(tokens)
+
+
+def _mean_segment(linears: Sequence[CudaLinear]) -> float:
+    """Bytes that are copied at once, on average over a step."""
+    return sum(linear.codes.nbytes for linear in linears) / sum(linear.strips * (len(linear.starts) - 1) for linear in linears)
 
 
 def _plan_linears(layers: Sequence[CudaLayer], head: CudaLinear | None, grid: int) -> bytes:
