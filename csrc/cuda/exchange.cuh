@@ -82,27 +82,30 @@ __device__ __forceinline__ uint2 await_four(uint4 found, const HalfPacket* from,
 
 constexpr int kLineWords = 16;  // uint64 per cache line
 
-// Counts CUDA blocks that are done with something. Only thread 0 has a part in it. The counter goes on from launch to
-// launch; each has its own cache line.
+// Counts CUDA blocks that are done with something. Only thread 0 has a part in it, so what it waits for lies in shared
+// memory and takes no register of all. The counter goes on from launch to launch; each has its own cache line.
 class Arrivals {
  public:
-  // first: what the counter is before anybody arrives in this launch.
-  __device__ __forceinline__ Arrivals(uint64_t* count, uint64_t first)
-      : count_(count), target_(static_cast<uint32_t>(first)) {}
+  // first: what the counter is before anybody arrives in this launch. target: shared, its lower half.
+  __device__ __forceinline__ Arrivals(uint64_t* count, uint64_t first, uint32_t* target) : count_(count), target_(target) {
+    if (thread_index() == 0) *target = static_cast<uint32_t>(first);
+  }
 
   __device__ __forceinline__ void arrive() {
     if (thread_index() == 0) asm volatile("red.relaxed.gpu.global.add.u64 [%0], 1;" ::"l"(count_) : "memory");
   }
 
-  __device__ __forceinline__ void skip(int blocks) { target_ += blocks; }
+  __device__ __forceinline__ void skip(int blocks) {
+    if (thread_index() == 0) *target_ += blocks;
+  }
 
   // Until `blocks` more have arrived, and all workers know. What they wrote may be on its way still: its stamps tell.
   // Without this wait before the first look, all threads would ask for all results again and again, in the way of the
   // weights.
   __device__ __forceinline__ void wait(int blocks) {
-    target_ += blocks;
     if (thread_index() == 0) {
-      while (static_cast<int32_t>(static_cast<uint32_t>(look(count_)) - target_) < 0) {
+      const uint32_t target = *target_ += blocks;
+      while (static_cast<int32_t>(static_cast<uint32_t>(look(count_)) - target) < 0) {
       }
     }
     sync_workers();
@@ -116,7 +119,7 @@ class Arrivals {
 
  private:
   uint64_t* count_;
-  uint32_t target_;  // lower half
+  uint32_t* target_;
 };
 
 // A barrier of all CUDA blocks, once per step. Returns the counter's value when all have arrived, to thread 0.

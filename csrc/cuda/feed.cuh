@@ -113,30 +113,28 @@ struct Span {
 };
 static_assert(sizeof(Span) == 64);
 
-// Walks over the segments of one warp through all linears. The linear after the present one is asked for ahead of time;
-// on Hopper, where a feeder has few registers, it arrives in shared memory.
+// Walks over the segments of one warp through all linears. The linear after the present one is asked for ahead of time.
+// Both lie in shared memory, as on Hopper a feeder has few registers, and what it spilled would be as far away as L2.
 class Cursor {
  public:
-  __device__ Cursor(const Linear* linears, int count, int warp, Span* coming)
-      : next_(linears), left_(count), warp_(warp), coming_(coming) {
-    if (count == 0) {
-      alive_ = false;
-      return;
-    }
+  // spans: shared, two that are kWarps apart.
+  __device__ Cursor(const Linear* linears, int count, int warp, Span* spans)
+      : next_(linears), left_(count), warp_(warp), present_(spans + kWarps), coming_(spans) {
+    if (count == 0) return;
     ask_next();
     enter_next();
   }
 
-  __device__ bool alive() const { return alive_; }
-  __device__ const uint8_t* from() const { return now_.codes + static_cast<int64_t>(from_) * 16; }
+  __device__ bool alive() const { return to_ != from_; }
+  __device__ const uint8_t* from() const { return codes_ + static_cast<int64_t>(from_) * 16; }
   __device__ uint32_t bytes() const { return (to_ - from_) * 16; }
 
   __device__ void advance() {
-    if (++segment_ < now_.share.end) {
+    if (++segment_ < end_) {
       from_ = to_;
-      to_ = __ldg(now_.offsets + segment_ + 1);
-    } else if ((strip_ += static_cast<int>(gridDim.x)) < static_cast<int>(now_.strips)) {
-      now_.codes += static_cast<int64_t>(gridDim.x) * static_cast<uint32_t>(now_.strip_bytes);
+      to_ = __ldg(offsets_ + segment_ + 1);
+    } else if ((strip_ += static_cast<int>(gridDim.x)) < static_cast<int>(present_->strips)) {
+      codes_ += static_cast<int64_t>(gridDim.x) * static_cast<uint32_t>(present_->strip_bytes);
       first_segment();
     } else {
       enter_next();
@@ -168,12 +166,9 @@ class Cursor {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(to)), "l"(from) : "memory");
   }
 
-  __device__ void take_next() {
-    asm volatile("cp.async.wait_all;" ::: "memory");
-    now_ = *coming_;
-  }
+  __device__ void await_next() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 #else
-  // Only loads, nothing that would wait for them.
+  // Only loads, nothing that would wait for them: the weights are on their way with cp.async, too.
   __device__ void ask_next() {
     read_ = {};
     if (left_ == 0) return;
@@ -182,54 +177,60 @@ class Cursor {
     read_ = {linear.codes, linear.offsets, linear.strips, linear.strip_bytes, linear.offset, linear.shares[warp_]};
   }
 
-  __device__ void take_next() { now_ = read_; }
+  __device__ void await_next() { *coming_ = read_; }
 #endif
 
   // Moves on to the next linear that has work for this warp.
   __device__ void enter_next() {
     do {
-      take_next();
-      if (now_.strips == 0) {
-        alive_ = false;
+      await_next();
+      Span* const before = present_;
+      present_ = coming_;
+      coming_ = before;
+      if (present_->strips == 0) {
+        from_ = to_;
         return;
       }
-      strip_ = static_cast<int>(blockIdx.x) - static_cast<int>(now_.strip);
+      strip_ = static_cast<int>(blockIdx.x) - static_cast<int>(present_->strip);
       if (strip_ < 0) strip_ += static_cast<int>(gridDim.x);
       ask_next();
-    } while (strip_ >= static_cast<int>(now_.strips) || now_.share.begin == now_.share.end);
-    now_.codes += static_cast<int64_t>(strip_) * static_cast<uint32_t>(now_.strip_bytes);
+    } while (strip_ >= static_cast<int>(present_->strips) || present_->share.begin == present_->share.end);
+    codes_ = present_->codes + static_cast<int64_t>(strip_) * static_cast<uint32_t>(present_->strip_bytes);
+    offsets_ = present_->offsets;
     first_segment();
   }
 
   __device__ void first_segment() {
-    segment_ = now_.share.begin;
-    from_ = now_.share.from;
-    to_ = now_.share.to;
+    segment_ = present_->share.begin;
+    end_ = present_->share.end;
+    from_ = present_->share.from;
+    to_ = present_->share.to;
   }
 
   const Linear* next_;
   int left_;
   int warp_;
-  Span* coming_;  // shared, of this lane
-  Span now_;
+  Span* present_;
+  Span* coming_;
 #if __CUDA_ARCH__ < 900
   Span read_;
 #endif
-  int strip_ = 0;
-  bool alive_ = true;
-  int segment_ = 0;
-  uint32_t from_ = 0;
+  const uint8_t* codes_;     // of the strip
+  const uint32_t* offsets_;  // of the linear
+  int strip_;
+  int segment_;
+  int end_;
+  uint32_t from_ = 0;  // where the segment lies in the strip; nowhere: there is none
   uint32_t to_ = 0;
 };
 
-// The whole work of a feeder, number `feeder` of 1 or 2 `feeders`. By one warp. coming: shared, (kWarps).
+// The whole work of a feeder, number `feeder` of 1 or 2 `feeders`. By one warp. spans: shared, (2, kWarps).
 __device__ inline void feed_rings(const Linear* linears, int count, const Rings& rings, int feeder, int feeders,
-                                  Span* coming) {
+                                  Span* spans) {
   const int each = kWarps / feeders;
   const int lane = threadIdx.x % 32;
   const int ring = feeder * each + (lane < each ? lane : 0);
-  Cursor cursor(linears, lane < each ? count : 0, ring, coming + ring);
-  bool alive = cursor.alive();
+  Cursor cursor(linears, lane < each ? count : 0, ring, spans + ring);
   int slot = 0;
   uint32_t parity = 1;  // what a barrier that nobody used yet counts as done for
   const uint32_t slots = shared_address(rings.slots + ring * rings.count * rings.slot_bytes);
@@ -239,8 +240,8 @@ __device__ inline void feed_rings(const Linear* linears, int count, const Rings&
   // Weights are read once per step, what else is in L2 shall stay: what createpolicy gives for evict_first.
   constexpr uint64_t policy = 0x12f0000000000000;
 #endif
-  while (__any_sync(0xffffffffu, alive)) {
-    const bool ready = alive && is_done(empty + 8 * slot, parity);
+  while (__any_sync(0xffffffffu, cursor.alive())) {
+    const bool ready = cursor.alive() && is_done(empty + 8 * slot, parity);
 #if __CUDA_ARCH__ >= 900
     if (ready) {
       asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(full + 8 * slot), "r"(cursor.bytes())
@@ -266,7 +267,6 @@ __device__ inline void feed_rings(const Linear* linears, int count, const Rings&
 #endif
     if (ready) {
       cursor.advance();
-      alive = cursor.alive();
       if (++slot == rings.count) {
         slot = 0;
         parity ^= 1;

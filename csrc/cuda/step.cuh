@@ -75,8 +75,9 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   __shared__ float scratch[kWarps];
   __shared__ float largest[kWarps];
   __shared__ Item items[kBatch];
+  __shared__ uint32_t arrivals[2];
   __shared__ Attending attending;
-  __shared__ alignas(16) Span coming[kWarps];
+  __shared__ alignas(16) Span spans[2 * kWarps];
   __shared__ Model shared_model;  // for code that is not inlined, which would read parameters from global memory
   const Model& model = step.model;
   const int layers = static_cast<int>(model.layers);
@@ -97,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
     const int feeder = static_cast<int>(threadIdx.x - kWorkers) / 32;
     const int feeders = static_cast<int>(model.feeders);
     if (feeder < feeders) {
-      feed_rings(model.linears, layers * kLinears + (has_head(model) ? 1 : 0), rings, feeder, feeders, coming);
+      feed_rings(model.linears, layers * kLinears + (has_head(model) ? 1 : 0), rings, feeder, feeders, spans);
     }
     return;
   }
@@ -152,8 +153,8 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
   };
   plan_ahead(0);
   wait_for_copies();
-  Arrivals attended(model.arrivals + kLineWords, Arrivals::look(model.arrivals + kLineWords));
-  Arrivals multiplied(model.arrivals, wait_for_grid(model.arrivals));
+  Arrivals attended(model.arrivals + kLineWords, Arrivals::look(model.arrivals + kLineWords), &arrivals[0]);
+  Arrivals multiplied(model.arrivals, wait_for_grid(model.arrivals), &arrivals[1]);
   const int grid = static_cast<int>(gridDim.x);
 
 #pragma unroll 1

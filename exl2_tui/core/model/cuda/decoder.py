@@ -20,7 +20,7 @@ from exl2_tui.core.model.passage import Choice, Passage
 MAX_STEP = 8
 MOST_BEST = 1024  # logits that cross to the CPU: csrc/cuda/kernels.h
 MAIL_BYTES = 128  # struct Mail of csrc/cuda/mail.cuh
-LONG_SEGMENT = 1800  # bytes; one feeder keeps up with these (csrc/cuda/feed.cuh)
+LONG_SEGMENT = 1300  # bytes; one feeder keeps up with these (csrc/cuda/feed.cuh)
 MOST_HEADS = 8  # of a unit of attention: csrc/cuda/attention.cuh
 MODEL_FORMAT = "<9q2d16Q6q"  # struct Model of csrc/cuda/plan.h
 LAYER_FORMAT = "<4Q3q4Q"  # struct Layer
