@@ -38,31 +38,36 @@ __device__ __forceinline__ float await(Packet found, const Packet* from, uint32_
   return found.value;
 }
 
-// Four packets in a row, aligned to 32 bytes.
-struct FourPackets {
-  Packet packet[4];
+// What a short packet tells of a value: 16 bits of its mantissa.
+__device__ __forceinline__ float shortened(float value) {
+  return __uint_as_float((__float_as_uint(value) + 0x80u) & ~0xffu);
+}
 
-  __device__ __forceinline__ void look(const Packet* from) {
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-      asm volatile(
-          "{\n.reg .b64 v, w;\nld.relaxed.gpu.global.v2.b64 {v, w}, [%4];\nmov.b64 {%0, %1}, v;\nmov.b64 {%2, %3}, w;\n}\n"
-          : "=f"(packet[i].value), "=r"(packet[i].stamp), "=f"(packet[i + 1].value), "=r"(packet[i + 1].stamp)
-          : "l"(from + i)
-          : "memory");
-    }
-  }
+__device__ __forceinline__ ShortPacket short_packet(float value, uint32_t stamp) {
+  return {__float_as_uint(shortened(value)) | stamp};
+}
 
-  __device__ __forceinline__ float4 await(const Packet* from, uint32_t stamp) {
-    while (packet[0].stamp != stamp || packet[1].stamp != stamp || packet[2].stamp != stamp || packet[3].stamp != stamp) {
-      look(from);
-    }
-    return make_float4(packet[0].value, packet[1].value, packet[2].value, packet[3].value);
-  }
-};
+__device__ __forceinline__ void put(ShortPacket* to, float value, uint32_t stamp) {
+  asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(to), "r"(short_packet(value, stamp).word) : "memory");
+}
+
+__device__ __forceinline__ ShortPacket look(const ShortPacket* from) {
+  ShortPacket found;
+  asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(found.word) : "l"(from) : "memory");
+  return found;
+}
+
+__device__ __forceinline__ float value_of(uint32_t word) { return __uint_as_float(word & ~0xffu); }
+
+__device__ __forceinline__ float await(ShortPacket found, const ShortPacket* from, uint32_t stamp) {
+  while ((found.word & 0xffu) != stamp) found = look(from);
+  return value_of(found.word);
+}
 
 // Four in a row, aligned to 16 bytes.
-__device__ __forceinline__ uint4 look_at_four(const HalfPacket* from) {
+template <typename FourBytes>
+__device__ __forceinline__ uint4 look_at_four(const FourBytes* from) {
+  static_assert(sizeof(FourBytes) == 4);
   uint4 found;
   asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
                : "=r"(found.x), "=r"(found.y), "=r"(found.z), "=r"(found.w)
@@ -71,7 +76,14 @@ __device__ __forceinline__ uint4 look_at_four(const HalfPacket* from) {
   return found;
 }
 
-// Their four halves. Only the first `count` of them will ever be written; the others are zero.
+__device__ __forceinline__ float4 await_four(uint4 found, const ShortPacket* from, uint32_t stamp) {
+  while ((((found.x ^ stamp) | (found.y ^ stamp) | (found.z ^ stamp) | (found.w ^ stamp)) & 0xffu) != 0) {
+    found = look_at_four(from);
+  }
+  return make_float4(value_of(found.x), value_of(found.y), value_of(found.z), value_of(found.w));
+}
+
+// Four halves. Only the first `count` of them will ever be written; the others are zero.
 __device__ __forceinline__ uint2 await_four(uint4 found, const HalfPacket* from, uint32_t stamp, int count) {
   const auto missing = [&](uint32_t word, int i) { return word >> 16 != stamp && i < count; };
   while (missing(found.x, 0) || missing(found.y, 1) || missing(found.z, 2) || missing(found.w, 3)) {

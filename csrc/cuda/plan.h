@@ -90,6 +90,11 @@ struct alignas(8) Packet {
   uint32_t stamp;
 };
 using HalfPacket = uint32_t;  // half, then 16 bits of stamp
+// A float without its last byte, where the stamp is: of a residual, which all CUDA blocks read whole and often.
+struct ShortPacket {
+  uint32_t word;
+};
+constexpr int kMostLayers = 254;  // of one GPU: stamps of one byte
 
 // A whole model, or the layers that one GPU of several holds: vocab 0 if the head is on another.
 struct Model {
@@ -102,8 +107,8 @@ struct Model {
   const float* sines;
   const int32_t* state;         // [0]: tokens in the cache, [1 + m]: id of new token m
   float* residual;              // (8, C): comes in where there is no embedding, goes out where there is no head
-  Packet* entering;             // (8, C): the residual before a layer
-  Packet* middle;               // (8, C): the residual after its attention
+  ShortPacket* entering;        // (8, C): the residual before a layer
+  ShortPacket* middle;          // (8, C): the residual after its attention
   Packet* qkv;                  // (8, (H + 2 G) D)
   HalfPacket* attended;         // (8, H D), in the packed order of o
   HalfPacket* activated;        // (8, F), in the packed order of down

@@ -49,7 +49,7 @@ __device__ __forceinline__ float square_sum(const float4& v) { return v.x * v.x 
 
 // The residual, as soon as it is there, normalized. kept: where sums will be; scratch, largest: float (kWarps).
 template <bool kOne>
-__device__ __forceinline__ void stage_normalized(const Step& step, const Packet* residual, uint32_t stamp,
+__device__ __forceinline__ void stage_normalized(const Step& step, const ShortPacket* residual, uint32_t stamp,
                                                  const uint16_t* norm, const int32_t* inverse, int64_t in_features,
                                                  uint16_t* x, float* kept, float* scratch, float* largest) {
   const Model& model = step.model;
@@ -57,9 +57,9 @@ __device__ __forceinline__ void stage_normalized(const Step& step, const Packet*
   const int hidden = static_cast<int>(model.hidden);
 #pragma unroll 1
   for (int m = 0; m < (kOne ? 1 : step.tokens); ++m) {
-    const Packet* from = residual + m * model.hidden;
+    const ShortPacket* from = residual + m * model.hidden;
     uint16_t* row = x + m * padded_row(in_features);
-    FourPackets near[kNormRounds] = {};
+    uint4 near[kNormRounds] = {};
     NormPlace place[kNormRounds] = {};
     float4 value[kNormRounds] = {};
     float squares = 0.f;
@@ -68,20 +68,16 @@ __device__ __forceinline__ void stage_normalized(const Step& step, const Packet*
       const int i = 4 * (thread + kWorkers * r);
       if (i < hidden) {
         place[r].load(norm, inverse, i);
-        near[r].look(from + i);
+        near[r] = look_at_four(from + i);
       }
     }
 #pragma unroll
     for (int r = 0; r < kNormRounds; ++r) {
       const int i = 4 * (thread + kWorkers * r);
-      if (i < hidden) value[r] = near[r].await(from + i, stamp);
+      if (i < hidden) value[r] = await_four(near[r], from + i, stamp);
       squares += square_sum(value[r]);
     }
-    auto far_value = [&](int i) {
-      FourPackets four;
-      four.look(from + i);
-      return four.await(from + i, stamp);
-    };
+    auto far_value = [&](int i) { return await_four(look_at_four(from + i), from + i, stamp); };
     auto* const waiting = reinterpret_cast<float4*>(kept - kNormFar);
     const int end_of_kept = kNormFar + step.batch * kWarps * kStripColumns;
 #pragma unroll 2

@@ -27,6 +27,7 @@ int decode_step(const Model& model, int64_t gate_strips, int tokens, cudaStream_
   int limit = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory limit");
+  if (model.layers > kMostLayers) throw std::runtime_error("the model has too many layers");
   constexpr int64_t kStatic = 5120;  // the kernel's static shared memory
   const int64_t bytes = (limit - kStatic) / 128 * 128;
   Step step = arrange(model, gate_strips, tokens, bytes);

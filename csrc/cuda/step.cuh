@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
     } else {
       value = model.residual[i];
     }
-    model.entering[i] = {value, stamp_of(0)};
+    model.entering[i] = short_packet(value, stamp_of(0));
   }
 
   const int phases = kPhases * layers + (has_head(model) ? 1 : 0);
@@ -192,9 +192,9 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
     }
 
     // What the sums of this phase will be added to; there since two phases ago.
-    const Packet* const old = phase == kOutputPhase ? model.entering : model.middle;
-    const Packet* first_old_at = nullptr;
-    Packet first_old = {};
+    const ShortPacket* const old = phase == kOutputPhase ? model.entering : model.middle;
+    const ShortPacket* first_old_at = nullptr;
+    ShortPacket first_old = {};
     if (!normalizes) {
       const int which = kOne ? thread / kStripColumns : thread / (tokens * kStripColumns);
       const int token = kOne ? 0 : thread / kStripColumns % tokens;
@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
           put(model.middle + place, value, stamp);
         } else {
           put(model.entering + place, value, stamp_of(l + 1));
-          if (index + 1 == phases) model.residual[place] = value;
+          if (index + 1 == phases) model.residual[place] = shortened(value);
         }
       }
     };
@@ -252,7 +252,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
       } else if (phase == kDownPhase) {
         stage_packed<kOne>(step, model.activated, stamp, model.ffn, in_features, x, ones, largest);
       } else {
-        const Packet* const residual = phase == kMlpPhase ? model.middle : model.entering;
+        const ShortPacket* const residual = phase == kMlpPhase ? model.middle : model.entering;
         const uint16_t* norm =
             phase == kHeadPhase ? model.final_norm : phase == kQkvPhase ? layer.attention_norm : layer.mlp_norm;
         stage_normalized<kOne>(step, residual, stamp, norm, parts[part].inverse, in_features, x,

@@ -91,8 +91,8 @@ class Decoder:
             self.state,
             self.residual,
             # Numbers that the kernel's blocks hand each other, each with a stamp (exchange.cuh).
-            zeros(MAX_STEP, config.hidden_size, 2),
-            zeros(MAX_STEP, config.hidden_size, 2),
+            zeros(MAX_STEP, config.hidden_size),
+            zeros(MAX_STEP, config.hidden_size),
             zeros(MAX_STEP, config.query_size + 2 * config.kv_size, 2),
             zeros(MAX_STEP, layers[0].o.in_features),
             zeros(MAX_STEP, layers[0].down.in_features),
@@ -250,7 +250,8 @@ class DecoderChain:
 
 def _mean_segment(linears: Sequence[CudaLinear]) -> float:
     """Bytes that are copied at once, on average over a step."""
-    return sum(linear.codes.nbytes for linear in linears) / sum(linear.strips * (len(linear.starts) - 1) for linear in linears)
+    segments = sum(linear.strips * (len(linear.starts) - 1) for linear in linears)
+    return sum(linear.codes.nbytes for linear in linears) / segments
 
 
 def _plan_linears(layers: Sequence[CudaLayer], head: CudaLinear | None, grid: int) -> bytes:
