@@ -23,7 +23,7 @@ from exl2_tui.core.generation.sampler import Sampler
 from exl2_tui.core.model.cuda import library
 from exl2_tui.core.model.cuda.cache import CudaCache
 from exl2_tui.core.model.cuda.decoder import CudaLayer, Decoder
-from exl2_tui.core.model.cuda.linear import CudaLinear, cut_segments, empty_linear
+from exl2_tui.core.model.cuda.linear import CudaLinear, cut_segments, empty_linear, inverse_of
 from exl2_tui.core.model.cuda.model import CudaModel
 from exl2_tui.core.model.footprint import CACHE_KINDS, cache_bytes
 from exl2_tui.core.requests import SamplerSettings
@@ -66,7 +66,7 @@ def random_linear(rows: int, columns: int, bits: int, order: tuple[Tensor, Tenso
 
 def random_order(rows: int) -> tuple[Tensor, Tensor]:
     perm = torch.randperm(rows, device=GPU)
-    return torch.argsort(perm).to(torch.int32), perm.to(torch.int32)
+    return inverse_of(perm), perm.to(torch.int32)
 
 
 def random_model(shape: str, bits: int) -> CudaModel:

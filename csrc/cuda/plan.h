@@ -55,7 +55,7 @@ struct Linear {
   const uint8_t* codes;      // (strips, strip_bytes)
   const Segment* segments;   // (n_segments)
   const uint32_t* offsets;   // (n_segments + 1) starts within the strip, in 16 bytes
-  const int32_t* inverse;    // (K) packed row of each input feature; null: identity
+  const uint16_t* inverse;   // (K) packed row of each input feature; null: identity
   const uint16_t* bias;      // half (out_features); null: none
   int64_t in_features;       // K, rounded up to a multiple of 32
   int64_t out_features;      // columns that exist; the last strip may hold padding

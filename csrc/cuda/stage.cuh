@@ -16,16 +16,18 @@ constexpr int kNormFar = 4 * kWorkers * kNormRounds;
 // The norm's weights and where the results go, for the 4 elements from i on.
 struct NormPlace {
   uint2 weight;  // half (4)
-  int4 rows;     // if they are in another order
+  uint2 rows;    // uint16 (4), if they are in another order
 
-  __device__ __forceinline__ void load(const uint16_t* norm, const int32_t* inverse, int i) {
+  __device__ __forceinline__ void load(const uint16_t* norm, const uint16_t* inverse, int i) {
     weight = *reinterpret_cast<const uint2*>(norm + i);
-    if (inverse != nullptr) rows = *reinterpret_cast<const int4*>(inverse + i);
+    if (inverse != nullptr) rows = *reinterpret_cast<const uint2*>(inverse + i);
   }
 
   // Returns the largest of them. The choice is made here: made in load(), it would wait for the rows to arrive.
   __device__ __forceinline__ float store(const float4& value, float factor, bool ordered, int i, uint16_t* row) const {
-    const int4 place = ordered ? make_int4(i, i + 1, i + 2, i + 3) : rows;
+    const uint32_t at = static_cast<uint32_t>(i);
+    const uint4 place = ordered ? make_uint4(at, at + 1, at + 2, at + 3)
+                                : make_uint4(rows.x & 0xffffu, rows.x >> 16, rows.y & 0xffffu, rows.y >> 16);
     const float2 low = __half22float2(as_half2(weight.x));
     const float2 high = __half22float2(as_half2(weight.y));
     const float4 result = make_float4(value.x * factor * low.x, value.y * factor * low.y, value.z * factor * high.x,
@@ -38,6 +40,17 @@ struct NormPlace {
   }
 };
 
+// Of the elements that a thread keeps in registers.
+using NearPlaces = NormPlace[kNormRounds];
+
+__device__ __forceinline__ void load_near(NearPlaces& places, const uint16_t* norm, const uint16_t* inverse, int hidden) {
+#pragma unroll
+  for (int r = 0; r < kNormRounds; ++r) {
+    const int i = 4 * (thread_index() + kWorkers * r);
+    if (i < hidden) places[r].load(norm, inverse, i);
+  }
+}
+
 // What a warp found to be the largest, for split_activations() behind the next sync_workers().
 __device__ __forceinline__ void keep_largest(float largest, float* kept) {
   const uint32_t most = __reduce_max_sync(0xffffffffu, bits_of(fminf(largest, kLargestHalf)));
@@ -47,11 +60,12 @@ __device__ __forceinline__ void keep_largest(float largest, float* kept) {
 
 __device__ __forceinline__ float square_sum(const float4& v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
 
-// The residual, as soon as it is there, normalized. kept: where sums will be; scratch, largest: float (kWarps).
+// The residual, as soon as it is there, normalized. place: of load_near(). kept: where sums will be; scratch, largest: float (kWarps).
 template <bool kOne>
 __device__ __forceinline__ void stage_normalized(const Step& step, const ShortPacket* residual, uint32_t stamp,
-                                                 const uint16_t* norm, const int32_t* inverse, int64_t in_features,
-                                                 uint16_t* x, float* kept, float* scratch, float* largest) {
+                                                 const uint16_t* norm, const uint16_t* inverse, const NearPlaces& place,
+                                                 int64_t in_features, uint16_t* x, float* kept, float* scratch,
+                                                 float* largest) {
   const Model& model = step.model;
   const int thread = thread_index();
   const int hidden = static_cast<int>(model.hidden);
@@ -60,16 +74,12 @@ __device__ __forceinline__ void stage_normalized(const Step& step, const ShortPa
     const ShortPacket* from = residual + m * model.hidden;
     uint16_t* row = x + m * padded_row(in_features);
     uint4 near[kNormRounds] = {};
-    NormPlace place[kNormRounds] = {};
     float4 value[kNormRounds] = {};
     float squares = 0.f;
 #pragma unroll
     for (int r = 0; r < kNormRounds; ++r) {
       const int i = 4 * (thread + kWorkers * r);
-      if (i < hidden) {
-        place[r].load(norm, inverse, i);
-        near[r] = look_at_four(from + i);
-      }
+      if (i < hidden) near[r] = look_at_four(from + i);
     }
 #pragma unroll
     for (int r = 0; r < kNormRounds; ++r) {

@@ -191,6 +191,12 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
       multiplied.skip(grid);
     }
 
+    // What the residual will be multiplied with; asked for before it is waited for.
+    const uint16_t* const norm =
+        phase == kHeadPhase ? model.final_norm : phase == kQkvPhase ? layer.attention_norm : layer.mlp_norm;
+    NearPlaces near = {};
+    if (normalizes) load_near(near, norm, parts[0].inverse, static_cast<int>(model.hidden));
+
     // What the sums of this phase will be added to; there since two phases ago.
     const ShortPacket* const old = phase == kOutputPhase ? model.entering : model.middle;
     const ShortPacket* first_old_at = nullptr;
@@ -253,10 +259,9 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
         stage_packed<kOne>(step, model.activated, stamp, model.ffn, in_features, x, ones, largest);
       } else {
         const ShortPacket* const residual = phase == kMlpPhase ? model.middle : model.entering;
-        const uint16_t* norm =
-            phase == kHeadPhase ? model.final_norm : phase == kQkvPhase ? layer.attention_norm : layer.mlp_norm;
-        stage_normalized<kOne>(step, residual, stamp, norm, parts[part].inverse, in_features, x,
-                                reinterpret_cast<float*>(shared + step.sums_at), scratch, largest);
+        if (part > 0) load_near(near, norm, parts[part].inverse, static_cast<int>(model.hidden));
+        stage_normalized<kOne>(step, residual, stamp, norm, parts[part].inverse, near, in_features, x,
+                               reinterpret_cast<float*>(shared + step.sums_at), scratch, largest);
       }
       if (has_strips) {
         float unit = 1.f;

@@ -1,7 +1,8 @@
 // The largest logits of one token, in order, by one CUDA block: few hundred bytes instead of all logits cross to the
 // host. Equal logits are taken in the order of their ids, NaN counts as largest.
 //
-// 1. Every thread finds the largest of its share. The k-th largest of these is a bound: k logits reach it.
+// 1. Every thread finds the largest of its share, and of these groups of threads the largest. The k-th largest of the
+//    groups' is a bound: k logits reach it.
 // 2. The logits that reach the bound, few more than k, are collected and sorted.
 // Only if there are too many of them (most of the largest in the shares of few threads), each of the k is looked for on
 // its own.
@@ -42,19 +43,22 @@ __device__ __forceinline__ void for_share(const float* logits, int count, Take t
   if (last < count) take(key_of(logits[last], last));
 }
 
-// Bitonic sort of the keys of the first `count` = 2^n <= kThreads threads, largest first; zeros of the others stay where
-// they are. By the whole block. Between threads that are a warp or more apart it goes through `scratch`.
+// Bitonic sort of the keys of the first `count` = 2^n <= kThreads threads, largest first; other warps only wait. By the
+// whole block. Between threads that are a warp or more apart it goes through `scratch`.
 __device__ uint64_t sort_keys(uint64_t key, int count, uint64_t (*scratch)[kThreads]) {
   const int i = threadIdx.x;
+  const bool idle = i / 32 * 32 >= count;
   int turn = 0;
   for (int size = 2; size <= count; size *= 2) {
     for (int apart = size / 2; apart > 0; apart /= 2) {
       uint64_t other;
       if (apart < 32) {
+        if (idle) continue;
         other = __shfl_xor_sync(0xffffffffu, key, apart);
       } else {  // by turns in two places, so that one barrier is enough
-        scratch[turn][i] = key;
+        if (!idle) scratch[turn][i] = key;
         __syncthreads();
+        if (idle) continue;
         other = scratch[turn][i ^ apart];
         turn ^= 1;
       }
@@ -97,7 +101,13 @@ __global__ void __launch_bounds__(kThreads)
   keys[thread] = 0;
   uint64_t best = 0;
   for_share(logits, count, [&](uint64_t key) { best = max(best, key); });
-  const uint64_t sorted = sort_keys(best, kThreads, scratch);
+  int group = 1;  // threads in a row; of at least 2 k groups, few others reach the bound
+  while (group < 32 && kThreads / (2 * group) >= max(2 * k, 32)) group *= 2;
+  uint64_t largest = best;
+  for (int apart = 1; apart < group; apart *= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, apart));
+  if (thread % group == 0) scratch[1][thread / group] = largest;  // sorting begins with the other place
+  __syncthreads();
+  const uint64_t sorted = sort_keys(scratch[1][thread], kThreads / group, scratch);
   if (thread == k - 1) bound = sorted;
   __syncthreads();
   if (best >= bound) {

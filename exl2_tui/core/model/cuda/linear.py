@@ -57,7 +57,8 @@ class CudaLinear:
 
     codes (strips * strip_bytes,) uint8. table (n_segments, 3) int32: struct Segment. starts: where segments begin in a
     strip and where the last one ends, in bytes; offsets the same on the GPU, int32, in 16 bytes.
-    perm (K,) int32: input feature of each packed row, None where rows are in order. in_features is K rounded up to 32.
+    perm (K,) int32: input feature of each packed row, None where rows are in order; inverse: inverse_of it. in_features
+    is K rounded up to 32.
     """
 
     kind: str
@@ -261,7 +262,16 @@ def _permutation(perm: Tensor, device: torch.device) -> tuple[Tensor | None, Ten
     """(perm, inverse) on the GPU, or nothing for the identity."""
     if bool((perm == torch.arange(len(perm))).all()):
         return None, None
-    return perm.to(device=device, dtype=torch.int32), torch.argsort(perm).to(device=device, dtype=torch.int32)
+    return perm.to(device=device, dtype=torch.int32), inverse_of(perm).to(device)
+
+
+def inverse_of(perm: Tensor) -> Tensor:
+    """perm (K,), a permutation -> (K,) uint16, in the int16 that torch can compare."""
+    if len(perm) > 1 << 16:
+        raise UnsupportedError(
+            "a linear layer of more than 65,536 input features in another order cannot run on the GPU"
+        )
+    return torch.argsort(perm).to(torch.uint16).view(torch.int16)
 
 
 def _strips(columns: int) -> int:
