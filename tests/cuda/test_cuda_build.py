@@ -15,7 +15,7 @@ from support.compiled import compile_cpp
 from support.cubin import Kernel, kernels
 
 ROOT = Path(__file__).resolve().parents[2]
-SPILLING = {"step_kernel": 272}  # bytes of stack that a kernel may take; none for all others
+SPILLING = {"step_kernel": 144}  # bytes of stack that a kernel may take; none for all others
 FROM_TORCH = ("aoti_torch_", "torch_")  # LibTorch's stable C interface
 FROM_SYSTEM = re.compile(r"@+(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$")
 
@@ -119,7 +119,8 @@ def test_every_kernel_is_in_the_library(found: list[Kernel]) -> None:
     assert launched and written == launched
     assert {kernel.plain_name for kernel in found} == written
     assert {kernel.architecture for kernel in found} == {90}
-    assert sum(kernel.plain_name == "step_kernel" for kernel in found) == 8  # one token or up to 8; 4 kinds of caches
+    # Of 4 kinds of caches: up to 8 tokens; one, with heads of 64, of 128 or any.
+    assert sum(kernel.plain_name == "step_kernel" for kernel in found) == 16
 
 
 @pytest.mark.slow
