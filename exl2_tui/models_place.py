@@ -165,7 +165,7 @@ class ModelsPlace:
         if isinstance(event, ModelRemoved):
             freed = size_of(event.freed)
             self.say(
-                f"Removed {one_line(event.name, 40)}: {freed} freed" + (f". {event.problem}" if event.problem else "")
+                f"Deleted {one_line(event.name, 40)}: {freed} freed" + (f". {event.problem}" if event.problem else "")
             )
             self.scan()
         if isinstance(event, DownloadFinished | DownloadEnded):

@@ -33,7 +33,7 @@ class DownloadsScreen(ModelsTab):
     HELP = (
         "Downloads go on while you chat. One that was paused, or stopped because the program or the connection ended, "
         "goes on where it was; discarding deletes what is here of it. Hashes are checked at the end. A finished one "
-        "can be taken off this list: its model stays, until you remove it in {app.models}."
+        "can be taken off this list: its model stays, until you delete it in {app.models}."
     )
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("downloads")]
 

@@ -158,7 +158,7 @@ class RemoveDialog(ModalScreen[bool | None]):
     def compose(self) -> ComposeResult:
         plan = self._plan
         with Vertical(classes="dialog -wide") as box:
-            box.border_title = Content(f"Remove {one_line(plan.name, 50)}?")
+            box.border_title = Content(f"Delete {one_line(plan.name, 50)}?")
             yield Static(removal_text(plan), classes="text", markup=False)
             if self.by_name:
                 yield Input(placeholder=one_line(plan.name), compact=True)

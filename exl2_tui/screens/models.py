@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.widgets import Input, OptionList, Static
 
 from exl2_tui.core.events import ModelInfo
-from exl2_tui.hints import hint
+from exl2_tui.hints import hint, keys_of
 from exl2_tui.keymap import bindings
 from exl2_tui.models_place import CONTEXTS, ModelsPlace
 from exl2_tui.models_state import ORDERS, matching, ordered
@@ -270,5 +270,6 @@ class ModelsScreen(ModelsTab):
         self._place.look(model)
         detail = state.details.get(model.path)
         now = self._place.wall_clock()
-        short.update(short_facts(model, detail, state.listed, now))
-        full.update(full_facts(model, detail, state.listed, max(30, full.content_size.width or 40), now))
+        short.update(short_facts(model, detail, state.listed, now, keys_of(self)))
+        width = max(30, full.content_size.width or 40)
+        full.update(full_facts(model, detail, state.listed, width, now, keys_of(self)))

@@ -8,6 +8,7 @@ from textual.content import Content
 
 from exl2_tui.core.events import ModelInfo
 from exl2_tui.core.model_events import LibraryListed, ModelDetailed
+from exl2_tui.keymap import with_keys
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bits_chart import average_per_kind, bits_chart
 from exl2_tui.widgets.model_list import FIT_STYLES, context_text
@@ -23,11 +24,15 @@ SOURCES = {
 }
 
 
-def short_facts(model: ModelInfo, detail: ModelDetailed | None, listed: LibraryListed | None, now: float) -> Content:
+def short_facts(
+    model: ModelInfo, detail: ModelDetailed | None, listed: LibraryListed | None, now: float, keys: dict[str, str]
+) -> Content:
     """Four lines below a narrow list."""
     head = Content.assemble((one_line(model.name, 48), "bold"), (f"   {_home(model.path)}", "$secondary"))
     if model.problem:
-        return Content("\n").join([head, Content.styled(f"✗ {one_line(model.problem)}", "$error")])
+        more = with_keys("{models.info} shows all of it, {models.remove} deletes it", keys)
+        wrong = Content.styled(f"✗ {one_line(model.problem)}", "$error")
+        return Content("\n").join([head, wrong, Content.styled(more, "$secondary")])
     facts = [one_line(model.family), one_line(model.format), f"context {model.context:,}"]
     if detail is not None and not detail.problem:
         facts = [
@@ -44,9 +49,14 @@ def short_facts(model: ModelInfo, detail: ModelDetailed | None, listed: LibraryL
 
 
 def full_facts(
-    model: ModelInfo, detail: ModelDetailed | None, listed: LibraryListed | None, width: int, now: float
+    model: ModelInfo,
+    detail: ModelDetailed | None,
+    listed: LibraryListed | None,
+    width: int,
+    now: float,
+    keys: dict[str, str],
 ) -> Content:
-    """The whole pane."""
+    """The whole pane. keys: the person's own."""
     lines = [
         Content.styled(one_line(model.name, width), "bold"),
         Content.styled(one_line(_home(model.path), width), "$secondary"),
@@ -54,9 +64,8 @@ def full_facts(
     ]
     if model.problem:
         lines += [Content.styled(f"✗ {one_line(model.problem)}", "$error"), Content("")]
-        lines.append(
-            Content.styled(f"{SOURCES[model.source]} · {size_of(model.size_bytes)} · x removes it", "$secondary")
-        )
+        deletes = with_keys("{models.remove} deletes it", keys)
+        lines.append(Content.styled(f"{SOURCES[model.source]} · {size_of(model.size_bytes)} · {deletes}", "$secondary"))
         return Content("\n").join(lines)
     if detail is None:
         lines.append(Content.styled("Reading the headers", "$secondary"))

@@ -59,6 +59,7 @@ async def test_the_list_says_what_each_takes_and_whether_it_fits(make_app: MakeA
         assert "The weights alone are too large" in seen.text("#details")
         await seen.at("broken")
         assert "config.json is missing" in seen.text("#details")
+        assert "i shows all of it, x deletes it" in seen.text("#details")
         asked = [path for (path,) in seen.calls("details")]
         assert sorted(asked) == sorted(model.path for model in MODELS if not model.problem)  # each once
 
@@ -312,7 +313,7 @@ async def test_removing_asks_first(make_app: MakeApp) -> None:
         await seen.press("down", "enter")
         assert seen.calls("remove") == [("/models/codellama",)]
         await until(lambda: len(seen.rows) == 4)
-        assert "Removed CodeLlama-34B-Instruct: 19.8 GB freed" in seen.status
+        assert "Deleted CodeLlama-34B-Instruct: 19.8 GB freed" in seen.status
 
 
 async def test_a_folder_of_a_person_must_be_named(make_app: MakeApp) -> None:

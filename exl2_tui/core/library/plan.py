@@ -43,7 +43,7 @@ def plan_download(
         hint = BRANCH_HINT if "safetensors" in missing or "config" in missing else "Tell the owner of the repository"
         return replace(base, problem=missing, hint=hint)
     if folder.exists():
-        return replace(base, problem=f"it is here already: {folder}", hint="Remove it first to download it anew")
+        return replace(base, problem=f"it is here already: {folder}", hint="Delete it first to download it anew")
     try:
         config, text = read_config(hub.read_small(state, "config.json", MAX_CONFIG_BYTES))
     except Exl2Error as error:
@@ -65,7 +65,7 @@ def plan_download(
             plan,
             problem=f"the disk has {plan.free_disk / 1e9:.1f} GB free, "
             f"the download needs {(plan.total - plan.ready) / 1e9:.1f} GB",
-            hint=f"Free {missing_room / 1e9:.1f} GB, for example by removing a model",
+            hint=f"Free {missing_room / 1e9:.1f} GB, for example by deleting a model",
         )
     return plan
 
