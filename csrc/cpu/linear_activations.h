@@ -70,20 +70,15 @@ static inline Activations activations_of(const Header& h, const uint8_t* scratch
 
 // --- prepare ---
 
-constexpr int64_t kPieceRows = 512;  // put in order at a time: of all tokens of a block, a quarter of L1
+constexpr int64_t kPieceRows = 512;  // put in order at a time
 
-// Activations of mb tokens in the order of the packed rows: row `row + i` of token m to out[i * row_step + m *
-// token_step]; zero where a group is padded. Number by number, each index read once for all tokens: an instruction that
-// gathers 16 takes twice the time (Zen 5).
-static void take_rows(const int32_t* map, const float* x, int64_t ldx, int64_t mb, int64_t row, int64_t rows,
-                      float* out, int64_t row_step, int64_t token_step) {
-  for_tokens(mb, [&](auto tokens) {
-    constexpr int MB = decltype(tokens)::value;
-    for (int64_t i = 0; i < rows; i++) {
-      const int64_t from = map ? map[row + i] : row + i;
-      for (int m = 0; m < MB; m++) out[i * row_step + m * token_step] = from < 0 ? 0.0f : x[m * ldx + from];
-    }
-  });
+// Activations of a token in the order of the packed rows: row `row + i` to out[i * step]; zero where a group is padded.
+// Number by number: an instruction that gathers 16 takes twice the time (Zen 5).
+static void take_rows(const int32_t* map, const float* x, int64_t row, int64_t rows, float* out, int64_t step) {
+  for (int64_t i = 0; i < rows; i++) {
+    const int64_t from = map ? map[row + i] : row + i;
+    out[i * step] = from < 0 ? 0.0f : x[from];
+  }
 }
 
 // 32 rows as pairs: quads[i * mb] receives what rows 4i..4i+3 have of their own, shared[i * mb] what those of quads 2i
@@ -181,10 +176,13 @@ static void prepare(const uint8_t* blob, const float* x, int64_t M, int64_t ldx,
     const int64_t last = min64(units, first + end - at);
     const Activations a = activations_of(h, scratch, token, M);
     uint8_t* base = const_cast<uint8_t*>(a.base);
-    if (h.exact) {
-      const int64_t row = first * kRows, rows = min64(h.packed_rows, last * kRows) - row;
-      take_rows(map, x + token * ldx, ldx, a.mb, row, rows, reinterpret_cast<float*>(base) + row * a.mb, a.mb, 1);
-    } else {
+    for (int64_t m = 0; m < a.mb; m++) {
+      const float* from = x + (token + m) * ldx;
+      if (h.exact) {
+        const int64_t row = first * kRows, rows = min64(h.packed_rows, last * kRows) - row;
+        take_rows(map, from, row, rows, reinterpret_cast<float*>(base) + row * a.mb + m, a.mb);
+        continue;
+      }
       const Section* s = sections_of(blob);
       for (int64_t block = first; block < last;) {
         while (block >= s->first_block + int64_t(s->blocks_per_group) * s->groups) s++;
@@ -192,16 +190,16 @@ static void prepare(const uint8_t* blob, const float* x, int64_t M, int64_t ldx,
         const int64_t row = s->first_row + index * rows;
         const int64_t left = min64(last - block, int64_t(s->blocks_per_group) * s->groups - index);
         const int64_t count = min64(left, kPieceRows / rows);
-        alignas(kLine) float piece[kTokens * kPieceRows];
-        if (map) take_rows(map, x + token * ldx, ldx, a.mb, row, count * rows, piece, 1, kPieceRows);
+        alignas(kLine) float piece[kPieceRows];
+        if (map) take_rows(map, from, row, count * rows, piece, 1);
+        // What the next token has here: in the order of the map no prefetcher would find it. A third of all this.
+        if (token + m + 1 < M) ask_for(reinterpret_cast<const uint8_t*>(from + ldx + row), int(count * rows / 16));
         for (int64_t i = 0; i < count; i++, block++) {
           if (M == 1) ask_for_first(h, blob, block);
           int32_t* quads = const_cast<int32_t*>(a.quads(s->x_offset + (index + i) * rows * terms_of(Form(s->form))));
           BlockMeta* meta = const_cast<BlockMeta*>(a.meta(h, block));
-          for (int64_t m = 0; m < a.mb; m++) {
-            const float* from = map ? piece + m * kPieceRows + i * rows : x + (token + m) * ldx + row + i * rows;
-            quantize_block(h, *s, from, quads + m, a.mb, M > Lanes::kDirectTokens, meta[m]);
-          }
+          quantize_block(h, *s, map ? piece + i * rows : from + row + i * rows, quads + m, a.mb,
+                         M > Lanes::kDirectTokens, meta[m]);
         }
       }
     }

@@ -113,7 +113,7 @@ static inline const uint8_t* tile_of(const uint8_t* blob, int64_t tile) {
 constexpr int kDecodeAhead = 24576;
 constexpr int kChunkAhead = 2048;
 
-// Asks for the lines of some codes, of every width with this one instruction: never inlined, never unrolled. The
+// Asks for some lines, for codes of every width with this one instruction: never inlined, never unrolled. The
 // hardware's prefetchers learn a stream by the address of the instruction that reads it, and what software asks for is
 // not enough alone: with prefetches in the loop of each width, every section of a tile began as a new stream. Measured
 // (Zen 5, one core, 4 bits, tiles of two sections, 8 KiB ahead): 32 GB/s so, 37 with this, 30 with this unrolled four
@@ -186,31 +186,33 @@ static inline int group_bits_of(const LinearSource& s, int64_t g) {
   return s.kind == LinearKind::kExl2 ? s.q_groups[2 * g] : s.bits;
 }
 
-// Which activations get more than 8 bits. Rounding to 8 costs a KL divergence of some 4.4e-4 on small trained models;
-// quantizing the weights of nano-chat costs 0.039 at 4 bits, 0.010 at 5 and 0.003 at 6 (refined recipe), and we stay below
-// one percent of that. The rows with the largest activations, which make most of the error, come first in EXL2 and in
-// act-order GPTQ; where the order is not known it is all or none. Measured on nano-chat (benchmarks/fast_path_cost.py,
-// a quarter of the texts; the KL divergence from the exact path) by the share of rows that are pairs:
+// Which activations get more than 8 bits. Rounding to 8 costs a KL divergence of some 6e-4 on nano-chat (refined recipe);
+// quantizing its weights costs 0.039 at 4 bits, 0.020 at 4.5, 0.010 at 5, 0.0055 at 5.5 and 0.0031 at 6, and we stay below
+// 0.85 percent of that. The rows with the largest activations, which make most of the error, come first in EXL2 and in
+// act-order GPTQ; where the order is not known it is all or none. KL divergence from the exact path by the share of rows
+// that are pairs (benchmarks/fast_path_cost.py, an eighth of the texts):
 //
-//   bpw   none    1/4     1/2     all
-//   4     4.2e-4  2.5e-4  1.7e-4  5.2e-5
-//   5     4.4e-4  2.3e-4  1.6e-4  2.5e-5
-//   6     3.6e-4  2.0e-4  1.3e-4  3.0e-5   too much where quantization costs 2.5e-3: half of these get two bytes
+//   bpw   none    1/6     1/3     1/2     2/3     all
+//   4     5.7e-4  2.8e-4                          7e-5
+//   5     5.9e-4                          7.3e-5  2.7e-5
+//   6                                             2.6e-5; 1.3e-5 if the first sixth of these has two bytes
 //
-// (with blocks of 32 rows; over all texts and with those of 128: 1.8e-4 at 4 bpw, 1/2; 4.9e-5 at 5 bpw, 3/4).
+// Over all texts what is chosen here gives 0.70 % at 4 and 5 bits, 0.78 at 4.5, 0.80 at 5.5, 0.56 at 6. It is not worth
+// telling gate, up, down and the rest apart: down makes half of the error, but all of its rows a part of it.
 struct FineRows {
   int64_t two_bytes;  // leading rows, at widths whose pairs are coarse
   int64_t pairs;      // leading rows
 };
 
 static inline FineRows fine_rows(const LinearSource& s) {
-  int64_t bits = 0;
-  for (int64_t g = 0; g < s.n_groups; g++) bits += group_rows_of(s, g) * group_bits_of(s, g);
-  if (2 * bits <= 7 * s.K) return {0, 0};  // up to 3.5 bits per weight
-  if (s.perm && 2 * bits <= 9 * s.K) return {0, s.K / 2};
-  if (s.perm && 4 * bits <= 21 * s.K) return {0, s.K * 3 / 4};  // up to 5.25
-  if (4 * bits <= 23 * s.K) return {0, s.K};
-  return {s.perm ? s.K / 2 : s.K, s.K};
+  int64_t stored = 0;
+  for (int64_t g = 0; g < s.n_groups; g++) stored += group_rows_of(s, g) * group_bits_of(s, g);
+  const double bits = double(stored) / double(s.K);
+  if (bits <= 3.5) return {0, 0};
+  const bool coarse = bits >= 5.75;
+  if (!s.perm) return {coarse ? s.K : 0, s.K};
+  const double share = bits < 5 ? 1.0 / 6 + (bits - 4) / 2 : 2.0 / 3 + (bits - 5) / 3;
+  return {coarse ? s.K / 8 : 0, share >= 1 ? s.K : share > 0 ? int64_t(share * double(s.K)) : 0};
 }
 
 // Widths that ask for the same whatever their rows leave the other cases out of the code.

@@ -103,9 +103,9 @@ def forms(case: Case) -> Tensor:
     other words."""
     average, perm = float(case.bits.double().mean()), getattr(case.weight, "perm", None)
     size = len(case.bits)
-    by_average = 0.0 if average <= 3.5 else 0.5 if average <= 4.5 else 0.75 if average <= 5.25 else 1.0
-    pairs = int(size * by_average) if perm is not None or average <= 3.5 else size
-    two_bytes = 0 if average <= 5.75 else size if perm is None else size // 2
+    by_average = 1 / 6 + (average - 4) / 2 if average < 5 else 2 / 3 + (average - 5) / 3
+    pairs = 0 if average <= 3.5 else size if perm is None else int(size * min(1.0, max(0.0, by_average)))
+    two_bytes = 0 if average < 5.75 else size if perm is None else size // 8
     found = torch.empty_like(case.bits)
     order = torch.arange(size) if perm is None else perm
     for g in range(int(case.group.max()) + 1):  # a group is of one kind, that of its first row
@@ -121,7 +121,7 @@ def forms(case: Case) -> Tensor:
 
 # Of a pair (csrc/cpu/linear_pairs.h): the largest rounding error, as half a step of so many to the largest activation.
 # That of the lattice's cell: the larger of |v1x| + |v2'x| and |v1y| + |v2'y|; v2': v2's part at a right angle to v1.
-PAIR_LEVELS = {4: 119 * 64 / 16.3, 5: 123 * 64 / 10, 6: 125 * 16 / 5.8}
+PAIR_LEVELS = {4: 119 * 64 / 16.3, 5: 123 * 64 / 10, 6: 125 * 32 / 10.6}
 
 
 def rounding_bound(case: Case, x: Tensor) -> Tensor:
