@@ -188,17 +188,18 @@ static inline int group_bits_of(const LinearSource& s, int64_t g) {
 
 // Which activations get more than 8 bits. Rounding to 8 costs a KL divergence of some 6e-4 on nano-chat (refined recipe);
 // quantizing its weights costs 0.039 at 4 bits, 0.020 at 4.5, 0.010 at 5, 0.0055 at 5.5 and 0.0031 at 6, and we stay below
-// 0.85 percent of that. The rows with the largest activations, which make most of the error, come first in EXL2 and in
-// act-order GPTQ; where the order is not known it is all or none. KL divergence from the exact path by the share of rows
-// that are pairs (benchmarks/fast_path_cost.py, an eighth of the texts):
+// 0.8 percent of that. The rows with the largest activations, which make most of the error, come first in EXL2 and in
+// act-order GPTQ; where the order is not known it is all or none. KL divergence from the exact path with what is chosen
+// here (benchmarks/fast_path_cost.py, all texts), and by the share of rows that are pairs (an eighth of them):
 //
-//   bpw   none    1/6     1/3     1/2     2/3     all
-//   4     5.7e-4  2.8e-4                          7e-5
-//   5     5.9e-4                          7.3e-5  2.7e-5
-//   6                                             2.6e-5; 1.3e-5 if the first sixth of these has two bytes
+//   bpw   chosen   none    all
+//   4     2.4e-4   5.7e-4  7.3e-5
+//   4.5   1.5e-4
+//   5     7.2e-5   5.9e-4  2.7e-5
+//   5.5   4.4e-5
+//   6     1.8e-5           2.6e-5  with two bytes in the first sixth of these 1.3e-5
 //
-// Over all texts what is chosen here gives 0.70 % at 4 and 5 bits, 0.78 at 4.5, 0.80 at 5.5, 0.56 at 6. It is not worth
-// telling gate, up, down and the rest apart: down makes half of the error, but all of its rows a part of it.
+// Telling gate, up, down and the rest apart gains nothing: down makes half of the error, but all of its rows a part of it.
 struct FineRows {
   int64_t two_bytes;  // leading rows, at widths whose pairs are coarse
   int64_t pairs;      // leading rows
@@ -209,10 +210,10 @@ static inline FineRows fine_rows(const LinearSource& s) {
   for (int64_t g = 0; g < s.n_groups; g++) stored += group_rows_of(s, g) * group_bits_of(s, g);
   const double bits = double(stored) / double(s.K);
   if (bits <= 3.5) return {0, 0};
+  const auto rows = [&](double share) { return share >= 1 ? s.K : share > 0 ? int64_t(share * double(s.K)) : 0; };
   const bool coarse = bits >= 5.75;
   if (!s.perm) return {coarse ? s.K : 0, s.K};
-  const double share = bits < 5 ? 1.0 / 6 + (bits - 4) / 2 : 2.0 / 3 + (bits - 5) / 3;
-  return {coarse ? s.K / 8 : 0, share >= 1 ? s.K : share > 0 ? int64_t(share * double(s.K)) : 0};
+  return {coarse ? rows(0.125 + (bits - 6) / 2) : 0, rows(bits < 5 ? 0.25 + (bits - 4) / 2 : 0.75 + (bits - 5) / 4)};
 }
 
 // Widths that ask for the same whatever their rows leave the other cases out of the code.

@@ -103,9 +103,12 @@ def forms(case: Case) -> Tensor:
     other words."""
     average, perm = float(case.bits.double().mean()), getattr(case.weight, "perm", None)
     size = len(case.bits)
-    by_average = 1 / 6 + (average - 4) / 2 if average < 5 else 2 / 3 + (average - 5) / 3
-    pairs = 0 if average <= 3.5 else size if perm is None else int(size * min(1.0, max(0.0, by_average)))
-    two_bytes = 0 if average < 5.75 else size if perm is None else size // 8
+    shares = (0.25 + (average - 4) / 2 if average < 5 else 0.75 + (average - 5) / 4, 0.125 + (average - 6) / 2)
+    pairs, two_bytes = (int(size * min(1.0, max(0.0, share))) for share in shares)
+    if perm is None:
+        pairs = two_bytes = size
+    pairs = 0 if average <= 3.5 else pairs
+    two_bytes = 0 if average < 5.75 else two_bytes
     found = torch.empty_like(case.bits)
     order = torch.arange(size) if perm is None else perm
     for g in range(int(case.group.max()) + 1):  # a group is of one kind, that of its first row

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 _HEAP_BYTES = 64 << 10  # smaller ones come from the heap
+_AHEAD_BYTES = 64 << 20  # that the disk is asked for beyond what is read
 _KEPT_BYTES = 32 << 20  # of memory that waits for its next use
 _PIECE_BYTES = 16 << 20  # read at a time, so that a thread can be interrupted
 _SHARE_BYTES = 512 << 10  # the least that another thread is asked to read: telling it takes as long as reading a tenth
@@ -74,6 +75,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._helpers: ThreadPoolExecutor | None = None
+        self._asked = 0  # up to where the disk was asked for what comes next
 
     def read(self, stream: FileIO, offset: int, raw: Tensor) -> int:
         """Fills raw (n,) uint8 from the file; returns the bytes that were there. Raises OSError.
@@ -83,6 +85,8 @@ class Reader:
         if not raw.nbytes:
             return 0
         room = bytes_of(raw)
+        if raw.nbytes >= _SHARE_BYTES:
+            self._ask_ahead(stream, offset, offset + raw.nbytes)
         parts = max(1, min(_THREADS, raw.nbytes // _SHARE_BYTES))
         share = -(-raw.nbytes // parts)
         if parts == 1:
@@ -97,6 +101,17 @@ class Reader:
         finally:
             wait(others)  # before the memory may go
         return done + sum(other.result() for other in others)
+
+    def _ask_ahead(self, stream: FileIO, begin: int, end: int) -> None:
+        """Has the disk busy with what follows while this is read and repacked. Large tensors mostly lie in the order in
+        which they are wanted; the system's own read-ahead keeps less than a tenth of this under way."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        if not begin <= self._asked <= end + _AHEAD_BYTES:
+            self._asked = begin
+        if self._asked < end + _AHEAD_BYTES // 2:
+            os.posix_fadvise(stream.fileno(), self._asked, end + _AHEAD_BYTES - self._asked, os.POSIX_FADV_WILLNEED)
+            self._asked = end + _AHEAD_BYTES
 
     def close(self) -> None:
         if self._helpers is not None:
