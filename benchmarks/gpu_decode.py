@@ -172,8 +172,8 @@ def measure_cache(what: str, model: CudaModel, cache: CudaCache, weights: int, b
 
 
 def written(model: CudaModel, cache: CudaCache, depth: int) -> float:
-    """Seconds per token of a passage that is chosen with the settings of a chat."""
-    sampler = Sampler(SamplerSettings(seed=1), model.config.vocab_size)
+    """Seconds per token of a passage, greedy: few logits of random weights are often too close to tell another choice."""
+    sampler = Sampler(SamplerSettings.greedy(), model.config.vocab_size)
     times = []
     for _ in range(4):
         cache.length = depth

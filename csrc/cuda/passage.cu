@@ -29,15 +29,14 @@ __global__ void read_mail_kernel(Mail* mail, uint64_t number, int32_t* state) {
 
 uint64_t read_here(const uint64_t* word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
 
-// The steps of one passage. Those that are still waiting at its end are the one before once more: that changes nothing,
-// and needs nobody to wait for it.
+// The steps of one passage. One that still waits at its end is the one before once more, which changes nothing.
 class Steps {
  public:
   Steps(const Writer& writer, cudaStream_t stream)
       : writer_(writer), mail_(*writer.mail), stream_(stream), given_(mail_.launched) {}
   Steps(const Steps&) = delete;
   Steps& operator=(const Steps&) = delete;
-  ~Steps() { tell(mail_.launched); }
+  ~Steps() { tell(mail_.launched); }  // after an error, too, nothing is left waiting on the GPU
 
   // What the next step is to run. It is launched if it does not wait already, and one more if that may be `ahead`.
   void give(int64_t token, int64_t position, bool ahead) {
@@ -50,6 +49,12 @@ class Steps {
   }
 
   bool has_next() const { return mail_.launched > given_; }
+
+  // Waits for all: what still ran would write to memory that may soon belong to others.
+  void finish() {
+    tell(mail_.launched);
+    wait();
+  }
 
   // Until the step that was given its token last has answered. False: it had not waited for the token.
   bool wait() {
@@ -102,8 +107,10 @@ int64_t write_passage(const Writer& writer, const Choosing& choosing, int64_t to
     } while (!steps.wait());
     token = sample_top(writer.values, writer.ids, writer.best, complete, writer.vocab, chosen.seen(), choosing.settings,
                        chosen.uniform());
-    if (!chosen.add(token) || !steps.has_next() || cancelled()) return chosen.count();
+    if (!chosen.add(token) || !steps.has_next() || cancelled()) break;
   }
+  steps.finish();
+  return chosen.count();
 }
 
 }  // namespace exl2::cuda
