@@ -172,7 +172,7 @@ def measure_cache(what: str, model: CudaModel, cache: CudaCache, weights: int, b
 
 
 def written(model: CudaModel, cache: CudaCache, depth: int) -> float:
-    """Seconds per token of a passage, greedy: few logits of random weights are often too close to tell another choice."""
+    """Seconds per token of a greedy passage: for other choices, few logits of random weights are often too close."""
     sampler = Sampler(SamplerSettings.greedy(), model.config.vocab_size)
     times = []
     for _ in range(4):
