@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import select
 import statistics
@@ -120,8 +121,9 @@ class Answers:
         return line.decode()
 
 
-def measure(rounds: int, theme: str = "dark") -> tuple[float, float, float]:
-    """Median tokens/s alone and under the app, and the median of the losses of the pairs in percent."""
+def measure(rounds: int, theme: str = "dark") -> tuple[float, float, float, float]:
+    """Median tokens/s alone and under the app, the median of the losses of the pairs in percent, and its standard error
+    (of a median of normal numbers, from the middle half of the losses)."""
     home = tempfile.mkdtemp(prefix="exl2-tui-bench-")
     results = Path(home, "answers")
     answers = Answers(results)
@@ -168,11 +170,13 @@ def measure(rounds: int, theme: str = "dark") -> tuple[float, float, float]:
         terminal.quit()
         ask.close()
         alone.wait(10)
-    losses = [1 - app / engine for engine, app in pairs]
+    losses = [100 * (1 - app / engine) for engine, app in pairs]
+    lower, _, upper = statistics.quantiles(losses, n=4)
     return (
         statistics.median(engine for engine, _ in pairs),
         statistics.median(app for _, app in pairs),
-        statistics.median(losses) * 100,
+        statistics.median(losses),
+        0.93 * (upper - lower) / math.sqrt(rounds),
     )
 
 
@@ -181,8 +185,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--theme", default="dark")
     options = parser.parse_args()
-    engine, app, loss = measure(options.rounds, options.theme)
-    print(f"engine alone {engine:,.0f} tok/s, under the app {app:,.0f} tok/s, loss {loss:.1f} % (median of pairs)")
+    engine, app, loss, error = measure(options.rounds, options.theme)
+    print(
+        f"engine alone {engine:,.0f} tok/s, under the app {app:,.0f}, loss {loss:.1f} ± {error:.1f} % (median of pairs)"
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from exl2_tui.state import Clock
 
 FRAME_SECONDS = 0.05
 LONGEST_SECONDS = 0.5  # between two frames, whatever they cost
-SHARE = 0.024  # of one core's time that drawing may take while tokens come fast
+SHARE = 0.018  # of one core's time that drawing may take while tokens come fast
 BURST_SECONDS = 0.014  # of drawing that may be done at once before the share counts
 FAST = 30.0  # tokens per second from which it counts
 
