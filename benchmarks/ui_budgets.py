@@ -237,16 +237,8 @@ def main() -> None:
     values += [long_flush, long_echo, long_widgets, memory, loss]
     results = dict(zip(BUDGETS, values, strict=True))
     if options.json:
-        print(
-            json.dumps(
-                {
-                    **results,
-                    "engine alone, tok/s": engine,
-                    "engine under the app, tok/s": app,
-                    "error of the loss": error,
-                }
-            )
-        )
+        speeds = {"engine alone, tok/s": engine, "engine under the app, tok/s": app, "error of the loss": error}
+        print(json.dumps(results | speeds))
         return
     for name, value in results.items():
         print(f"{name:<30} {value:8.1f}   budget {BUDGETS[name]:6.0f}   {'ok' if value <= BUDGETS[name] else 'OVER'}")

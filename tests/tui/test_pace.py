@@ -34,13 +34,13 @@ def frames(cost: float, speed: float, seconds: float = 20.0) -> tuple[int, float
 
 
 def test_cheap_frames_come_twenty_times_a_second() -> None:
-    count, longest = frames(0.001, 1500.0)
+    count, longest = frames(0.0008, 1500.0)
     assert 18 <= count / 20.0 <= 20 and longest <= FRAME_SECONDS + 0.002
 
 
 def test_dear_frames_take_no_more_than_their_share_while_tokens_come_fast() -> None:
-    count, longest = frames(0.012, 1500.0)
-    assert count * 0.012 / 20.0 <= SHARE * 1.1
+    count, longest = frames(0.008, 1500.0)
+    assert count * 0.008 / 20.0 <= SHARE * 1.1
     assert 2 <= count / 20.0 < 20 and longest <= LONGEST_SECONDS + 0.02
 
 
