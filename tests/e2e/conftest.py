@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("pseudo-terminals", allow_module_level=True)
 
-from tests.e2e.terminal import Terminal, program, settings
+from tests.e2e.terminal import Terminal, Tmux, program, settings
 
 Open = Callable[..., Terminal]
 
@@ -56,3 +57,19 @@ def app(terminals: Open, home: Path) -> Open:
         return terminals(program(*map(str, arguments)), home, size)
 
     return start
+
+
+@pytest.fixture
+def in_tmux(home: Path) -> Iterator[Callable[[], Tmux]]:
+    """Opens `exl2-tui` in tmux, with the real engine."""
+    if shutil.which("tmux") is None:
+        pytest.skip("tmux is not installed")
+    opened: list[Tmux] = []
+
+    def start() -> Tmux:
+        opened.append(Tmux(program(), home))
+        return opened[-1]
+
+    yield start
+    for tmux in opened:
+        tmux.close()

@@ -1,4 +1,4 @@
-"""A terminal without a window: a program on a pseudo-terminal, and the screen as a person would see it."""
+"""Terminals without a window: a program on a pseudo-terminal or in tmux, and the screen as a person would see it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -44,8 +45,66 @@ KEYS = {
 LIMIT = 90.0
 
 
-class Terminal:
-    """Starts `command` and keeps the screen it draws; `close` ends the program, however it fares."""
+class Screen(ABC):
+    """What a person sees of a program that runs, and its end. The limits are reached only by what never comes."""
+
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """The screen, its rows without the blanks on the right."""
+
+    @property
+    @abstractmethod
+    def status(self) -> int | None:
+        """The exit status; None while the program runs."""
+
+    @abstractmethod
+    def press(self, *keys: str) -> None:
+        """Sends keys by name, such as "enter", "f4", "ctrl+q", or as text; several arrive in one go."""
+
+    @abstractmethod
+    def type(self, text: str) -> None:
+        """Types a text."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the program, however it fares."""
+
+    @abstractmethod
+    def _read(self, seconds: float) -> bool:
+        """Waits for what the program writes, at most so long; False if there is nothing."""
+
+    def row(self, label: str) -> str:
+        """The row with this label, "" if there is none."""
+        return next((line for line in self.text.split("\n") if label in line), "")
+
+    def wait(self, expected: str | Callable[[str], object], seconds: float = LIMIT) -> str:
+        """Reads until the screen shows a text, wrapped or not (or the condition holds); returns the screen."""
+        condition = expected if callable(expected) else (lambda screen: expected in " ".join(screen.split()))
+        end = time.monotonic() + seconds
+        while not condition(self.text):
+            assert time.monotonic() < end, f"{expected!r} was never on the screen:\n{self.text}"
+            if not self._read(0.1) and self.status is not None:
+                assert condition(self.text), f"the program ended ({self.status}) with:\n{self.text}"
+        return self.text
+
+    def wait_gone(self, text: str, seconds: float = LIMIT) -> str:
+        """Reads until the screen no longer shows a text."""
+        return self.wait(lambda screen: text not in screen, seconds)
+
+    def ended(self, seconds: float = 60.0) -> int:
+        """Reads until the program has ended; returns its exit status."""
+        end = time.monotonic() + seconds
+        while (status := self.status) is None:
+            assert time.monotonic() < end, f"the program never ended:\n{self.text}"
+            self._read(0.05)
+        while self._read(0.0):
+            pass
+        return status
+
+
+class Terminal(Screen):
+    """Starts `command` on a pseudo-terminal and keeps the screen it draws."""
 
     def __init__(
         self, command: Sequence[str], home: Path, *, size: tuple[int, int] = (80, 24), **variables: str
@@ -71,37 +130,17 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """The screen, its rows without the blanks on the right."""
         return "\n".join(line.rstrip() for line in self._screen.display)
 
-    def row(self, label: str) -> str:
-        """The row with this label, "" if there is none."""
-        return next((line for line in self._screen.display if label in line), "")
-
-    def wait(self, expected: str | Callable[[str], object], seconds: float = LIMIT) -> str:
-        """Reads until the screen shows a text, wrapped or not (or the condition holds); returns the screen.
-
-        The limit is generous: it is reached only by what never comes.
-        """
-        condition = expected if callable(expected) else (lambda screen: expected in " ".join(screen.split()))
-        end = time.monotonic() + seconds
-        while not condition(self.text):
-            assert time.monotonic() < end, f"{expected!r} was never on the screen:\n{self.text}"
-            if not self._read(0.1) and self.process.poll() is not None:
-                assert condition(self.text), f"the program ended ({self.process.returncode}) with:\n{self.text}"
-        return self.text
-
-    def wait_gone(self, text: str, seconds: float = LIMIT) -> str:
-        """Reads until the screen no longer shows a text."""
-        return self.wait(lambda screen: text not in screen, seconds)
+    @property
+    def status(self) -> int | None:
+        return self.process.poll()
 
     def press(self, *keys: str) -> None:
-        """Sends keys by name, such as "enter", "f4", "ctrl+q", or as text; several arrive in one go."""
         data = [KEYS.get(key) or (chr(ord(key[-1]) & 0x1F) if key.startswith("ctrl+") else key) for key in keys]
         os.write(self._master, "".join(data).encode())
 
     def type(self, text: str) -> None:
-        """Types a text."""
         os.write(self._master, text.encode())
 
     def resize(self, columns: int, rows: int) -> None:
@@ -120,16 +159,6 @@ class Terminal:
         self._master = -1
         return self.process.wait(60)
 
-    def ended(self, seconds: float = 60.0) -> int:
-        """Reads until the program has ended; returns its exit status."""
-        end = time.monotonic() + seconds
-        while self.process.poll() is None:
-            assert time.monotonic() < end, f"the program never ended:\n{self.text}"
-            self._read(0.05)
-        while self._read(0.0):
-            pass
-        return self.process.returncode
-
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
@@ -138,7 +167,6 @@ class Terminal:
             os.close(self._master)
 
     def _read(self, seconds: float) -> bool:
-        """Takes what the program has written; False if there is nothing."""
         if not select.select([self._master], [], [], seconds)[0]:
             return False
         try:
@@ -154,6 +182,50 @@ class Terminal:
 
     def _resize_pty(self, columns: int, rows: int) -> None:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+class Tmux(Screen):
+    """Starts `command` in a tmux of its own (no settings, its own socket), which also spells the keys."""
+
+    def __init__(self, command: Sequence[str], home: Path, *, size: tuple[int, int] = (120, 40)) -> None:
+        """size: columns, rows."""
+        columns, rows = map(str, size)
+        self._tmux = ["tmux", "-L", f"exl2-tui-{os.getpid()}-{home.parent.name}", "-f", os.devnull, "-u"]
+        variables = {**surroundings(home), "LANG": "C.UTF-8", "TEXTUAL_ANIMATIONS": "none"}
+        keep = ["start-server", ";", "set-option", "-g", "remain-on-exit", "on", ";"]
+        start = ["new-session", "-d", "-x", columns, "-y", rows, "--", *command]
+        subprocess.run([*self._tmux, *keep, *start], env=variables, check=True)
+
+    @property
+    def text(self) -> str:
+        return self._ask("capture-pane", "-p")
+
+    @property
+    def status(self) -> int | None:
+        dead, _, status = self._ask("display-message", "-p", "#{pane_dead} #{pane_dead_status}").strip().partition(" ")
+        return int(status) if dead == "1" else None
+
+    def press(self, *keys: str) -> None:
+        commands = []
+        for key in keys:
+            named = key in KEYS or key.startswith("ctrl+")
+            commands += ["send-keys", *([_spelled(key)] if named else ["-l", "--", key]), ";"]
+        self._ask(*commands[:-1])
+
+    def type(self, text: str) -> None:
+        self._ask("send-keys", "-l", "--", text)
+
+    def close(self) -> None:
+        socket = Path(self._ask("display-message", "-p", "#{socket_path}").strip())
+        self._ask("kill-server")
+        socket.unlink(missing_ok=True)  # tmux may leave it behind
+
+    def _read(self, seconds: float) -> bool:
+        time.sleep(seconds)  # tmux is asked for its screen, it does not tell
+        return False
+
+    def _ask(self, *command: str) -> str:
+        return subprocess.run([*self._tmux, *command], check=True, capture_output=True, encoding="utf-8").stdout
 
 
 def program(*arguments: str | Path) -> list[str]:
@@ -177,3 +249,9 @@ def _own_terminal() -> None:
     """In the child: a session whose terminal the pseudo-terminal is, so that closing it hangs up."""
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def _spelled(key: str) -> str:
+    """A key as tmux calls it: "ctrl+t" is C-t, "alt+up" M-Up."""
+    modifier, _, name = key.rpartition("+")
+    return {"": "", "ctrl": "C-", "alt": "M-"}[modifier] + (name if len(name) == 1 else name.capitalize())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Open
-from tests.e2e.terminal import Terminal, settings
+from tests.e2e.terminal import Screen, Tmux, settings
 
 
-def ask(terminal: Terminal, question: str) -> None:
+def ask(terminal: Screen, question: str) -> None:
     """Asks and waits for the whole answer; what it says is the model's business."""
     terminal.wait("ctx")
     terminal.type(question)
@@ -20,12 +21,14 @@ def ask(terminal: Terminal, question: str) -> None:
 
 
 @pytest.mark.slow
-def test_chat_mode_convert_and_chat_with_the_result(app: Open, home: Path, nano_chat: Path, tmp_path: Path) -> None:
-    """At 80x24. The conversion of the trained model is cut to a few short rows, everything else is the real thing."""
+def test_chat_mode_convert_and_chat_with_the_result(
+    in_tmux: Callable[[], Tmux], home: Path, nano_chat: Path, tmp_path: Path
+) -> None:
+    """In tmux, at 120x40. The conversion is cut to a few short rows, everything else is the real thing."""
     settings(home, {"models": f'directories = ["{nano_chat.parent}"]', "sampler": "temperature = 0.0"})
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"On day {number} the ferry left at noon, and nobody minded." for number in range(400)))
-    terminal = app()
+    terminal = in_tmux()
     ask(terminal, "What is a volcano?")
 
     terminal.press("ctrl+t")
