@@ -12,6 +12,7 @@ from exl2_tui.convert_draft import AUTO, OFFERED_BITS, ConvertDraft, absolute, m
 from exl2_tui.core.errors import ConfigError, Exl2Error
 from exl2_tui.core.job_events import ConvertChecked, FieldNote, JobEstimate
 from exl2_tui.core.requests import ConvertRequest
+from exl2_tui.core.sizes import size_of
 from exl2_tui.settings import data_dir
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _about_files(draft: ConvertDraft, model: SourceModel) -> Iterator[FieldNote]
         elif file.suffix.lower() not in CALIBRATION_KINDS:
             yield FieldNote("calibration", "warning", f"Expected one of {', '.join(CALIBRATION_KINDS)}; read as text")
         else:
-            yield FieldNote("calibration", "ok", _size(file.stat().st_size))
+            yield FieldNote("calibration", "ok", size_of(file.stat().st_size))
     if measurement is not None:
         yield _about_measurement(Path(measurement), draft, model)
 
@@ -174,7 +175,7 @@ def _about_room(request: ConvertRequest, estimate: JobEstimate | None) -> Iterat
     if request.output is not None:
         yield _about_output(Path(request.output))
     if estimate is not None and estimate.available_memory and estimate.peak_memory > estimate.available_memory:
-        needs = f"Needs {_size(estimate.peak_memory)} of memory, {_size(estimate.available_memory)} free"
+        needs = f"Needs {size_of(estimate.peak_memory)} of memory, {size_of(estimate.available_memory)} free"
         yield FieldNote("rows", "error", f"{needs}. Fewer or shorter rows need less.")
 
 
@@ -189,7 +190,9 @@ def _about_work(request: ConvertRequest, estimate: JobEstimate | None) -> FieldN
         return FieldNote("work", "error", f"{parent} cannot be written")
     free = shutil.disk_usage(parent).free
     if estimate is not None and estimate.disk > free:
-        return FieldNote("work", "error", f"Needs {_size(estimate.disk)} here, {_size(free)} free. Pick another disk.")
+        return FieldNote(
+            "work", "error", f"Needs {size_of(estimate.disk)} here, {size_of(free)} free. Pick another disk."
+        )
     found = summarize(work) if work.is_dir() else None
     if found is not None:
         from exl2_tui.core.quant.job import stored_request
@@ -203,8 +206,8 @@ def _about_work(request: ConvertRequest, estimate: JobEstimate | None) -> FieldN
             return FieldNote("work", "error", "This conversion is finished. Pick another folder.", taken=True)
         return FieldNote("work", "warning", f"Goes on with the conversion in it ({found.stage}, step {found.step})")
     if work.is_dir() and any(work.iterdir()):
-        return FieldNote("work", "warning", f"The folder is not empty; {_size(free)} free")
-    return FieldNote("work", "ok", f"{_size(free)} free")
+        return FieldNote("work", "warning", f"The folder is not empty; {size_of(free)} free")
+    return FieldNote("work", "ok", f"{size_of(free)} free")
 
 
 def _about_output(output: Path) -> FieldNote:
@@ -245,9 +248,3 @@ def _sentence(error: Exl2Error) -> str:
 
 def _count(number: float) -> str:
     return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
-
-
-def _size(count: int) -> str:
-    if count >= 1e9:
-        return f"{count / 1e9:.1f} GB"
-    return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"

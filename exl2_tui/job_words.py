@@ -19,6 +19,7 @@ from exl2_tui.core.job_events import (
     QualityWarning,
     StageStarted,
 )
+from exl2_tui.core.sizes import size_of
 from exl2_tui.eta import exact
 from exl2_tui.job_points import short_name
 
@@ -62,7 +63,7 @@ def log_line(event: Event) -> tuple[LogLevel, str] | None:
         what = f" at {event.bits:g} bits per weight" if event.bits else ""
         return "info", f"{event.stage}{what}{', resumed' if event.resumed else ''}"
     if isinstance(event, JobEstimate):
-        needs = f"{event.peak_memory / 1e9:.1f} GB of memory and {event.disk / 1e9:.1f} GB of disk"
+        needs = f"{size_of(event.peak_memory)} of memory and {size_of(event.disk)} of disk"
         return "info", f"needs about {needs}"
     if isinstance(event, CalibrationReady):
         rows = f"{event.rows} rows of {event.length:,} tokens from {event.description.strip('()')}"

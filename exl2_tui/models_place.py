@@ -25,12 +25,12 @@ from exl2_tui.core.model_events import (
     VerifyProgress,
 )
 from exl2_tui.core.requests import CacheKind, LoadOptions
+from exl2_tui.core.sizes import size_of
 from exl2_tui.keymap import with_keys
 from exl2_tui.models_state import Download, ModelsState
 from exl2_tui.session import ChatSession
 from exl2_tui.state import Changes, Clock
 from exl2_tui.text import from_home, one_line
-from exl2_tui.widgets.status import size_of
 
 if TYPE_CHECKING:
     from textual.screen import Screen

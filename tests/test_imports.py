@@ -18,6 +18,7 @@ STDLIB_ONLY = {
         "job_events",
         "model_events",
         "requests",
+        "sizes",
         "config",
         "config_rope",
         "json_keys",

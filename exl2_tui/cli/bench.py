@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from exl2_tui.cli import options as opt
-from exl2_tui.cli.output import bytes_text, print_json, print_text, progress_line
+from exl2_tui.cli.output import print_json, print_text, progress_line
+from exl2_tui.core.sizes import size_of
 
 Prompts = Annotated[list[int] | None, typer.Option("--prompt", min=1, help="Length of a prompt; repeatable.")]
 Depths = Annotated[list[int] | None, typer.Option("--depth", min=0, help="Tokens cached before writing; repeatable.")]
@@ -54,7 +55,7 @@ def bench(
         print_text(f"prompt of {run.tokens:>5}    {run.tokens_per_second:9.1f} tokens/s")
     for step in report.decode:
         share = f"{100 * step.bandwidth_fraction:.0f} % of the memory bandwidth"
-        read = f"{bytes_text(step.bytes_per_token)} per token"
+        read = f"{size_of(step.bytes_per_token)} per token"
         print_text(f"writing at {step.depth:>5}   {step.tokens_per_second:9.1f} tokens/s   {read}, {share}")
     print_text(f"memory bandwidth   {report.bandwidth / 1e9:9.1f} GB/s")
-    print_text(f"peak memory        {bytes_text(report.peak_memory):>11}")
+    print_text(f"peak memory        {size_of(report.peak_memory):>11}")

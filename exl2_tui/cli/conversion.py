@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exl2_tui.cli import options as opt
-from exl2_tui.cli.output import bytes_text, note, print_json, print_text
+from exl2_tui.cli.output import note, print_json, print_text
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import CancelledError, Exl2Error, QuantizationError
 from exl2_tui.core.events import Event
@@ -35,6 +35,7 @@ from exl2_tui.core.job_events import (
     Tuned,
 )
 from exl2_tui.core.requests import ConvertRequest
+from exl2_tui.core.sizes import size_of
 from exl2_tui.job_journal import JOURNAL, leave, recorded
 from exl2_tui.settings import data_dir
 
@@ -188,8 +189,8 @@ def describe(event: Event) -> str:
     """One line about an event for people, "" for those that only move the bar."""
     if isinstance(event, JobEstimate):
         return (
-            f"Needs about {bytes_text(event.peak_memory)} of memory ({bytes_text(event.available_memory)} free), "
-            f"{bytes_text(event.disk)} of disk ({bytes_text(event.free_disk)} free), and about "
+            f"Needs about {size_of(event.peak_memory)} of memory ({size_of(event.available_memory)} free), "
+            f"{size_of(event.disk)} of disk ({size_of(event.free_disk)} free), and about "
             f"{duration(event.seconds)}"
         )
     if isinstance(event, StageStarted):
@@ -221,7 +222,7 @@ def describe(event: Event) -> str:
             f"{event.perplexity:.2f} (original {event.original_perplexity:.2f}) on {event.tokens} held-out tokens"
         )
     if isinstance(event, ModelWritten):
-        return f"  {event.path}: {bytes_text(event.size)}"
+        return f"  {event.path}: {size_of(event.size)}"
     return ""
 
 

@@ -12,8 +12,9 @@ import typer
 
 from exl2_tui import __version__
 from exl2_tui.cli import options as opt
-from exl2_tui.cli.output import bytes_text, print_json, print_text
+from exl2_tui.cli.output import print_json, print_text
 from exl2_tui.core.errors import Exl2Error
+from exl2_tui.core.sizes import size_of
 from exl2_tui.settings import config_dir, data_dir
 
 
@@ -60,7 +61,7 @@ def _places() -> Report:
     from exl2_tui.core.model.memory import available_memory
 
     free = available_memory()
-    memory = "unknown" if free is None else f"{bytes_text(free)} available"
+    memory = "unknown" if free is None else f"{size_of(free)} available"
     report = {"memory": (True, f"{memory}, {os.cpu_count()} cores")}
     for name, path in (("settings", config_dir()), ("data", data_dir())):
         report[name] = (_writable(path), str(path))

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exl2_tui.cli import options as opt
-from exl2_tui.cli.output import bytes_text, note, print_json, print_text
+from exl2_tui.cli.output import note, print_json, print_text
 from exl2_tui.core.errors import CancelledError, HubError
 from exl2_tui.core.events import Event
 from exl2_tui.core.model_events import DownloadFinished, DownloadPlan, DownloadProgress, HubSearched
+from exl2_tui.core.sizes import size_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -42,7 +43,7 @@ def search(
         return
     width = max((len(model.repo) for model in models), default=0)
     for model in models:
-        size = bytes_text(model.size) if model.size else ""
+        size = size_of(model.size) if model.size else ""
         gated = "  gated" if model.gated else ""
         popular = f"{model.downloads:>11,} downloads"
         print_text(f"{model.repo:<{width}}  {model.kind:<5}  {model.family:<8} {size:>10}  {popular}{gated}")
@@ -90,22 +91,22 @@ def _run(events: Iterator[Event], json: bool) -> None:
             elif isinstance(event, DownloadProgress) and bars is not None:
                 bars.show(event)
             elif isinstance(event, DownloadFinished):
-                note(f"{bytes_text(event.size)} downloaded and checked")
+                note(f"{size_of(event.size)} downloaded and checked")
                 print_text(event.path)
 
 
 def _show_plan(plan: DownloadPlan) -> None:
     for file in plan.files:
-        note(f"  {bytes_text(file.size):>10}  {file.name}")
-    ready = f", {bytes_text(plan.ready)} of it are here already" if plan.ready else ""
+        note(f"  {size_of(file.size):>10}  {file.name}")
+    ready = f", {size_of(plan.ready)} of it are here already" if plan.ready else ""
     note(
-        f"{plan.repo} {plan.revision} ({plan.commit[:10]}): {bytes_text(plan.total)}{ready}; "
-        f"{bytes_text(plan.free_disk)} free on the disk"
+        f"{plan.repo} {plan.revision} ({plan.commit[:10]}): {size_of(plan.total)}{ready}; "
+        f"{size_of(plan.free_disk)} free on the disk"
     )
     if plan.memory:
-        free = f" of {bytes_text(plan.available)} free" if plan.available is not None else ""
+        free = f" of {size_of(plan.available)} free" if plan.available is not None else ""
         note(
-            f"{plan.family} {plan.format} needs about {bytes_text(plan.memory)}{free} at a context of {plan.context}: "
+            f"{plan.family} {plan.format} needs about {size_of(plan.memory)}{free} at a context of {plan.context}: "
             f"{FITS[plan.fits]}"
         )
 

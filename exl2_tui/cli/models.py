@@ -10,9 +10,10 @@ import typer
 
 from exl2_tui.cli import options as opt
 from exl2_tui.cli.hub import download, search
-from exl2_tui.cli.output import bytes_text, note, print_json, print_text, progress_line
+from exl2_tui.cli.output import note, print_json, print_text, progress_line
 from exl2_tui.core.errors import CheckpointError, JobError, NotFoundError
 from exl2_tui.core.model_events import ModelVerified, VerifyProgress
+from exl2_tui.core.sizes import size_of
 from exl2_tui.settings import Settings, save_settings
 from exl2_tui.terminal import has_terminal
 
@@ -49,12 +50,12 @@ def list_models(
     width = max((len(model.name) for model in listed.models), default=0)
     for model in listed.models:
         facts = model.problem or (
-            f"{model.format:<16} {bytes_text(model.size_bytes):>10}  context {model.context:<7} "
-            f"needs {bytes_text(model.memory):>10}  {FITS[model.fits]}"
+            f"{model.format:<16} {size_of(model.size_bytes):>10}  context {model.context:<7} "
+            f"needs {size_of(model.memory):>10}  {FITS[model.fits]}"
         )
         print_text(f"{model.name:<{width}}  {model.family:<10} {facts}")
-    free = f", {bytes_text(listed.available)} of memory free" if listed.available is not None else ""
-    note(f"Models: {bytes_text(listed.disk_bytes)}; {bytes_text(listed.free_disk)} free on the disk{free}.")
+    free = f", {size_of(listed.available)} of memory free" if listed.available is not None else ""
+    note(f"Models: {size_of(listed.disk_bytes)}; {size_of(listed.free_disk)} free on the disk{free}.")
     if len(listed.models) <= 1:
         note("Add a folder of models with `exl2-tui models add DIRECTORY`, or get one with `exl2-tui models search`.")
 
@@ -74,7 +75,7 @@ def show(
         return
     info = details.info
     print_text(f"{info.name}  {info.path}")
-    print_text(f"{details.architecture}, {info.format}, {bytes_text(info.size_bytes)}, context {info.context}")
+    print_text(f"{details.architecture}, {info.format}, {size_of(info.size_bytes)}, context {info.context}")
     print_text(
         f"{details.layers} layers, hidden {details.hidden_size}, {details.heads} heads / {details.kv_heads} kv, "
         f"vocabulary {details.vocab_size}"
@@ -135,7 +136,7 @@ def delete(
     plan = plan_removal(library, path, given.name)
     if plan.refused:
         raise JobError(plan.refused, file=path)
-    note(f"{len(plan.files)} files, {bytes_text(plan.freed)}, are deleted from {plan.root}")
+    note(f"{len(plan.files)} files, {size_of(plan.freed)}, are deleted from {plan.root}")
     for name in plan.files:
         note(f"  {name}")
     if plan.note:
@@ -147,7 +148,7 @@ def delete(
     done = remove(library, plan)
     if done.problem:
         raise JobError(f"not everything could be deleted: {done.problem}", file=path)
-    note(f"{bytes_text(done.freed)} freed")
+    note(f"{size_of(done.freed)} freed")
 
 
 @app.command("add")

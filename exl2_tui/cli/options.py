@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from exl2_tui.cli.output import bytes_text, load_progress, note
+from exl2_tui.cli.output import load_progress, note
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import CancelledError
 from exl2_tui.core.requests import LoadOptions, SamplerSettings
+from exl2_tui.core.sizes import size_of
 from exl2_tui.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def open_engine(model: str | None, options: LoadOptions, cancel: CancelToken, *,
     if not quiet:
         note(
             f"{loaded.model}: {loaded.architecture}, {loaded.format}, context {loaded.context}, "
-            f"{bytes_text(loaded.weight_bytes)} + {bytes_text(loaded.cache_bytes)} cache, {loaded.kernels}, "
+            f"{size_of(loaded.weight_bytes)} + {size_of(loaded.cache_bytes)} cache, {loaded.kernels}, "
             f"loaded in {loaded.seconds:.1f} s"
         )
     return engine

@@ -42,15 +42,6 @@ def note(text: str) -> None:
     sys.stderr.write(clean(text) + "\n")
 
 
-def bytes_text(size: float) -> str:
-    """A number of bytes for people: 1536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
 @contextmanager
 def progress_line(label: str) -> Iterator[Callable[[int, int], None]]:
     """A line on stderr that shows percent and time left, and disappears at the end. Silent without a terminal.

@@ -31,6 +31,7 @@ from exl2_tui.convert_place import ConvertPlace, convertible
 from exl2_tui.core.errors import ConfigError
 from exl2_tui.core.events import Event, ModelInfo, ModelsListed
 from exl2_tui.core.job_events import ConvertChecked
+from exl2_tui.core.sizes import size_of
 from exl2_tui.hints import hint
 from exl2_tui.keymap import bindings
 from exl2_tui.settings import data_dir
@@ -42,7 +43,6 @@ from exl2_tui.widgets.field import Choice, Field
 from exl2_tui.widgets.header import Header
 from exl2_tui.widgets.key_row import KeyRow
 from exl2_tui.widgets.path_field import PathInput, StepButton, StepInput
-from exl2_tui.widgets.status import size_of
 
 CHECK_DELAY = 0.2
 OTHER = "other…"

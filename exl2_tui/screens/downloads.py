@@ -10,6 +10,7 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import OptionList, Static
 
+from exl2_tui.core.sizes import size_of
 from exl2_tui.hints import hint, keys_of
 from exl2_tui.keymap import bindings
 from exl2_tui.models_place import ModelsPlace
@@ -24,7 +25,6 @@ from exl2_tui.widgets.hub_rows import download_details, download_heading, downlo
 from exl2_tui.widgets.key_row import KeyRow
 from exl2_tui.widgets.keyed_list import KeyedList
 from exl2_tui.widgets.place_tabs import PlaceTabs
-from exl2_tui.widgets.status import size_of
 
 
 class DownloadsScreen(ModelsTab):

@@ -13,10 +13,10 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from exl2_tui.core.events import Event, MachineFound, ModelsListed
+from exl2_tui.core.sizes import size_of
 from exl2_tui.keymap import bindings
 from exl2_tui.text import one_line
 from exl2_tui.widgets.hint_row import HintRow
-from exl2_tui.widgets.status import size_of
 
 CHOICES = (
     ("chat", "Chat with the built-in model"),

@@ -15,13 +15,13 @@ from textual.widgets.option_list import Option
 
 from exl2_tui.core.events import ModelInfo
 from exl2_tui.core.model_events import DownloadPlan, ModelVerified, RemovalPlan, VerifyEnded, VerifyProgress
+from exl2_tui.core.sizes import size_of
 from exl2_tui.hints import hint
 from exl2_tui.keymap import bindings
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import Row, meter
 from exl2_tui.widgets.hint_row import HintRow
 from exl2_tui.widgets.model_list import FIT_STYLES, context_text
-from exl2_tui.widgets.status import size_of
 
 MOST_LINES = 200
 FITS = {"yes": "fits", "tight": "is tight", "cpu": "fits, but not on the GPU", "no": "does not fit", "unknown": ""}

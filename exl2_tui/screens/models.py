@@ -11,6 +11,7 @@ from textual.content import Content
 from textual.widgets import Input, OptionList, Static
 
 from exl2_tui.core.events import ModelInfo
+from exl2_tui.core.sizes import size_of
 from exl2_tui.hints import hint, keys_of
 from exl2_tui.keymap import bindings
 from exl2_tui.models_place import CONTEXTS, ModelsPlace

@@ -7,10 +7,10 @@ from textual.content import Content
 from exl2_tui.convert_draft import AUTO, ConvertDraft, parse_bits
 from exl2_tui.core.errors import ConfigError
 from exl2_tui.core.job_events import ConvertChecked
+from exl2_tui.core.sizes import size_of
 from exl2_tui.eta import rough
 from exl2_tui.text import clean, one_line
 from exl2_tui.widgets.bars import meter
-from exl2_tui.widgets.status import size_of
 
 STEP_NAMES = ("Source", "Target", "Check")
 BAR_CELLS = 16

@@ -5,13 +5,13 @@ from __future__ import annotations
 from textual.content import Content
 
 from exl2_tui.core.model_events import HubModel, HubRevision
+from exl2_tui.core.sizes import size_of
 from exl2_tui.eta import rough
 from exl2_tui.keymap import with_keys
 from exl2_tui.models_state import Download
 from exl2_tui.text import column, one_line
 from exl2_tui.widgets.bars import meter
 from exl2_tui.widgets.model_list import FIT_STYLES
-from exl2_tui.widgets.status import size_of
 
 MODEL_FACTS = 42
 REVISION_FACTS = 34

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
+from exl2_tui.core.sizes import size_of
 from exl2_tui.eta import exact, rough
 from exl2_tui.job_points import Point, median_error, worst
 from exl2_tui.job_state import Doubt, JobState, Result
@@ -14,7 +15,6 @@ from exl2_tui.keymap import with_keys
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bars import meter
 from exl2_tui.widgets.job_list import MARKS
-from exl2_tui.widgets.status import size_of
 
 SHOWN_DOUBTS = 2
 WIDE = 100  # cells of the screen from which there is a pane on the right

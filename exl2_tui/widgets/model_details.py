@@ -8,11 +8,11 @@ from textual.content import Content
 
 from exl2_tui.core.events import ModelInfo
 from exl2_tui.core.model_events import LibraryListed, ModelDetailed
+from exl2_tui.core.sizes import size_of
 from exl2_tui.keymap import with_keys
 from exl2_tui.text import one_line
 from exl2_tui.widgets.bits_chart import average_per_kind, bits_chart
 from exl2_tui.widgets.model_list import FIT_STYLES, context_text
-from exl2_tui.widgets.status import size_of
 
 LABEL = 13
 MARKS = {"tight": "~", "cpu": "*", "no": "!"}  # of a total that is not simply all right

@@ -8,11 +8,11 @@ from textual.content import Content
 
 from exl2_tui.core.events import ModelInfo
 from exl2_tui.core.model_events import LibraryListed
+from exl2_tui.core.sizes import size_of
 from exl2_tui.session import ChatSession
 from exl2_tui.text import column, one_line
 from exl2_tui.widgets.bars import meter
 from exl2_tui.widgets.keyed_list import KeyedList
-from exl2_tui.widgets.status import size_of
 
 FACTS = 48  # cells right of the name
 FIT_STYLES = {"yes": "$success", "tight": "$warning", "cpu": "$warning", "no": "$error", "unknown": "$secondary"}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from textual.content import Content
 
+from exl2_tui.core.sizes import size_of
 from exl2_tui.keymap import with_keys
 from exl2_tui.session import ChatSession
 from exl2_tui.state import Writing
@@ -134,16 +135,6 @@ def progress_row(writing: Writing, now: float, ticks: int, keys: dict[str, str])
     parts += [tokens_text(writing.tokens), seconds]
     left = Content.assemble((f"{spin} writing  ", "$primary"), " · ".join(parts))
     return left, stop
-
-
-def size_of(count: int) -> str:
-    """Bytes as people read them, in decimal units."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5 or unit == "GB":
-            return f"{value:.0f} {unit}" if unit in ("B", "kB") or value >= 99.5 else f"{value:.1f} {unit}"
-        value /= 1000
-    return ""
 
 
 def welcome(session: ChatSession) -> Content:

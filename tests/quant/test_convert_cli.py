@@ -210,5 +210,5 @@ def test_small_things() -> None:
         ConvertRequest(source="a", work="b", bits=(9.0, 10.0))
     assert [duration(value) for value in (12.4, 200, 3900)] == ["12 s", "3 min 20 s", "1 h 05 min"]
     estimate = describe(JobEstimate("job", 1 << 30, 8 << 30, 1 << 20, 1 << 40, 200.0))
-    assert "1.0 GiB of memory" in estimate and "3 min 20 s" in estimate
+    assert "1.1 GB of memory" in estimate and "3 min 20 s" in estimate
     assert describe(JobProgress("job", "measure", 1, 2, "step 1")) == ""

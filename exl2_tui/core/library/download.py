@@ -35,6 +35,7 @@ from exl2_tui.core.model_events import (
     PartialDownload,
     RemoteFile,
 )
+from exl2_tui.core.sizes import size_of
 
 TRIES = 5  # without a byte in between
 REPORT_SECONDS = 0.1
@@ -297,7 +298,7 @@ def _require_room(own: Path, plan: DownloadPlan, partial: Path) -> None:
     missing = plan.total - ready_bytes(partial, plan.files) + MARGIN - free_space(own)
     if missing > 0:
         raise MemoryLimitError(
-            f"the disk is too full: {missing / 1e9:.1f} GB are missing", file=own, hint="Free some space, then go on"
+            f"the disk is too full: {size_of(missing)} are missing", file=own, hint="Free some space, then go on"
         )
 
 

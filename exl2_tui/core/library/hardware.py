@@ -9,6 +9,7 @@ from pathlib import Path
 
 from exl2_tui.core.events import MachineFound
 from exl2_tui.core.model.memory import available_memory
+from exl2_tui.core.sizes import size_of
 
 
 def describe_machine(data: Path) -> MachineFound:
@@ -57,5 +58,5 @@ def _gpus() -> tuple[str, ...]:
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
         name = torch.cuda.get_device_name(number)
-        lines.append(f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
+        lines.append(f"{name}, {size_of(free)} of {size_of(total)} free")
     return tuple(lines)

@@ -14,6 +14,7 @@ from exl2_tui.core.library.hub_names import folder_name
 from exl2_tui.core.library.machine import Machine
 from exl2_tui.core.library.remote import bits_in_name, needed_files, read_config, remote_footprint, what_is_missing
 from exl2_tui.core.model_events import DownloadPlan, HubRevision, RemoteFile
+from exl2_tui.core.sizes import size_of
 
 PARTIAL = ".downloads"  # hidden, so that no scan takes an unfinished model for one
 PART = ".part"
@@ -63,9 +64,9 @@ def plan_download(
     if missing_room > 0:
         return replace(
             plan,
-            problem=f"the disk has {plan.free_disk / 1e9:.1f} GB free, "
-            f"the download needs {(plan.total - plan.ready) / 1e9:.1f} GB",
-            hint=f"Free {missing_room / 1e9:.1f} GB, for example by deleting a model",
+            problem=f"the disk has {size_of(plan.free_disk)} free, "
+            f"the download needs {size_of(plan.total - plan.ready)}",
+            hint=f"Free {size_of(missing_room)}, for example by deleting a model",
         )
     return plan
 

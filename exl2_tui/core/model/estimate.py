@@ -12,6 +12,7 @@ from exl2_tui.core.model.layout import LinearSpec, head_linear, layer_linears, m
 from exl2_tui.core.model.memory import available_memory
 from exl2_tui.core.model.split import ModelSizes
 from exl2_tui.core.model.weights import TensorSource, linear_names, take_inventory
+from exl2_tui.core.sizes import size_of
 
 
 class TensorSize(Protocol):
@@ -60,9 +61,9 @@ def require_fit(found: MemoryEstimate, cache: str, model: str) -> None:
     else:
         hint = "Close other programs, or take a smaller model or one with fewer bits per weight."
     raise MemoryLimitError(
-        f"{model} needs {_gigabytes(found.total)} ({_gigabytes(found.weights)} for weights, "
-        f"{_gigabytes(found.cache)} for a context of {found.context} tokens), "
-        f"but {_gigabytes(found.available)} are available",
+        f"{model} needs {size_of(found.total)} ({size_of(found.weights)} for weights, "
+        f"{size_of(found.cache)} for a context of {found.context} tokens), "
+        f"but {size_of(found.available)} are available",
         hint=hint,
     )
 
@@ -109,7 +110,3 @@ def model_sizes(
 
 def _size(source: MeasurableSource, names: Iterable[str]) -> int:
     return sum(source.info(name).nbytes for name in names)
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

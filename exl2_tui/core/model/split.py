@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exl2_tui.core.errors import MemoryLimitError
+from exl2_tui.core.sizes import size_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,9 @@ def split_layers(sizes: ModelSizes, rooms: Sequence[int], names: Sequence[str]) 
     if first == len(costs):
         return tuple(ranges)
     missing = sum(costs[first:])
-    listed = ", ".join(f"{name} {room / 1e9:.1f} GB" for name, room in zip(names, rooms, strict=True))
+    listed = ", ".join(f"{name} {size_of(room)}" for name, room in zip(names, rooms, strict=True))
     raise MemoryLimitError(
-        f"the layers from {first} of {len(costs)} on do not fit on the GPUs: {missing / 1e9:.1f} GB are left over, "
-        f"with {listed} to use, {sizes.scratch / 1e9:.1f} GB of each for activations",
+        f"the layers from {first} of {len(costs)} on do not fit on the GPUs: {size_of(missing)} are left over, "
+        f"with {listed} to use, {size_of(sizes.scratch)} of each for activations",
         hint="Choose a smaller context or a model of fewer bits, or allow more with --gpu-split.",
     )

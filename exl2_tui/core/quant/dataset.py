@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from exl2_tui.core.errors import JobError
+from exl2_tui.core.sizes import size_of
 
 Dialogue = Sequence[tuple[str, str]]
 """(user, assistant) turns."""
@@ -92,7 +93,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
             number += 1
             if len(line) > MAX_LINE_BYTES:
                 raise JobError(
-                    f"line {number} has more than {MAX_LINE_BYTES >> 20} MiB",
+                    f"line {number} has more than {size_of(MAX_LINE_BYTES)}",
                     file=file,
                     hint="Write one record per line.",
                 )

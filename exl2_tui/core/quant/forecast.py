@@ -19,6 +19,7 @@ from exl2_tui.core.quant.rows import cache_bytes
 from exl2_tui.core.quant.source import LOGITS_AT_ONCE, SourceModel
 from exl2_tui.core.quant.tune import Schedule
 from exl2_tui.core.requests import ConvertRequest
+from exl2_tui.core.sizes import size_of
 
 BASE_MEMORY = 480 << 20
 """Python and torch themselves (290 MiB), and what the heap keeps of pieces that were freed (180 MiB were seen)."""
@@ -150,7 +151,8 @@ def require_room(found: JobEstimate, request: ConvertRequest, model: SourceModel
     """
     if found.available_memory and found.peak_memory > found.available_memory:
         raise MemoryLimitError(
-            f"this conversion needs about {_gib(found.peak_memory)} of memory, {_gib(found.available_memory)} are free",
+            f"this conversion needs about {size_of(found.peak_memory)} of memory, "
+            f"{size_of(found.available_memory)} are free",
             hint="Use fewer or shorter calibration rows (-r, -l, -mr, -ml), or close other programs.",
         )
     work = Path(request.work)
@@ -169,7 +171,7 @@ def _require_disk(folder: Path, needed: int, used: int) -> None:
     free = shutil.disk_usage(existing(folder)).free
     if needed > free + used:
         raise MemoryLimitError(
-            f"this conversion needs about {_gib(needed - used)} of disk here, {_gib(free)} are free",
+            f"this conversion needs about {size_of(needed - used)} of disk here, {size_of(free)} are free",
             file=folder,
             hint="Free some space, or choose a directory on another disk.",
         )
@@ -177,7 +179,3 @@ def _require_disk(folder: Path, needed: int, used: int) -> None:
 
 def _bytes_in(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exl2_tui.core.quant.source import Comparison
+from exl2_tui.core.sizes import size_of
 
 
 def report_data(
@@ -64,7 +65,7 @@ def report_text(data: Mapping[str, Any]) -> str:
         f"# {data['source']} at {data['reached_bpw']:.2f} bits per weight",
         "",
         *broken,
-        f"{data['size_bytes'] / 1e6:.1f} MB, made by the {data['recipe']} recipe in {data['seconds'] / 60:.1f} minutes "
+        f"{size_of(data['size_bytes'])}, made by the {data['recipe']} recipe in {data['seconds'] / 60:.1f} minutes "
         f"for a target of {data['target_bits']:g} bits per weight {head}, "
         f"calibrated on {calibration['rows']} rows of {calibration['length']} tokens from {source}.",
         "",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from exl2_tui.core.errors import TokenizerError
+from exl2_tui.core.sizes import size_of
 from exl2_tui.core.tokenizer.backend import MAX_VOCAB
 
 MAX_JSON_BYTES = 16 << 20
@@ -63,7 +64,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
         size = path.stat().st_size
         if size > limit:
             raise TokenizerError(
-                f"expected at most {limit >> 20} MiB, found {size / (1 << 20):.1f} MiB",
+                f"expected at most {size_of(limit)}, found {size_of(size)}",
                 file=path,
                 hint="Fetch the file again from the model's page",
             )
