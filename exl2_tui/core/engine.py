@@ -32,7 +32,10 @@ from exl2_tui.core.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """Everything that belongs to a model that is ready. read_bytes: of weights, for one token."""
+    """Everything that belongs to a model that is ready.
+
+    memory_bytes: the estimate of all it takes. read_bytes: of weights, for one token.
+    """
 
     path: Path
     config: ModelConfig
@@ -41,6 +44,7 @@ class LoadedModel:
     generator: Generator
     format: str
     cache_bytes: int
+    memory_bytes: int
     read_bytes: int
 
 
@@ -74,7 +78,17 @@ def open_model(
         read_bytes = weight_bytes_per_token(checkpoint, config, DENSE.get(plan.backend))
     cache = model.new_cache(plan.estimate.context, options.cache)
     generator = Generator(model, tokenizer, cache)
-    return LoadedModel(path, config, tokenizer, model, generator, describe(path).format, cache.nbytes, read_bytes)
+    return LoadedModel(
+        path=path,
+        config=config,
+        tokenizer=tokenizer,
+        model=model,
+        generator=generator,
+        format=describe(path).format,
+        cache_bytes=cache.nbytes,
+        memory_bytes=plan.estimate.total,
+        read_bytes=read_bytes,
+    )
 
 
 class Engine:
@@ -125,6 +139,7 @@ class Engine:
             context=new.generator.context_size,
             weight_bytes=new.model.weight_bytes,
             cache_bytes=new.cache_bytes,
+            memory_bytes=new.memory_bytes,
             seconds=time.perf_counter() - started,
             device=str(new.model.device),
             kernels=new.model.kernels,

@@ -39,8 +39,8 @@ class LoadProgress(Event):
 class LoadFinished(Event):
     """A model is ready.
 
-    Sizes in bytes; context in tokens; format such as "EXL2 4.13 bpw" or "fp16"; device "cpu" or "cuda:0"; path is its
-    directory.
+    Sizes in bytes; memory_bytes: the estimate of weights, cache and working space, as lists of models show it. context
+    in tokens; format such as "EXL2 4.13 bpw" or "fp16"; device "cpu" or "cuda:0"; path is its directory.
     """
 
     model: str
@@ -49,6 +49,7 @@ class LoadFinished(Event):
     context: int
     weight_bytes: int
     cache_bytes: int
+    memory_bytes: int
     seconds: float
     device: str
     kernels: str

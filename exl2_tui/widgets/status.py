@@ -95,7 +95,7 @@ def status_row(session: ChatSession, ticks: int, width: int, *, cancel: str) -> 
     if meters.speed:
         parts.append(f"   {speed_text(meters.speed)}")
     if model.info is not None:
-        parts.append((f"   mem {size_of(model.info.weight_bytes + model.info.cache_bytes)}", "$secondary"))
+        parts.append((f"   mem {size_of(model.info.memory_bytes)}", "$secondary"))
     left = Content.assemble(*parts)
     return left, Content.styled(sampler_label(session, width - left.cell_length - 3) + " ", "$secondary")
 

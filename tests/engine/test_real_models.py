@@ -25,6 +25,8 @@ from exl2_tui.core.events import (
     TokenDelta,
     Unloaded,
 )
+from exl2_tui.core.library.catalog import Library
+from exl2_tui.core.library.machine import this_machine
 from exl2_tui.core.requests import ChatRequest, CompletionRequest, LoadOptions, Message, SamplerSettings
 from exl2_tui.service import Service
 
@@ -120,6 +122,12 @@ def test_cancel_stops_a_prompt_and_an_answer_at_once(engine: Engine) -> None:
                 threading.Thread(target=cancel.cancel).start()
         assert time.perf_counter() - cancelled_at < 0.2  # below 0.1 s on a quiet machine
         assert last(events).reason == "cancelled"
+
+
+def test_the_meter_of_the_loaded_model_says_what_the_list_says(engine: Engine, nano_chat_exl2: Path) -> None:
+    listed = Library([nano_chat_exl2]).list(machine=this_machine())
+    needs = next(model.memory for model in listed if model.path == str(nano_chat_exl2))
+    assert engine.loaded is not None and engine.loaded.memory_bytes == needs > engine.loaded.weight_bytes
 
 
 def test_unloading_gives_the_memory_back(nano_chat: Path) -> None:

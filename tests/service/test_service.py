@@ -33,7 +33,7 @@ from exl2_tui.core.events import (
 from exl2_tui.core.requests import ChatRequest, CompletionRequest, LoadOptions, Message, SamplerSettings
 from exl2_tui.service import Service, join_deltas
 
-INFO = LoadFinished("fake", "LlamaForCausalLM", "fake", 512, 1, 1, 0.0, "cpu", "fake")
+INFO = LoadFinished("fake", "LlamaForCausalLM", "fake", 512, 1, 1, 2, 0.0, "cpu", "fake")
 
 
 def end(request_id: int, reason: Any = "length") -> GenerationFinished:

@@ -188,7 +188,7 @@ def loaded_model(path: Path, model: FakeModel, context: int = 512) -> LoadedMode
     tokenizer = FakeTokenizer()
     cache = model.new_cache(context)
     generator = Generator(model, tokenizer, cache)  # type: ignore[arg-type]
-    return LoadedModel(path, model.config, tokenizer, model, generator, "fake", cache.nbytes, 1000)  # type: ignore[arg-type]
+    return LoadedModel(path, model.config, tokenizer, model, generator, "fake", cache.nbytes, cache.nbytes, 1000)  # type: ignore[arg-type]
 
 
 def fake_engine(model: FakeModel, context: int = 512, path: Path = Path("fake-model")) -> Engine:

@@ -184,6 +184,7 @@ class FakeService:
                 context=context,
                 weight_bytes=9_300_000,
                 cache_bytes=4_000_000,
+                memory_bytes=13_300_000,
                 seconds=0.4,
                 device="cpu",
                 kernels="avx2",

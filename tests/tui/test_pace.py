@@ -69,7 +69,7 @@ def test_only_an_engine_on_the_same_cores_loses_by_drawing(device: str, shares: 
     clock = FakeClock(100.0)
     session = ChatSession(Settings(), MemoryStore(lambda token: None), clock=clock)
     assert session.pace == 0.0
-    info = LoadFinished("m", "Llama", "EXL2", 4096, 1, 1, 0.1, device, "kernels", "/m")
+    info = LoadFinished("m", "Llama", "EXL2", 4096, 1, 1, 2, 0.1, device, "kernels", "/m")
     session.model = ModelState("ready", "m", info=info)
     assert session.pace == 0.0
     session.writing = Writing(Chat(), Turn("assistant", "", None), first_token=99.0, tokens=1500)

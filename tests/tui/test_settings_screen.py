@@ -76,7 +76,7 @@ async def test_what_is_changed_elsewhere_is_shown_and_not_taken_back(make_app: M
         assert row(screen, "appearance.theme").query_one(Select).value == "light"
         assert "Theme light" in screen.query_one(StatusRow).plain
         chat.app.preferences.remember_model(
-            "elsewhere", LoadFinished("elsewhere", "Llama", "fp16", 8, 1, 1, 0.1, "cpu", "plain", "elsewhere")
+            "elsewhere", LoadFinished("elsewhere", "Llama", "fp16", 8, 1, 1, 2, 0.1, "cpu", "plain", "elsewhere")
         )
         row(screen, "appearance.turns").query_one(Input).value = "12"
         await chat.settle()
