@@ -138,7 +138,7 @@ KEYS = (
     Key("turn.continue", "g", "turn_go_on", "Continue", "go on with it where it was cut off", "turn"),
     Key("turn.older", "left", "turn_version(-1)", "Version", "the version before", "turn"),
     Key("turn.newer", "right", "turn_version(1)", "Version", "the version after", "turn"),
-    Key("models.leave", "escape", "leave", "Chat", "stop loading; else back to the chat", "models", shown=True),
+    Key("models.leave", "escape", "leave", "Chat", "stop loading, clear the filter, then back", "models", shown=True),
     Key(
         "models.load",
         "l",

@@ -26,7 +26,7 @@ from exl2_tui.widgets.key_row import KeyRow
 from exl2_tui.widgets.model_details import full_facts, short_facts
 from exl2_tui.widgets.model_list import ModelList, heading
 from exl2_tui.widgets.place_tabs import PlaceTabs
-from exl2_tui.widgets.status import size_of, status_row
+from exl2_tui.widgets.status import status_row
 
 SPIN_SECONDS = 0.25
 CACHE_NOTES = {"q8": ": about half the memory", "q6": ": keys of 8 bits, values of 4", "q4": ": about a quarter"}
@@ -63,7 +63,7 @@ class ModelsScreen(ModelsTab):
         with Vertical(id="bottom"):
             yield Static("", id="details", markup=False)
             yield StatusRow(id="status")
-        yield KeyRow()
+        yield KeyRow(lambda: {"models.leave": self._leave_label})
 
     def on_mount(self) -> None:
         self._spinner = self.set_interval(SPIN_SECONDS, self._draw_status, pause=True)
@@ -80,6 +80,7 @@ class ModelsScreen(ModelsTab):
         if changes.model or changes.status:
             self._draw_status()
             self.fill()
+            self.refresh_bindings()
         if changes.model and self._session.model.status == "failed":
             model = self._session.model
             self.query_one(StatusRow).say(" ".join(filter(None, (model.error, model.hint))), "$error", seconds=12)
@@ -92,6 +93,7 @@ class ModelsScreen(ModelsTab):
 
     def on_input_changed(self) -> None:
         self.fill()
+        self.refresh_bindings()
 
     def on_input_submitted(self) -> None:
         self.query_one(ModelList).focus()
@@ -105,16 +107,27 @@ class ModelsScreen(ModelsTab):
     def action_load_here(self) -> None:
         self._load(stay=True)
 
-    def action_leave(self) -> None:
-        """Escape stops a load, then empties the filter, then closes the details, then goes to the chat."""
-        box = self.query_one(Input)
+    @property
+    def _leave_label(self) -> str:
+        """What escape does: it stops a load, then empties the filter, then goes to the list, then to the chat."""
+        box = self.query_one_optional(Input)
         if self._session.model.status == "loading":
+            return "Stop"
+        if box is not None and box.value:
+            return "Clear"
+        return "List" if self.has_class("-info") or isinstance(self.focused, Input) else "Chat"
+
+    def action_leave(self) -> None:
+        does = self._leave_label
+        if does == "Stop":
             self._place.cancel_load()
-        elif box.value or box.has_focus:
-            box.value = ""
+        elif does == "Clear":
+            self.query_one(Input).value = ""
             self.query_one(ModelList).focus()
         elif self.has_class("-info"):
             self.action_info()
+        elif does == "List":
+            self.query_one(ModelList).focus()
         else:
             self.dismiss(None)
 

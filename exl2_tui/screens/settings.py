@@ -86,7 +86,7 @@ class SettingsScreen(Form):
         with Vertical(id="bottom"):
             yield Static("", id="about", markup=False)
             yield StatusRow(id="changed")
-        yield KeyRow()
+        yield KeyRow(lambda: {"settings.leave": self._leave_label})
 
     def on_mount(self) -> None:
         self.query_one("#search", Input).cursor_blink = False
@@ -145,6 +145,7 @@ class SettingsScreen(Form):
     @on(Input.Changed, "#search")
     async def _search(self) -> None:
         await self._filter()
+        self.refresh_bindings()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """From the search to what was found."""
@@ -226,12 +227,19 @@ class SettingsScreen(Form):
 
     # Actions
 
+    @property
+    def _leave_label(self) -> str:
+        """What escape does: it empties the search, then goes to the sections, then to the chat."""
+        search = self.query_one_optional("#search", Input)
+        if search is not None and search.value:
+            return "Clear"
+        return "Chat" if self.focused is None or self.focused.id == "sections" else "Sections"
+
     def action_leave(self) -> None:
-        """Out of the search first, then out of the fields, then back to the chat."""
-        search = self.query_one("#search", Input)
-        if search.value:
-            search.value = ""
-        elif self.focused is not None and self.focused.id != "sections":
+        does = self._leave_label
+        if does == "Clear":
+            self.query_one("#search", Input).value = ""
+        elif does == "Sections":
             self.query_one("#sections").focus()
         else:
             self.dismiss()

@@ -5,7 +5,7 @@ Textual's footer is a widget per key, all of them made anew a moment after every
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -44,8 +44,10 @@ class KeyRow(Row):
 
     DEFAULT_CSS: ClassVar[str] = "KeyRow { dock: bottom; background: $background; }"
 
-    def __init__(self) -> None:
+    def __init__(self, labels: Callable[[], Mapping[str, str]] = dict) -> None:
+        """labels: by id, of keys that do now something else than what their label in the keymap says."""
         super().__init__(id="keys-here")
+        self._labels = labels
         self._left: list[Shown] = []
         self._right: list[Shown] = []
 
@@ -75,7 +77,7 @@ class KeyRow(Row):
 
     def _keys(self) -> list[Shown]:
         """What the row may show, escape first, in the order of the keymap; an action once, by the first of its keys."""
-        names = effective(keys_of(self))
+        names, labels = effective(keys_of(self)), self._labels()
         found: dict[str, Shown] = {}
         typing = isinstance(self.screen.focused, Input | TextArea)
         for active in self.screen.active_bindings.values():
@@ -84,7 +86,8 @@ class KeyRow(Row):
             spelled = spell(names.get(name, binding.key))
             typed = typing and len(spelled) == 1 and spelled.isascii()  # it belongs to the text
             if name not in found and not typed and active.enabled and (binding.show or name in ROOMY):
-                found[name] = Shown(name, binding.key, spelled, binding.description, active.tooltip)
+                label = labels.get(name, binding.description)
+                found[name] = Shown(name, binding.key, spelled, label, active.tooltip)
         return sorted(found.values(), key=lambda key: (key.key != "escape", ORDER.get(key.id, len(ORDER))))
 
     def _at(self, x: int) -> Shown | None:

@@ -117,9 +117,32 @@ async def test_sorting_and_filtering_keep_the_cursor(make_app: MakeApp) -> None:
         await seen.press("slash", *"zzz")
         assert "No model matches" in seen.text("#details")
         keys = seen.app.screen.query_one(KeyRow).plain
-        assert "esc" in keys and "Context" not in keys and "Unload" not in keys  # letters go into the filter
+        assert "Context" not in keys and "Unload" not in keys  # letters go into the filter
+
+
+async def test_the_key_row_says_what_escape_does_now(make_app: MakeApp) -> None:
+    async with models(make_app) as seen:
+
+        def escape() -> str:
+            return seen.app.screen.query_one(KeyRow).plain.split()[1]
+
+        assert escape() == "Chat"
+        await seen.press("slash", *"gptq")
+        assert escape() == "Clear"
+        await seen.press("enter")  # to the list, which stays filtered
+        assert escape() == "Clear" and len(seen.rows) == 1
         await seen.press("escape")
-        assert len(seen.rows) == 5 and isinstance(seen.app.screen, ModelsScreen)
+        assert escape() == "Chat" and len(seen.rows) == 5
+        await seen.press("slash")
+        assert escape() == "List"
+        await seen.press("escape", "i")
+        assert escape() == "List" and isinstance(seen.app.screen, ModelsScreen)
+        await seen.press("escape")
+        await seen.at("Qwen")
+        await seen.press("l")
+        await until(lambda: seen.app.session.model.status == "loading")
+        await seen.chat.settle()
+        assert escape() == "Stop"
 
 
 async def test_looking_again_says_what_came_of_it(make_app: MakeApp) -> None:

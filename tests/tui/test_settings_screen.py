@@ -14,6 +14,7 @@ from exl2_tui.screens.key_capture import KeyCapture
 from exl2_tui.screens.settings import SECTIONS, SettingsScreen
 from exl2_tui.settings import AppearanceSettings, ChatSettings, ModelSettings, Settings, load_settings
 from exl2_tui.widgets.bars import StatusRow
+from exl2_tui.widgets.key_row import KeyRow
 from tests.tui.conftest import MakeApp
 from tests.tui.driver import ChatDriver, until
 from tests.tui.fakes import MODELS
@@ -61,7 +62,10 @@ async def test_sections_search_and_the_way_back(make_app: MakeApp) -> None:
         await pilot.press("ctrl+f", *"zebra")
         await chat.settle()
         assert not shown(screen) and about(screen) == "No setting has these words."
-        await pilot.press("escape", "escape", "escape")
+        for label in ("Clear", "Sections", "Chat"):  # the key row says what escape does now
+            assert screen.query_one(KeyRow).plain.split()[1] == label
+            await pilot.press("escape")
+            await chat.settle()
         await until(lambda: chat.app.screen is chat.chat_screen)
         assert len(SECTIONS) == 5
 
