@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
 from textual.timer import Timer
@@ -18,15 +18,7 @@ from textual.widget import Widget
 from textual.widgets import Button, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from exl2_tui.convert_draft import (
-    HEAD_BITS,
-    OFFERED_BITS,
-    RECIPES,
-    ConvertDraft,
-    command,
-    make_request,
-    suggested_names,
-)
+from exl2_tui.convert_draft import ConvertDraft, command, make_request, suggested_names
 from exl2_tui.convert_place import ConvertPlace, convertible
 from exl2_tui.core.errors import ConfigError
 from exl2_tui.core.events import Event, ModelInfo, ModelsListed
@@ -34,6 +26,7 @@ from exl2_tui.core.job_events import ConvertChecked
 from exl2_tui.core.sizes import size_of
 from exl2_tui.hints import hint
 from exl2_tui.keymap import bindings
+from exl2_tui.screens.convert_fields import OTHER, labelled, target_fields
 from exl2_tui.settings import data_dir
 from exl2_tui.state import Changes
 from exl2_tui.text import column, one_line
@@ -42,29 +35,10 @@ from exl2_tui.widgets.convert_estimate import estimate, size_bars, steps_row, su
 from exl2_tui.widgets.field import Choice, Field
 from exl2_tui.widgets.header import Header
 from exl2_tui.widgets.key_row import KeyRow
-from exl2_tui.widgets.path_field import PathInput, StepButton, StepInput
+from exl2_tui.widgets.path_field import PathInput, StepButton
 
 CHECK_DELAY = 0.2
-OTHER = "other…"
 STEPS = ("source", "target", "check")
-
-
-FIELD_HELP = {
-    "source": "a folder with config.json, tokenizer files and *.safetensors of a float16, bfloat16 or float32 model.",
-    "bits": "what a weight of the finished model takes on average. 4 to 5 is hard to tell from the original; below 3 "
-    "quality falls. Several values, as 3.0, 4.0, share one measurement and make one model each.",
-    "head_bits": "bits of the last layer, which names the tokens; it is sensitive and small. auto lets the "
-    "measurement decide, at the same size of the file.",
-    "recipe": "refined looks for better scales, needs more time and is nearer to the original at the same size; "
-    "classic is the recipe of early EXL2 files.",
-    "calibration": "text like that the model will be used for: .txt, .jsonl or .parquet. Nothing takes the built-in "
-    "mix of prose, code, dialogue and other languages.",
-    "rows": "pieces of text the model is fitted to. More are slower and slightly better.",
-    "length": "tokens in each of them.",
-    "measurement": "a measurement.json of an earlier conversion of the same model: measuring is skipped.",
-    "work": "where every finished layer is saved, so that a conversion can stop and go on.",
-    "output": "where the finished model is written; Models finds it there.",
-}
 
 
 class WizardScreen(Screen[None]):
@@ -101,14 +75,14 @@ class WizardScreen(Screen[None]):
         yield Row(id="title")
         with VerticalScroll(id="source", can_focus=False):
             box = PathInput(self._source, placeholder="~/models/…", id="source-path")
-            yield _field("source", "Model folder", box)
+            yield labelled("source", "Model folder", box)
             yield Static("", id="facts", markup=False)
             offered = OptionList(id="models-found", markup=False, compact=True, classes="-rows")
             offered.can_focus = False
             yield offered
         with Horizontal(id="target"):
             with VerticalScroll(id="fields", can_focus=False):
-                yield from self._fields()
+                yield from target_fields()
             yield Static("", id="sizes", markup=False)
         with VerticalScroll(id="check"):
             yield Static("", id="summary", markup=False)
@@ -118,24 +92,6 @@ class WizardScreen(Screen[None]):
             yield StepButton("Back", id="back", compact=True)
             yield StepButton("Next", id="next", compact=True, variant="primary")
         yield KeyRow()
-
-    def _fields(self) -> ComposeResult:
-        offered = [*(f"{bits:.1f}" if bits != 4.65 else "4.65" for bits in OFFERED_BITS), OTHER]
-        other = StepInput(placeholder="4.0 or 3.0, 4.0", compact=True, id="bits-other")
-        text, measured = (
-            PathInput(placeholder=placeholder, folders=False, id=name)
-            for name, placeholder in (("calibration", "built-in mix"), ("measurement", "measure now"))
-        )
-        length = StepInput(placeholder="2048, or what the model takes", compact=True, id="length")
-        yield _field("bits", "Bits per weight", Vertical(Choice(offered, "4.0", id="bits"), other))
-        yield _field("head_bits", "Head bits", Choice(HEAD_BITS, "6", id="head_bits"))
-        yield _field("recipe", "Recipe", Choice(RECIPES, "refined", id="recipe"))
-        yield _field("calibration", "Calibration", text)
-        yield _field("rows", "Rows", StepInput(placeholder="100", compact=True, id="rows"))
-        yield _field("length", "Tokens per row", length)
-        yield _field("measurement", "Measurement", measured)
-        yield _field("work", "Working folder", PathInput(id="work"))
-        yield _field("output", "Output folder", PathInput(id="output"))
 
     def on_mount(self) -> None:
         self._drawn = True
@@ -413,7 +369,3 @@ class WizardScreen(Screen[None]):
 def _model_line(model: ModelInfo, width: int) -> Content:
     facts = f"{one_line(model.format, 8):>8}{size_of(model.size_bytes):>10}"
     return Content.assemble("  ", column(model.name, width - 22), (facts, "$secondary"))
-
-
-def _field(name: str, label: str, control: Widget) -> Field:
-    return Field(name, label, control, help_text=FIELD_HELP[name])
