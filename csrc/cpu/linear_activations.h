@@ -192,7 +192,7 @@ static void prepare(const uint8_t* blob, const float* x, int64_t M, int64_t ldx,
         const int64_t count = min64(left, kPieceRows / rows);
         alignas(kLine) float piece[kPieceRows];
         if (map) take_rows(map, from, row, count * rows, piece, 1);
-        // What the next token has here: in the order of the map no prefetcher would find it. A third of all this.
+        // What the next token has here: in the order of the map no prefetcher would find it. Nearly half of all this.
         if (token + m + 1 < M) ask_for(reinterpret_cast<const uint8_t*>(from + ldx + row), int(count * rows / 16));
         for (int64_t i = 0; i < count; i++, block++) {
           if (M == 1) ask_for_first(h, blob, block);
