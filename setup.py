@@ -56,7 +56,7 @@ COMMON_FLAGS = [
     *("-fno-math-errno", "-fno-trapping-math", "-fno-semantic-interposition"),
     *("-Wall", "-Wextra", "-Werror"),
 ]
-CUDA_ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
+CUDA_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 SHARED = ("sampler", "top")  # of csrc/cpu: passages on a GPU choose as those on the CPU
 ONLY_THERE = {"90": "90a"}  # with instructions that no later GPU has (setmaxnreg)
 CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static", "-DUSE_CUDA"]

@@ -73,6 +73,31 @@ void dequantize(const Tensor& plan, Tensor out) {
   exl2::cuda::dequantize(read_plan<Linear>(plan), static_cast<uint16_t*>(out.mutable_data_ptr()), device.stream());
 }
 
+// rows (T, in_features) half in packed order, T up to 8; out (T, out_features) half or float.
+void plain_product(const Tensor& plan, const Tensor& rows, Tensor out) {
+  using exl2::data_of;
+  using exl2::ScalarType;
+  const auto weight = read_plan<Linear>(plan);
+  exl2::cuda::PlainProduct product = {};
+  product.count = rows.size(0);
+  STD_TORCH_CHECK(product.count >= 1 && product.count <= exl2::cuda::kMaxTokens, "a product takes 1 to 8 rows");
+  const int64_t results = product.count * weight.out_features;
+  product.rows = data_of<const uint16_t>(rows, ScalarType::Half, product.count * weight.in_features, "rows");
+  if (out.scalar_type() == ScalarType::Half) {
+    product.halves = data_of<uint16_t>(out, ScalarType::Half, results, "out");
+  } else {
+    product.floats = data_of<float>(out, ScalarType::Float, results, "out");
+  }
+  const OnDevice device(rows);
+  exl2::cuda::plain_product(weight, product, device.stream());
+}
+
+// Whether decode_step can run on the device of `tensor`.
+bool has_step(const Tensor& tensor) {
+  const OnDevice device(tensor);
+  return exl2::cuda::has_step();
+}
+
 int64_t decode_step(const Tensor& plan, int64_t gate_strips, int64_t tokens, Tensor logits) {
   if (tokens < 1 || tokens > exl2::cuda::kMaxTokens) throw std::runtime_error("a step takes 1 to 8 tokens");
   const OnDevice device(logits);
@@ -279,6 +304,8 @@ STABLE_TORCH_LIBRARY(exl2_cuda, m) {
       "repack(Tensor plan, int words, int first_words, int perm, int scales, int groups, int n_groups, int rows, "
       "int columns, Tensor(a!) codes) -> ()");
   m.def("dequantize(Tensor plan, Tensor(a!) out) -> ()");
+  m.def("plain_product(Tensor plan, Tensor rows, Tensor(a!) out) -> ()");
+  m.def("has_step(Tensor tensor) -> bool");
   m.def("decode_step(Tensor plan, int gate_strips, int tokens, Tensor(a!) logits) -> int");
   m.def(
       "write_passage(Tensor plan, int gate_strips, Tensor(a!) mail, Tensor(b!) ids, Tensor(c!) values, Tensor(d!) logits, "
@@ -305,6 +332,8 @@ STABLE_TORCH_LIBRARY(exl2_cuda, m) {
 STABLE_TORCH_LIBRARY_IMPL(exl2_cuda, CUDA, m) {
   m.impl("repack", TORCH_BOX(&repack));
   m.impl("dequantize", TORCH_BOX(&dequantize));
+  m.impl("plain_product", TORCH_BOX(&plain_product));
+  m.impl("has_step", TORCH_BOX(&has_step));
   m.impl("decode_step", TORCH_BOX(&decode_step));
   m.impl("write_passage", TORCH_BOX(&write_passage));
   m.impl("top_logits", TORCH_BOX(&top_logits));

@@ -24,11 +24,24 @@ struct RepackSource {
 void repack(const RepackSource& source, const Linear& packed, uint8_t* codes, cudaStream_t stream);
 void dequantize(const Linear& weight, uint16_t* out, cudaStream_t stream);
 
+// Whether decode_step can run on the current device.
+bool has_step();
+
 // Appends the first `tokens` (1..8) ids in model.state to the cache; their logits go to model.logits. Returns how many
 // it took: fewer if the activations of all do not fit into shared memory.
 int decode_step(const Model& model, int64_t gate_strips, int tokens, cudaStream_t stream);
 
 constexpr int kMostTop = 1024;
+
+// Rows times a packed linear, plus its bias. Runs where decode_step cannot.
+struct PlainProduct {
+  const uint16_t* rows;  // half (count, in_features), in the packed order of the weight's rows, 16-byte aligned
+  int64_t count;         // 1..8
+  uint16_t* halves;      // half (count, out_features), or null:
+  float* floats;         // then the same as floats
+};
+
+void plain_product(const Linear& weight, const PlainProduct& product, cudaStream_t stream);
 
 struct Mail;
 

@@ -94,8 +94,6 @@ struct Activations {
   float lead;             // one token: what a unit of a sum is in the unit of the lane's total; 0: not this lane's
 };
 
-EXL2_HD constexpr int full_blocks(int bits) { return bits <= 5 ? 4 : bits <= 8 ? 2 : 1; }  // of most segments
-
 constexpr int kAnyKind = -1;
 
 // What the code for a segment is compiled for. With a kind: of segments with full_blocks, so that nothing needs to be

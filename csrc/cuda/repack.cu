@@ -70,15 +70,6 @@ __global__ void repack_kernel(RepackSource source, const Segment* segments, int6
   for (int i = 0; i < high_count; ++i) upper[lane * high_count + i] = high[i];
 }
 
-// Rows 2p and 2p + 1 of column c minus the zero point, exact in fp16.
-template <int kBits, int c, int p>
-__device__ __forceinline__ half2 centered(const uint32_t* low, const uint32_t* high, float zero) {
-  constexpr int kShift = pair_shift(kBits, p);
-  // 1024 + code * 2^shift is exact, and so is what one fused multiply-add makes of it.
-  const half2 scaled = as_half2(pair_bits<kBits, c, p>(low, high) | 0x64006400u);
-  return __hfma2(scaled, __float2half2_rn(1.f / (1 << kShift)), __float2half2_rn(-1024.f / (1 << kShift) - zero));
-}
-
 // Rows 8 t ... 8 t + 7 of column c, fp16.
 template <int kBits, int c>
 __device__ __forceinline__ uint4 decode_column(const uint32_t* low, const uint32_t* high, float scale, float zero) {

@@ -1,5 +1,5 @@
 // The decode step for a cache of 8 bits.
-#include "step.cuh"
+#include "start_step.cuh"
 
 namespace exl2::cuda {
 

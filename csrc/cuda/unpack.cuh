@@ -18,6 +18,9 @@ __device__ __forceinline__ int bits_in(const Header& header) { return header.lay
 __device__ __forceinline__ int blocks_in(const Header& header) { return header.layout >> 8 & 0xff; }
 __device__ __forceinline__ int kind_in(const Header& header) { return header.layout >> 16; }
 
+// Blocks of most segments; none has more (MAX_BLOCKS in linear.py).
+EXL2_HD constexpr int full_blocks(int bits) { return bits <= 5 ? 4 : bits <= 8 ? 2 : 1; }
+
 // Bytes between a Header and the codes.
 EXL2_HD constexpr int scale_bytes(int kind) { return kind == kExl2 ? 16 : kind == kGptq ? 96 : 0; }
 
@@ -50,10 +53,11 @@ __device__ __forceinline__ void load_lane(const uint8_t* block, int lane, uint32
   }
 }
 
-// EXL2 step sizes half((code + 1)^2 * unit) of columns g, g + 8, g + 16 and g + 24. `scales` as behind a Header.
-__device__ __forceinline__ void exl2_scales(float unit, const uint8_t* scales, int g, float (&scale)[4]) {
+// EXL2 step sizes half((code + 1)^2 * unit) of columns g, g + 8, g + 16 and g + 24. code_word: uint16 g
+// behind a Header.
+__device__ __forceinline__ void exl2_scales(float unit, uint32_t code_word, float (&scale)[4]) {
   // Two columns per word. A code in the low bits of the fp16 number 1024 is 1024 + code, or 1024 + 16 * code.
-  const uint32_t nibbles = reinterpret_cast<const uint16_t*>(scales)[g] * 0x00010001u;
+  const uint32_t nibbles = code_word * 0x00010001u;
   const half2 units = __float2half2_rn(unit);
   const half2 shrink = __floats2half2_rn(1.f, 1.f / 16);
   const half2 shift = __floats2half2_rn(-1023.f, -63.f);
@@ -64,6 +68,11 @@ __device__ __forceinline__ void exl2_scales(float unit, const uint8_t* scales, i
     scale[c] = step.x;
     scale[c + 1] = step.y;
   }
+}
+
+// `scales` as behind a Header.
+__device__ __forceinline__ void exl2_scales(float unit, const uint8_t* scales, int g, float (&scale)[4]) {
+  exl2_scales(unit, reinterpret_cast<const uint16_t*>(scales)[g], scale);
 }
 
 __device__ __forceinline__ void gptq_scales(const uint8_t* scales, int g, float (&scale)[4], float (&zero)[4]) {
@@ -85,6 +94,15 @@ __device__ __forceinline__ void column_scales(const Header& header, const uint8_
   } else {
     gptq_scales(scales, g, scale, zero);
   }
+}
+
+// Rows 2p and 2p + 1 of column c minus the zero point, exact in fp16.
+template <int kBits, int c, int p>
+__device__ __forceinline__ half2 centered(const uint32_t* low, const uint32_t* high, float zero) {
+  constexpr int kShift = pair_shift(kBits, p);
+  // 1024 + code * 2^shift is exact, and so is what one fused multiply-add makes of it.
+  const half2 scaled = as_half2(pair_bits<kBits, c, p>(low, high) | 0x64006400u);
+  return __hfma2(scaled, __float2half2_rn(1.f / (1 << kShift)), __float2half2_rn(-1024.f / (1 << kShift) - zero));
 }
 
 // Calls body(std::integral_constant<int, bits>) for a width known only at run time.

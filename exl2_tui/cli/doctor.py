@@ -45,15 +45,16 @@ def _python() -> Report:
 
 
 def _kernels() -> Report:
-    from exl2_tui.core.model.cuda.library import unavailable
+    from exl2_tui.core.model.cuda.library import has_step, unavailable
     from exl2_tui.core.ops.native import capabilities
 
     found = capabilities()
     there = f"{found.label}; this machine runs {', '.join(found.isas)}; {found.library}"
     no_gpu = unavailable()
+    way = "ready" if no_gpu or has_step() else "ready; decoding goes layer by layer: this GPU is older than Ampere"
     return {
         "CPU kernels": (found.native, there if found.native else found.reason),
-        "CUDA kernels": (True, no_gpu or "ready"),  # a machine without a GPU is a healthy one
+        "CUDA kernels": (True, no_gpu or way),  # a machine without a GPU is a healthy one
     }
 
 

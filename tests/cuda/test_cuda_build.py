@@ -58,13 +58,13 @@ def test_nothing_is_compiled_for_cuda_without_a_gpu(
 
 
 def test_the_gpus_of_this_machine_are_compiled_for(no_gpu_tools: None, tmp_path: Path) -> None:
-    fake_program(tmp_path / "nvidia-smi", "echo 7.5; echo 9.0; echo 8.6; echo 9.0")
+    fake_program(tmp_path / "nvidia-smi", "echo 7.0; echo 9.0; echo 7.5; echo 8.6; echo 9.0")
     setup = load_setup()
-    assert setup.cuda_architectures() == ("86", "90")  # 7.5 is too old for the kernels
-    compiler = fake_program(tmp_path / "nvcc", "echo compute_80 compute_86 compute_90")
+    assert setup.cuda_architectures() == ("75", "86", "90")  # 7.0 is too old for the kernels
+    compiler = fake_program(tmp_path / "nvcc", "echo compute_75 compute_80 compute_86 compute_90")
     targets = setup.cuda_targets(str(compiler))
     assert [target for target in targets if "sm_" in target] == [
-        f"-gencode arch=compute_{name},code=sm_{name}" for name in ("86", "90a")
+        f"-gencode arch=compute_{name},code=sm_{name}" for name in ("75", "86", "90a")
     ]
     assert "-gencode arch=compute_90,code=compute_90" in targets  # for GPUs yet to come
 
@@ -157,7 +157,7 @@ if stand_in.exists():
 torch.ops.load_library({str(library)!r})
 from exl2_tui.core.model.cuda.library import NEWEST_OP
 names = "repack dequantize decode_step quant_round quant_search prompt_rope prompt_norm prompt_order prompt_silu"
-names += " cache_write cache_read top_logits write_passage"
+names += " cache_write cache_read top_logits write_passage plain_product has_step"
 for name in names.split():
     assert hasattr(torch.ops.exl2_cuda, name), name
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"exl2_cuda::{{name}}", "CUDA"), name

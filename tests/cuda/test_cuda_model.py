@@ -2,67 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.gptq_writer import write_gptq_model
+from support.gpu_models import RERUNS, TOLERANCE, RoundedCache, assert_agree, load_both
 from support.models import random_exl2, write_random_exl2_model, write_random_model
 
-from exl2_tui.core.checkpoint import Checkpoint
-from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import Exl2Error
 from exl2_tui.core.formats import DenseWeight
-from exl2_tui.core.model.cache import KVCache
-from exl2_tui.core.model.causal_lm import CausalLM
 from exl2_tui.core.model.cuda import library
-from exl2_tui.core.model.cuda.cache import decode, encode
 from exl2_tui.core.model.cuda.linear import pack_linear
-from exl2_tui.core.model.cuda.model import CudaModel
 from exl2_tui.core.model.footprint import CACHE_BITS, cache_bytes
 
 REASON = library.unavailable()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=f"no GPU: {REASON}")]
-RERUNS = int(os.environ.get("EXL2_TUI_RERUNS", "20"))  # tools/gpu-session asks for 1,000
-TOLERANCE = 3e-3  # activations are fp16 on the GPU; measured: 5e-4 to 1e-3
 GPU = torch.device("cuda:0")
-
-
-def load_both(path: Path) -> tuple[CausalLM, CudaModel]:
-    config = ModelConfig.from_dir(path)
-    with Checkpoint.open(path) as checkpoint:
-        reference = CausalLM.load(checkpoint, config)
-    with Checkpoint.open(path) as checkpoint:
-        return reference, CudaModel.load(checkpoint, config, GPU)
-
-
-class RoundedCache(KVCache):
-    """The oracle of a coded cache: float32, but every key and value goes through the codes."""
-
-    def __init__(self, config: ModelConfig, capacity: int, bits: tuple[int, int]) -> None:
-        super().__init__(config, capacity, "fp32")
-        self.bits = bits
-
-    def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        parts = zip((keys, values), self.bits, strict=True)
-        return super().append(layer, *(decode(*encode(rows, bits), rows.shape[-1]) for rows, bits in parts))
-
-
-def assert_agree(path: Path, steps: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 1), context: int = 160) -> None:
-    reference, model = load_both(path)
-    generator = torch.Generator().manual_seed(3)
-    caches = reference.new_cache(context, "fp32"), model.new_cache(context)
-    for count in (40, *steps):
-        ids = torch.randint(0, reference.config.vocab_size, (count,), generator=generator)
-        if model._decoder is not None:
-            model._decoder.logits.fill_(float("nan"))
-        wanted = reference.forward(ids, caches[0], all_logits=True)
-        found = model.forward(ids, caches[1], all_logits=True)
-        assert found.shape == wanted.shape
-        error = ((found - wanted).norm() / wanted.norm()).item()
-        assert error < TOLERANCE, f"{count} tokens: relative error {error:.2e}"
 
 
 @pytest.mark.parametrize("widths", [(2,), (3,), (4,), (5,), (6,), (8,), (8, 6, 5, 4, 3, 2)])

@@ -38,6 +38,10 @@ class TorchLinear(CudaLinear):
         padded = torch.nn.functional.pad(self.matrix, (0, self.in_features - self.matrix.shape[1]))
         return out.view(-1)[: padded.numel()].view(padded.shape).copy_(padded)
 
+    def multiply(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return torch.nn.functional.linear(rows[:, : self.matrix.shape[1]].float(), self.matrix.float(), bias).to(dtype)
+
 
 def pack(weight: LinearWeight, device: torch.device) -> TorchLinear:
     matrix = weight.dequantize().half().t()
@@ -90,6 +94,7 @@ class TorchDecoder:
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_model, "require", lambda _: None)
+    monkeypatch.setattr(cuda_model, "has_step", lambda _: True)
     monkeypatch.setattr(cuda_model, "pack_linear", pack)
     monkeypatch.setattr(cuda_model, "Decoder", TorchDecoder)
 
@@ -125,3 +130,35 @@ def test_a_split_model_agrees_with_the_reference(on_cpu: None, writer: Any, tmp_
     wanted = reference.forward([5], caches[0])
     assert passage.tokens == [] and passage.logits is not None
     assert int(passage.logits.argmax()) == int(wanted.argmax()) and caches[1].length == caches[0].length
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("fp16", TOLERANCE), ("q8", 2e-2)])
+@pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM"])
+def test_without_the_steps_kernel_tokens_go_layer_by_layer(
+    on_cpu: None, monkeypatch: pytest.MonkeyPatch, architecture: str, kind: str, tolerance: float, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cuda_model, "has_step", lambda _: False)
+    monkeypatch.setattr(cuda_model, "Decoder", type("NotToBeMade", (), {"__init__": None}))
+    folder = write_random_exl2_model(tmp_path, architecture, widths=(8,), head_dim=32, sliding_window=24)
+    config = ModelConfig.from_dir(folder)
+    with Checkpoint.open(folder) as checkpoint:
+        reference = CausalLM.load(checkpoint, config)
+        model = CudaModel.load(checkpoint, config, FIRST)
+    assert model.kernels == "CUDA, layer by layer (cpu)"
+    caches = reference.new_cache(128), model.new_cache(128, kind)
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 20, 1, 8, 3, 9, 1):
+        ids = torch.randint(0, config.vocab_size, (count,), generator=generator)
+        wanted = reference.forward(ids, caches[0], all_logits=True)
+        for part in model._workspaces.values():
+            part.fill_(torch.nan)
+        found = model.forward(ids, caches[1], all_logits=True)
+        assert found.shape == wanted.shape and found.dtype == torch.float32
+        assert ((found - wanted).norm() / wanted.norm()).item() < tolerance
+    sampler = Sampler(SamplerSettings.greedy(), config.vocab_size)
+    choice = sampler.ahead(sampler.history(), 4)
+    assert choice is not None
+    passage = model.write(5, caches[1], choice, stop_ids=(), seconds=1)
+    caches[1].truncate(caches[1].length - 1)
+    assert passage.tokens == [] and passage.logits is not None
+    assert torch.equal(passage.logits, model.forward([5], caches[1]))

@@ -10,9 +10,9 @@ import torch
 
 from exl2_tui.core.errors import ConfigError, ExtensionError
 
-OLDEST = (8, 0)  # cp.async; sm_75 lacks it, and mbarrier and bfloat16 with it
+OLDEST = (7, 5)  # Turing: what nvcc 13 compiles for
 LIBRARY = Path(__file__).resolve().parents[3] / "_C_cuda.so"
-NEWEST_OP = "write_passage"  # in every library that this source can use
+NEWEST_OP = "has_step"  # in every library that this source can use
 REBUILD = "Install the CUDA toolkit and run `EXL2_TUI_CUDA=1 pip install --no-build-isolation .` again."
 
 
@@ -54,7 +54,7 @@ def unavailable(device: torch.device | None = None) -> str | None:
     if found < OLDEST:
         return (
             f"the GPU is too old: it has compute capability {found[0]}.{found[1]}, "
-            f"the kernels need {OLDEST[0]}.{OLDEST[1]} (Ampere)"
+            f"the kernels need {OLDEST[0]}.{OLDEST[1]} (Turing)"
         )
     return _load()
 
@@ -64,6 +64,12 @@ def require(device: torch.device | None = None) -> None:
     reason = unavailable(device)
     if reason is not None:
         raise ExtensionError(reason, hint="Use the device cpu, or see `exl2-tui doctor`.")
+
+
+def has_step(device: torch.device | None = None) -> bool:
+    """Whether a decode step can run on `device`, where our kernels can, as one kernel: not on Turing."""
+    found: bool = torch.ops.exl2_cuda.has_step(torch.empty(0, device=device or "cuda"))
+    return found
 
 
 @cache

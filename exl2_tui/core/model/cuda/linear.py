@@ -18,6 +18,7 @@ from exl2_tui.core.formats.packing import unpack_columns
 STRIP_COLUMNS = 32
 BLOCK_ROWS = 32
 BLOCK_CODES = STRIP_COLUMNS * BLOCK_ROWS
+MOST_ROWS = 8  # of a product with the packed weight
 WARPS = 16  # that share the rows of a strip
 KINDS = {"exl2": 0, "gptq": 1, "float": 2}
 HEADER_BYTES = {"exl2": 16 + 16, "gptq": 16 + 96, "float": 16}
@@ -122,6 +123,12 @@ class CudaLinear:
         matrix = out.view(-1)[: self.out_features * self.in_features].view(self.out_features, self.in_features)
         torch.ops.exl2_cuda.dequantize(self.plan_tensor, matrix)
         return matrix
+
+    def multiply(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """rows (T, K) float16 in packed order, T <= MOST_ROWS -> (T, N) in dtype, float16 or float32."""
+        out = rows.new_empty(len(rows), self.out_features, dtype=dtype)
+        torch.ops.exl2_cuda.plain_product(self.plan_tensor, rows, out)
+        return out
 
 
 def pack_linear(weight: LinearWeight, device: torch.device) -> CudaLinear:

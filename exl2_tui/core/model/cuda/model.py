@@ -1,7 +1,8 @@
-"""A model on one or several GPUs. Decoding replays CUDA graphs of csrc/cuda; prompts are fp16 matrix products in torch.
+"""A model on one or several GPUs. Decoding replays CUDA graphs of csrc/cuda; prompts go layer by layer.
 
-Up to MAX_STEP tokens at once go through the packed weights; more are a prompt: each linear is decoded to fp16 once
-per chunk of tokens and multiplied by cuBLAS.
+Up to MAX_STEP tokens at once are a step; more are a prompt: each linear is decoded to fp16 once per chunk of tokens and
+multiplied by cuBLAS. Where the step's kernel cannot run (library.has_step), steps go layer by layer too. Products of up
+to MOST_ROWS rows take the packed weights.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from exl2_tui.core.model.cache import check_room
 from exl2_tui.core.model.causal_lm import check_ids
 from exl2_tui.core.model.cuda.cache import CudaCache
 from exl2_tui.core.model.cuda.decoder import MAX_STEP, MOST_BEST, CudaLayer, Decoder, DecoderChain
-from exl2_tui.core.model.cuda.library import require
-from exl2_tui.core.model.cuda.linear import CudaLinear, pack_linear
+from exl2_tui.core.model.cuda.library import has_step, require
+from exl2_tui.core.model.cuda.linear import MOST_ROWS, CudaLinear, pack_linear
 from exl2_tui.core.model.cuda.prompt import in_order, normalize, rope_and_append, silu_times
 from exl2_tui.core.model.layout import EMBEDDING, FINAL_NORM, LinearSpec, head_linear, layer_linears, layer_norms
 from exl2_tui.core.model.norm import RMSNorm
@@ -67,7 +68,9 @@ class CudaModel:
         self.final_norm = final_norm
         self.head = head
         self.devices = [layer.attention_norm.device for layer in self.layers]
-        self.kernels = f"CUDA ({', '.join(_gpu_name(device) for device in dict.fromkeys(self.devices))})"
+        self.has_step = all(has_step(device) for device in dict.fromkeys(self.devices))
+        names = ", ".join(_gpu_name(device) for device in dict.fromkeys(self.devices))
+        self.kernels = f"CUDA ({names})" if self.has_step else f"CUDA, layer by layer ({names})"
         linears = [linear for layer in self.layers for linear in layer.linears]
         largest = max(linear.out_features * linear.in_features for linear in linears)
         self._workspaces = {
@@ -149,7 +152,7 @@ class CudaModel:
         assert isinstance(cache, CudaCache)
         tokens = check_ids(ids, self.config.vocab_size)
         check_room(len(tokens), cache.length, cache.capacity)
-        if len(tokens) <= MAX_STEP:
+        if self.has_step and len(tokens) <= MAX_STEP:
             logits = self._step(tokens, cache)
             return (logits if all_logits else logits[-1]).cpu()
         start = cache.length
@@ -179,10 +182,11 @@ class CudaModel:
     ) -> Passage:
         """Implements passage.WritesPassages.
 
-        Where few logits do not tell the next token, or layers lie on several GPUs: one step, and all of its logits.
+        Where few logits do not tell the next token, layers lie on several GPUs or are run one by one: one step, and all
+        of its logits.
         """
         assert isinstance(cache, CudaCache)
-        decoder = self._decoder_of(cache)
+        decoder = self._decoder_of(cache) if self.has_step else None
         if not 0 < choice.preselection <= MOST_BEST or not isinstance(decoder, Decoder):
             return Passage([], self.forward([token], cache, cancel=cancel))
         check_ids([token], self.config.vocab_size)
@@ -252,13 +256,11 @@ class CudaModel:
         q, keys, values = rope_and_append(index, q, k, v, rope, cache)
         window = config.window(index)
         plain = start == 0 and (window is None or count <= window)
+        mask = None if plain else attention_mask(start, count, window, q.device)
+        if not self.has_step:
+            return _attend_by_group(q, keys, values, mask, plain)
         mixed = functional.scaled_dot_product_attention(
-            q.transpose(0, 1)[None],
-            keys[None],
-            values[None],
-            attn_mask=None if plain else attention_mask(start, count, window, q.device),
-            is_causal=plain,
-            enable_gqa=True,
+            q.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, is_causal=plain, enable_gqa=True
         )
         return mixed[0].transpose(0, 1).flatten(1)
 
@@ -275,18 +277,37 @@ class CudaModel:
 
     def _multiply(self, rows: Tensor, linear: CudaLinear) -> Tensor:
         """rows (T, K) float16 in packed order -> (T, N) float16."""
+        if len(rows) <= MOST_ROWS:
+            return linear.multiply(rows, torch.float16)
         return functional.linear(rows, linear.dequantize(self._workspaces[rows.device]), linear.bias)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """hidden (T, C) -> (T, V) float32, through the packed head a few tokens at a time."""
-        size = self.head.out_features * self.head.in_features
+        """hidden (T, C) -> (T, V) float32."""
+        head, eps = self.head, self.config.rms_norm_eps
+        rows = normalize(hidden, None, self.final_norm, eps, head.perm, head.in_features)
+        if len(rows) <= MOST_ROWS:
+            return head.multiply(rows, torch.float32)
+        size = head.out_features * head.in_features
         if self._workspaces[hidden.device].numel() < size:
-            self._workspaces[hidden.device] = self.head.codes.new_empty(size, dtype=torch.float16)
-        return self._normalized(hidden, None, self.final_norm, self.head)[0].float()
+            self._workspaces[hidden.device] = head.codes.new_empty(size, dtype=torch.float16)
+        return self._multiply(rows, head).float()
 
 
 def _gpu_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _attend_by_group(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """q (T, H, D), keys and values (G, S, D) -> (T, H D), with the heads that share keys as the batch.
+
+    torch has no kernel for Turing that knows of shared keys: told of them, it would decode all scores to float32.
+    """
+    tokens, heads, dim = q.shape
+    groups = len(keys)
+    queries = q.view(tokens, groups, heads // groups, dim).permute(1, 2, 0, 3)
+    keys, values = (part[:, None].expand(-1, heads // groups, -1, -1) for part in (keys, values))
+    mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal)
+    return mixed.permute(2, 0, 1, 3).reshape(tokens, heads * dim)
 
 
 def _share_permutations(linears: list[CudaLinear]) -> list[CudaLinear]:
