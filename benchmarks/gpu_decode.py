@@ -158,14 +158,16 @@ def measure_cache(what: str, model: CudaModel, cache: CudaCache, weights: int, b
             cache.length = depth
             model.forward([5], cache)
 
-        step()
-        assert isinstance(model._decoder, Decoder)
-        graph = milliseconds(model._decoder.graphs[1])
-
-        whole, chosen = seconds(step), written(model, cache, depth)
+        whole = seconds(step)
         moved = weights + cache_bytes(model.config, depth, cache.kind)
+        start = f"{what}, depth {depth:4d}:"
+        if not isinstance(model._decoder, Decoder):
+            share = moved / whole / bandwidth
+            print(f"{start} {1 / whole:5.0f} t/s layer by layer, {share:4.0%} of the bandwidth with the host")
+            continue
+        graph, chosen = milliseconds(model._decoder.graphs[1]), written(model, cache, depth)
         print(
-            f"{what}, depth {depth:4d}: {graph:.3f} ms = {1e3 / graph:5.0f} t/s "
+            f"{start} {graph:.3f} ms = {1e3 / graph:5.0f} t/s "
             f"({1 / whole:5.0f} with the host token by token, {1 / chosen:5.0f} in passages), "
             f"{moved / graph * 1e3 / bandwidth:4.0%} of the bandwidth"
         )

@@ -88,22 +88,26 @@ def test_the_compiler_of_the_pypi_packages_is_found(
     assert setup.nvcc() == str(compiler)
 
 
-@pytest.fixture(scope="module")
-def library() -> Path:
-    """_C_cuda.so for sm_90, its GPU code not compressed; kept in build/ and compiled when sources change."""
+def compiled_for(architecture: str) -> Path:
+    """_C_cuda.so, its GPU code not compressed; kept in build/ and compiled when sources change."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EXL2_TUI_CUDA_ARCH", "90")
+        patch.setenv("EXL2_TUI_CUDA_ARCH", architecture)
         patch.setenv("EXL2_TUI_CUDA_FLAGS", "--no-compress")
         patch.delenv("EXL2_TUI_CUDA", raising=False)
         setup = load_setup()
         if setup.nvcc() is None:
             pytest.skip("nvcc is not installed: the CUDA library cannot be compiled here")
-        rules, _, cuda = setup.write_rules(ROOT / "build" / "cuda-check")
+        rules, _, cuda = setup.write_rules(ROOT / "build" / f"cuda-check-{architecture}")
         command = [setup.ninja(), "-C", str(rules.directory), str(cuda)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
     assert isinstance(cuda, Path)
     return cuda
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    return compiled_for("90")
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +133,18 @@ def test_kernels_keep_to_their_registers(found: list[Kernel]) -> None:
         assert kernel.frame <= SPILLING.get(kernel.plain_name, 0), kernel
     steps = [kernel.registers for kernel in found if kernel.plain_name == "step_kernel"]
     assert max(steps) * 20 * 32 <= 65536  # one CUDA block of 20 warps has to fit on a multiprocessor
+
+
+@pytest.mark.slow
+def test_turing_gets_all_kernels_but_the_steps(found: list[Kernel]) -> None:
+    """Those of the step are there by name, and empty. None uses the stack, but for the repacking at load time."""
+    turing = kernels(compiled_for("75"))
+    assert {kernel.architecture for kernel in turing} == {75}
+    assert {kernel.plain_name for kernel in turing} == {kernel.plain_name for kernel in found}
+    for kernel in turing:
+        assert kernel.frame <= (80 if kernel.plain_name == "repack_kernel" else 0), kernel
+        # Three CUDA blocks of the product have to fit on a multiprocessor.
+        assert kernel.registers <= {"step_kernel": 8, "plain_kernel": 80}.get(kernel.plain_name, 128), kernel
 
 
 @pytest.mark.slow

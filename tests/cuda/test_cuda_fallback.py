@@ -37,6 +37,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
 
 def with_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "_load", lambda: None)
+    monkeypatch.setattr(library, "_has_step", lambda _: True)
 
 
 def plan(folder: Path, options: LoadOptions) -> loader.LoadPlan:
@@ -52,6 +53,23 @@ def test_a_missing_library_is_named_with_the_remedy(gpus: list[int]) -> None:
 def test_an_unreadable_library_is_named(gpus: list[int]) -> None:
     library.LIBRARY.write_bytes(b"no library")
     assert "cannot be loaded" in (library.unavailable() or "")
+
+
+def test_a_library_for_other_gpus_is_named(gpus: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    with_library(monkeypatch)
+    asked = []
+
+    def nothing_for_the_second(index: int) -> bool:
+        asked.append(index)
+        if index == 1:
+            raise RuntimeError("the decode step: no kernel image is available for execution on the device\nat ...")
+        return False
+
+    monkeypatch.setattr(library, "_has_step", nothing_for_the_second)
+    assert library.unavailable() is None and library.unavailable(torch.device("cuda:0")) is None
+    reason = library.unavailable(torch.device("cuda:1")) or ""
+    assert "not compiled for this GPU (the decode step: no kernel image" in reason and "EXL2_TUI_CUDA=1" in reason
+    assert "at ..." not in reason and asked == [0, 0, 1]
 
 
 def test_an_old_gpu_is_named_with_what_it_has(gpus: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ def test_shapes_and_architectures(tmp_path: Path, architecture: str, overrides: 
 
 
 # Where activations differ a little, some codes are neighbours: with 4 bits that is a step of 8 %.
-@pytest.mark.parametrize(("kind", "tolerance"), [("q8", 6e-3), ("q6", 4e-2), ("q4", 4e-2)])
+@pytest.mark.parametrize(("kind", "tolerance"), [("q8", 6e-3), ("q6", 5e-2), ("q4", 5e-2)])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim"),
     [(4, 2, 16), (6, 2, 32), (8, 1, 64), (4, 2, 96), (2, 2, 128), (10, 1, 128), (4, 1, 256), (32, 32, 32)],

@@ -175,7 +175,7 @@ def test_shapes_and_architectures(
 
 
 # Tolerances: see test_cuda_model.py.
-@pytest.mark.parametrize(("kind", "tolerance"), [("q8", 6e-3), ("q6", 4e-2), ("q4", 4e-2)])
+@pytest.mark.parametrize(("kind", "tolerance"), [("q8", 6e-3), ("q6", 5e-2), ("q4", 5e-2)])
 def test_coded_caches(layer_by_layer: None, tmp_path: Path, kind: str, tolerance: float) -> None:
     path = write_random_model(tmp_path, num_attention_heads=8, num_key_value_heads=2, head_dim=64)
     reference, model = load_both(path)
@@ -188,7 +188,7 @@ def test_coded_caches(layer_by_layer: None, tmp_path: Path, kind: str, tolerance
         assert ((found - wanted).norm() / wanted.norm()).item() < tolerance
 
 
-def test_greedy_reruns_are_bit_equal(layer_by_layer: None, tmp_path: Path) -> None:
+def test_greedy_texts_have_the_same_bits_every_time(layer_by_layer: None, tmp_path: Path) -> None:
     _, model = load_both(write_random_exl2_model(tmp_path))
     assert model.kernels.startswith("CUDA, layer by layer (")
     cache, runs = model.new_cache(200), []

@@ -56,7 +56,7 @@ def unavailable(device: torch.device | None = None) -> str | None:
             f"the GPU is too old: it has compute capability {found[0]}.{found[1]}, "
             f"the kernels need {OLDEST[0]}.{OLDEST[1]} (Turing)"
         )
-    return _load()
+    return _load() or _not_compiled(device)
 
 
 def require(device: torch.device | None = None) -> None:
@@ -67,9 +67,27 @@ def require(device: torch.device | None = None) -> None:
 
 
 def has_step(device: torch.device | None = None) -> bool:
-    """Whether a decode step can run on `device`, where our kernels can, as one kernel: not on Turing."""
-    found: bool = torch.ops.exl2_cuda.has_step(torch.empty(0, device=device or "cuda"))
+    """Whether a decode step can run as one kernel on `device`, where our kernels can: not on Turing.
+
+    Raises RuntimeError where the library has nothing for that GPU.
+    """
+    index = None if device is None else device.index
+    return _has_step(torch.cuda.current_device() if index is None else index)
+
+
+@cache
+def _has_step(index: int) -> bool:
+    found: bool = torch.ops.exl2_cuda.has_step(torch.empty(0, device=f"cuda:{index}"))
     return found
+
+
+def _not_compiled(device: torch.device | None) -> str | None:
+    """Why the library, which could be loaded, does not run on `device`, or None."""
+    try:
+        has_step(device)
+    except RuntimeError as error:
+        return f"the CUDA kernels were not compiled for this GPU ({str(error).splitlines()[0]}). {REBUILD}"
+    return None
 
 
 @cache
