@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.gpu_models import NEEDS_STEP
 from support.models import random_config, write_random_exl2_model
 
 from exl2_tui.core.checkpoint import Checkpoint
@@ -29,6 +30,7 @@ def load(path: Path, devices: list[torch.device] | torch.device = GPU) -> CudaMo
         return CudaModel.load(checkpoint, ModelConfig.from_dir(path), devices)
 
 
+@NEEDS_STEP
 def test_decoders_of_half_the_layers_each_give_the_same_bits(tmp_path: Path) -> None:
     model = load(write_random_exl2_model(tmp_path, num_hidden_layers=4))
     caches = [model.new_cache(64), model.new_cache(64)]

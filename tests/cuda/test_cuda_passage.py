@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.gpu_models import NEEDS_STEP
 from support.models import write_random_exl2_model
 from support.passages import WHOLE, both, check_where_they_end
 
@@ -85,6 +86,7 @@ def test_cancelled_before_a_passage(model: CudaModel) -> None:
     assert cache.length == 1
 
 
+@NEEDS_STEP
 def test_steps_that_cannot_wait_are_run_again(model: CudaModel, tmp_path: Path) -> None:
     """Where launches block, none can wait for a token: it goes on without, and is launched once more with it."""
     cache = model.new_cache(100)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 import torch
 
 from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.model.cache import KVCache
 from exl2_tui.core.model.causal_lm import CausalLM
+from exl2_tui.core.model.cuda import library
 from exl2_tui.core.model.cuda.cache import decode, encode
 from exl2_tui.core.model.cuda.model import CudaModel
 
 RERUNS = int(os.environ.get("EXL2_TUI_RERUNS", "20"))  # tools/gpu-session asks for 1,000
 TOLERANCE = 3e-3  # activations are fp16 on the GPU; measured: 5e-4 to 1e-3
+NEEDS_STEP = pytest.mark.skipif(library.unavailable() is None and not library.has_step(), reason="a GPU without steps")
 
 
 def load_both(path: Path) -> tuple[CausalLM, CudaModel]:
