@@ -34,7 +34,8 @@ static EXL2_INLINE void for_tokens(int64_t mb, Body&& f) {
 
 // Per token of the integer path: x_bytes of activations, then for each block its scale and, for each term, where its
 // sum of products starts: -sum(x), times the zero point (of all codes in it) where that is one number (EXL2). So
-// (q - zero) costs nothing.
+// (q - zero) costs nothing. Where sums are multiplied (linear_sums.h), the first term starts with -sum((xb + 128) xa)
+// instead, that of two bytes with -sum(xa xb).
 struct BlockMeta {
   float scale;
   int32_t start[2];
@@ -81,28 +82,43 @@ static void take_rows(const int32_t* map, const float* x, int64_t row, int64_t r
   }
 }
 
-// 32 rows as pairs: quads[i * mb] receives what rows 4i..4i+3 have of their own, shared[i * mb] what those of quads 2i
-// and 2i + 1 share. sum: of either, added to.
-static EXL2_INLINE void quantize_pairs(Pair pair, const F* values, F inverse, int32_t* quads, int32_t* shared,
-                                       int64_t mb, I* sum) {
+// What the sums of a block start from: those of each term's activations, or what is taken off products of sums.
+struct BlockSums {
+  I term[2] = {Lanes::zero_i(), Lanes::zero_i()};
+  TokenSummands<Lanes> summands;
+};
+
+// 32 rows of one byte, or as pairs: quads[i * mb] receives what rows 4i..4i+3 have of their own, shared[i * mb] what
+// those of quads 2i and 2i + 1 share.
+template <bool PAIRS>
+static EXL2_INLINE void quantize_slab(Pair pair, const F* values, F inverse, int32_t* quads, int32_t* shared,
+                                      int64_t mb, BlockSums& sums) {
+  const F even = Lanes::mul(Lanes::even_quads(values[0], values[1]), inverse);
+  const F odd = Lanes::mul(Lanes::odd_quads(values[0], values[1]), inverse);
   I parts[3];
-  nearest_pair(pair, Lanes::mul(Lanes::even_quads(values[0], values[1]), inverse),
-               Lanes::mul(Lanes::odd_quads(values[0], values[1]), inverse), parts);
   int32_t bytes[3][4];
-  for (int part = 0; part < 3; part++) Lanes::store_bytes(bytes[part], parts[part]);
+  if constexpr (PAIRS) {
+    nearest_pair(pair, even, odd, parts);
+    Lanes::store_bytes(bytes[2], parts[2]);
+    for (int i = 0; i < 4; i++) shared[i * mb] = bytes[2][i];
+    sums.term[1] = Lanes::add_i(sums.term[1], parts[2]);
+  } else {
+    parts[0] = Lanes::round(even);
+    parts[1] = Lanes::round(odd);
+  }
+  for (int part = 0; part < 2; part++) Lanes::store_bytes(bytes[part], parts[part]);
   for (int i = 0; i < 4; i++) {
     quads[2 * i * mb] = bytes[0][i];
     quads[(2 * i + 1) * mb] = bytes[1][i];
-    shared[i * mb] = bytes[2][i];
   }
-  sum[0] = Lanes::add_i(sum[0], Lanes::add_i(parts[0], parts[1]));
-  sum[1] = Lanes::add_i(sum[1], parts[2]);
+  sums.term[0] = Lanes::add_i(sums.term[0], Lanes::add_i(parts[0], parts[1]));
+  sums.summands.take(parts[0], parts[1]);
 }
 
 // One block of one token, x: in packed order: quads[i * mb] receives rows 4i..4i+3; those of the second term follow
-// behind all of the first. words: two bytes become int16.
+// behind all of the first. many: for the product for many tokens, where two bytes become int16 and sums are multiplied.
 static inline void quantize_block(const Header& h, const Section& s, const float* x, int32_t* quads, int64_t mb,
-                                  bool words, BlockMeta& meta) {
+                                  bool many, BlockMeta& meta) {
   const int steps = s.slabs * 2;  // of 16 rows
   F values[8];
   F top = Lanes::zero(), poison = Lanes::zero();
@@ -114,44 +130,46 @@ static inline void quantize_block(const Header& h, const Section& s, const float
   const Form form = Form(s.form);
   const bool pairs = form == kPairs;
   const Pair pair = pair_of(s.bits);
-  // 32639 = 127 * 256 + 127: both bytes fit int8
-  const float range = pairs ? float(pair.range) : form == kOneByte ? 127.0f : 32639.0f;
+  const int range =
+      form == kTwoBytes ? kLargestWord : largest_byte(LinearKind(h.kind), s.bits) - (pairs ? pair.reach() : 0);
   const float amax = Lanes::reduce_max(top);
-  const float inverse = amax > 1e-30f ? range / amax : 0.0f;
-  const float step = pairs ? range * pair.n() : range;  // pairs count in Nths (linear_pairs.h)
+  const float inverse = amax > 1e-30f ? float(range) / amax : 0.0f;
+  const float step = float(pairs ? range * pair.n() : range);  // pairs count in Nths (linear_pairs.h)
   meta.scale = (amax > 1e-30f ? amax / step : 0.0f) + Lanes::reduce_add(poison);
-  I sum[2] = {Lanes::zero_i(), Lanes::zero_i()};
+  BlockSums sums;
   int32_t* second = quads + s.slabs * kSlabQuads * mb;
-  for (int slab = 0; pairs && slab < s.slabs; slab++) {
-    quantize_pairs(pair, values + 2 * slab, Lanes::set1(inverse), quads + slab * kSlabQuads * mb,
-                   second + slab * kSlabQuads / 2 * mb, mb, sum);
-  }
-  for (int i = 0; !pairs && i < steps; i++) {
+  const auto quantize = [&](auto quantize_slab) EXL2_INLINE_LAMBDA {
+    for (int slab = 0; slab < s.slabs; slab++) {
+      quantize_slab(pair, values + 2 * slab, Lanes::set1(inverse), quads + slab * kSlabQuads * mb,
+                    second + slab * kSlabQuads / 2 * mb, mb, sums);
+    }
+  };
+  if (form == kPairs) quantize(quantize_slab<true>);
+  if (form == kOneByte) quantize(quantize_slab<false>);
+  for (int i = 0; form == kTwoBytes && i < steps; i++) {
     I low = Lanes::round(Lanes::mul(values[i], Lanes::set1(inverse)));
-    if (form == kTwoBytes && words) {
+    if (many) {
+      sums.summands.take_words(low);
       int32_t halves[8];
       Lanes::store_words(halves, low);
       for (int q = 0; q < 8; q++) quads[(i * 8 + q) * mb] = halves[q];
       continue;
     }
     int32_t bytes[4];
-    if (form == kTwoBytes) {
-      const I high = Lanes::high_byte(low);  // (v + 128) >> 8, so that what is left fits int8
-      low = Lanes::sub_i(low, Lanes::shift_left(high, 8));
-      sum[0] = Lanes::add_i(sum[0], high);
-      Lanes::store_bytes(bytes, high);
-      for (int q = 0; q < 4; q++) quads[(i * 4 + q) * mb] = bytes[q];
-    }
-    I& low_sum = sum[terms_of(form) - 1];
-    low_sum = Lanes::add_i(low_sum, low);
+    const I high = Lanes::high_byte(low);  // (v + 128) >> 8, so that what is left fits int8
+    low = Lanes::sub_i(low, Lanes::shift_left(high, 8));
+    sums.term[0] = Lanes::add_i(sums.term[0], high);
+    sums.term[1] = Lanes::add_i(sums.term[1], low);
+    Lanes::store_bytes(bytes, high);
+    for (int q = 0; q < 4; q++) quads[(i * 4 + q) * mb] = bytes[q];
     Lanes::store_bytes(bytes, low);
-    int32_t* out = form == kOneByte ? quads : second;
-    for (int q = 0; q < 4; q++) out[(i * 4 + q) * mb] = bytes[q];
+    for (int q = 0; q < 4; q++) second[(i * 4 + q) * mb] = bytes[q];
   }
   for (int t = 0; t < 2; t++) {
     const int codes = h.kind == int32_t(LinearKind::kExl2) ? codes_in_term(s.bits, form, t) : 1;
-    meta.start[t] = -common_zero(h, s) * codes * Lanes::reduce_add_i(sum[t]);
+    meta.start[t] = -common_zero(h, s) * codes * Lanes::reduce_add_i(sums.term[t]);
   }
+  if (many && Lanes::kSums) meta.start[0] = sums.summands.start();
 }
 
 // The lines with which the product of one token begins come in while its input is made: those that belong to this part

@@ -14,6 +14,7 @@ struct Lanes {
   static constexpr int kDirectTokens = 2;
   static constexpr int kChains = 1;  // two registers, whose sums take a cycle
   static constexpr bool kWidthMatters = true;
+  static constexpr bool kSums = false;  // pmaddubsw's sums of two products would not fit 16 bits
 
   struct F {
     __m256 a, b;

@@ -19,6 +19,7 @@ struct Lanes {
   static constexpr int kDirectTokens = 4;
   static constexpr int kChains = 4;
   static constexpr bool kWidthMatters = false;
+  static constexpr bool kSums = true;  // two vectors are multiplied a cycle, and two more added (Zen 5)
 
   using F = __m512;
   using I = __m512i;
@@ -65,6 +66,12 @@ struct Lanes {
   static I add_i(I a, I b) { return _mm512_add_epi32(a, b); }
   static I sub_i(I a, I b) { return _mm512_sub_epi32(a, b); }
   static I shift_left(I a, int by) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(by)); }
+  static I add_products(I acc, I a, I b) {
+    return _mm512_dpwssd_epi32(acc, _mm512_and_si512(a, _mm512_set1_epi32(0xffff)), b);
+  }
+  static I add_neighbours(I acc, I a) {
+    return _mm512_mask_add_epi32(acc, 0x5555, acc, _mm512_mul_epi32(a, _mm512_srli_epi64(a, 32)));
+  }
   static I high_byte(I a) { return _mm512_srai_epi32(_mm512_add_epi32(a, _mm512_set1_epi32(128)), 8); }
   static I round(F a) { return _mm512_cvt_roundps_epi32(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
@@ -104,6 +111,9 @@ struct Lanes {
   }
 
   // products
+  // Left alone, GCC reorders products and keeps a sum in several registers by turns, until none are left and it spills.
+  // Measured (Zen 5, one core, 4.75 bits): decoding 58 tokens/s where it is 60.4; products of sums 13 % slower.
+  static EXL2_INLINE void in_this_order(I& sum) { asm volatile("" : "+v"(sum)); }
   // The upper half of each lane of `a` is 0: the sum of the 16-bit pair products is the whole product, at a fraction of
   // the cost of a 32-bit one.
   static I multiply16(I a, int32_t b) { return _mm512_madd_epi16(a, set1_i(b)); }
@@ -117,6 +127,18 @@ struct Lanes {
   template <int DEPTH, int J, bool LAST>
   static EXL2_INLINE void dot4(Acc& acc, I code, int32_t x) {
     acc = _mm512_dpbusd_epi32(acc, code, set1_i(x));
+    in_this_order(acc);
+  }
+  static I sub_bytes(I a, I b) { return _mm512_sub_epi8(a, b); }
+  static EXL2_INLINE Acc dot_sums(Acc acc, I a, I b, int32_t xa, int32_t xb) {
+    acc = _mm512_dpbusd_epi32(acc, _mm512_add_epi8(a, set1_i(xb)), _mm512_add_epi8(b, set1_i(xa)));
+    in_this_order(acc);
+    return acc;
+  }
+  static EXL2_INLINE I dot2_sums(I acc, I a, I b, int32_t xa, int32_t xb) {
+    acc = _mm512_dpwssd_epi32(acc, _mm512_add_epi16(a, set1_i(xb)), _mm512_add_epi16(b, set1_i(xa)));
+    in_this_order(acc);
+    return acc;
   }
   static I value(Acc acc) { return acc; }
 };

@@ -49,6 +49,7 @@ struct CodeChunk {
   alignas(kLine) uint8_t codes[kSuperTiles][kChunkLines * kLine];
   alignas(kLine) F scales[kSuperTiles][kChunkBlocks];
   alignas(kLine) I zeros[kSuperTiles][kChunkBlocks];
+  alignas(kLine) I starts[kSuperTiles][kChunkBlocks];  // where sums are multiplied (linear_sums.h), of the first term
 };
 
 // Of each slab and tile.

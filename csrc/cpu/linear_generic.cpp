@@ -13,6 +13,7 @@ struct Lanes {
   static constexpr int kDirectTokens = 1;       // at most so many tokens take the few-token forms
   static constexpr int kChains = 4;             // sums in work at once that hide how long one multiply-add takes
   static constexpr bool kWidthMatters = false;  // dot4 is exact for every width
+  static constexpr bool kSums = true;           // products for many tokens are those of sums (linear_sums.h)
 
   struct F {  // one float per column
     float v[16];
@@ -107,6 +108,13 @@ struct Lanes {
   static I shift_left(I a, int by) {
     return each_i([&](int c) { return a.v[c] << by; });
   }
+  static I add_products(I acc, I a, I b) {  // |a|, |b| < 2^15
+    return each_i([&](int c) { return acc.v[c] + a.v[c] * b.v[c]; });
+  }
+  // acc + products of lanes 2i and 2i + 1, each in one of them, modulo 2^32; |a| < 2^15
+  static I add_neighbours(I acc, I a) {
+    return each_i([&](int c) { return acc.v[c] + (c % 2 ? 0 : a.v[c] * a.v[c + 1]); });
+  }
   static I high_byte(I a) {
     return each_i([&](int c) { return int32_t(a.v[c] + 128) >> 8; });
   }
@@ -198,6 +206,33 @@ struct Lanes {
     acc = each_i([&](int c) {
       int32_t sum = int32_t(acc.v[c]);
       for (int r = 0; r < 4; r++) sum += int32_t(code.v[c] >> (8 * r) & 255) * int8_t(x >> (8 * r));
+      return sum;
+    });
+  }
+  static I sub_bytes(I a, I b) {
+    return each_i([&](int c) {
+      uint32_t out = 0;
+      for (int r = 0; r < 32; r += 8) out |= (((a.v[c] >> r) - (b.v[c] >> r)) & 255) << r;
+      return out;
+    });
+  }
+  // acc + the sums of a's and xb's bytes, unsigned, times those of b's and xa's, signed; sums fit a byte.
+  static __attribute__((noinline)) I dot_sums(I acc, I a, I b, int32_t xa, int32_t xb) {
+    return each_i([&](int c) {
+      int32_t sum = int32_t(acc.v[c]);
+      for (int r = 0; r < 32; r += 8) {
+        sum += int32_t(uint8_t((a.v[c] >> r) + (uint32_t(xb) >> r))) * int8_t((b.v[c] >> r) + (uint32_t(xa) >> r));
+      }
+      return sum;
+    });
+  }
+  // acc + the sums of the int16 of a and xb times those of b and xa; sums fit int16.
+  static __attribute__((noinline)) I dot2_sums(I acc, I a, I b, int32_t xa, int32_t xb) {
+    return each_i([&](int c) {
+      uint32_t sum = acc.v[c];
+      for (int r = 0; r < 32; r += 16) {
+        sum += uint32_t(int16_t((a.v[c] >> r) + (uint32_t(xb) >> r)) * int16_t((b.v[c] >> r) + (uint32_t(xa) >> r)));
+      }
       return sum;
     });
   }

@@ -106,9 +106,9 @@ static inline const uint8_t* tile_of(const uint8_t* blob, int64_t tile) {
 
 // How far ahead of the reading the next lines are asked for. (Past the end of the blob this is harmless.)
 // One token: each line is read once, at the speed of memory, and what is under way must cover its latency: 41 GB/s (one
-// core of Zen 5) times some 150 ns are 6 KiB. More makes up for pauses, such as the change from one section to the next.
-// Measured there, one core reading at 46 GB/s, tiles of 4 and 5 bits: 38.6 GB/s with 8 KiB, 39.4 with 12, 16 or 20, 41.4
-// with 24, which is half of L1; at 6 bits 37.5 with 8 and 40.7 with 24. Asked for into L2 only: 36.6 and 34.1.
+// core of Zen 5) times some 150 ns are 6 KiB. More makes up for pauses, such as the change from one section to the
+// next. Measured there, one core reading at 46 GB/s, tiles of 4 and 5 bits: 38.6 GB/s with 8 KiB, 39.4 with 12, 16 or
+// 20, 41.4 with 24, which is half of L1; at 6 bits 37.5 with 8 and 40.7 with 24. Asked for into L2 only: 36.6 and 34.1.
 // Many tokens: a tile's share of a chunk is 2 to 8 KiB, and L1 holds the chunk.
 constexpr int kDecodeAhead = 24576;
 constexpr int kChunkAhead = 2048;
@@ -186,24 +186,37 @@ static inline int group_bits_of(const LinearSource& s, int64_t g) {
   return s.kind == LinearKind::kExl2 ? s.q_groups[2 * g] : s.bits;
 }
 
-// Which activations get more than 8 bits. Rounding to 8 costs a KL divergence of some 6e-4 on nano-chat (refined recipe);
-// quantizing its weights costs 0.039 at 4 bits, 0.020 at 4.5, 0.010 at 5, 0.0055 at 5.5 and 0.0031 at 6, and we stay below
-// 0.8 percent of that. The rows with the largest activations, which make most of the error, come first in EXL2 and in
-// act-order GPTQ; where the order is not known it is all or none. KL divergence from the exact path with what is chosen
-// here (benchmarks/fast_path_cost.py, all texts), and by the share of rows that are pairs (an eighth of them):
+// Which activations get more than 8 bits. Rounding all to 8 costs a KL divergence of some 7e-4 on nano-chat (refined
+// recipe); quantizing its weights costs 0.039 at 4 bits, 0.018 at 4.5, 0.010 at 5, 0.0051 at 5.5 and 0.0031 at 6, and
+// we stay below 0.8 percent of that. The rows with the largest activations, which make most of the error, come first in
+// EXL2 and in act-order GPTQ; where the order is not known it is all or none. KL divergence from the exact path with
+// what is chosen here (benchmarks/fast_path_cost.py, all texts), and with the same share of pairs, and of two bytes
+// among them, in all linears:
 //
-//   bpw   chosen   none    all
-//   4     2.4e-4   5.7e-4  7.3e-5
-//   4.5   1.5e-4
-//   5     7.2e-5   5.9e-4  2.7e-5
-//   5.5   4.4e-5
-//   6     1.8e-5           2.6e-5  with two bytes in the first sixth of these 1.3e-5
+//   bpw   chosen
+//   4     2.4e-4   4.5e-4 with a quarter of pairs, 3.5e-4 with 0.4
+//   4.5   1.3e-4   3.1e-4 with 0.6, 1.8e-4 with 0.7
+//   5     6.6e-5   1.5e-4 with 0.75, 8.9e-5 with 0.85, 4.9e-5 with all
+//   5.5   4.0e-5   8.9e-5 with 0.9, 5.5e-5 with all, 3.5e-5 with all and two bytes in the first tenth
+//   6     2.2e-5   2.8e-5 with all and two bytes in the first eighth, 1.8e-5 in the first 0.4
 //
-// Telling gate, up, down and the rest apart gains nothing: down makes half of the error, but all of its rows a part of it.
+// So linears that were given more bits get more pairs, which one share for all would need many more of. Telling gate,
+// up, down and the rest apart gains nothing: down makes half of the error, but all of its rows a part of it.
 struct FineRows {
   int64_t two_bytes;  // leading rows, at widths whose pairs are coarse
   int64_t pairs;      // leading rows
 };
+
+// Where rows are cut: at the next change of width, if that is near. Tiles of fewer sections are read faster: 58.0
+// tokens/s where it was 56.9 (Zen 5, one core, 4.75 bits, two sections and three).
+static inline int64_t at_change_of_width(const LinearSource& s, int64_t cut) {
+  int64_t row = 0;
+  for (int64_t g = 0; g + 1 < s.n_groups && row <= cut + s.K / 8; g++) {
+    if (row >= cut && g > 0 && group_bits_of(s, g) != group_bits_of(s, g - 1)) return row;
+    row += group_rows_of(s, g);
+  }
+  return cut;
+}
 
 static inline FineRows fine_rows(const LinearSource& s) {
   int64_t stored = 0;
@@ -211,9 +224,8 @@ static inline FineRows fine_rows(const LinearSource& s) {
   const double bits = double(stored) / double(s.K);
   if (bits <= 3.5) return {0, 0};
   const auto rows = [&](double share) { return share >= 1 ? s.K : share > 0 ? int64_t(share * double(s.K)) : 0; };
-  const bool coarse = bits >= 5.75;
-  if (!s.perm) return {coarse ? s.K : 0, s.K};
-  return {coarse ? rows(0.125 + (bits - 6) / 2) : 0, rows(bits < 5 ? 0.25 + (bits - 4) / 2 : 0.75 + (bits - 5) / 4)};
+  if (!s.perm) return {bits >= 5.75 ? s.K : 0, s.K};
+  return {rows((bits - 5.25) * 0.375), at_change_of_width(s, rows(0.35 + (bits - 4) * 0.4333))};
 }
 
 // Widths that ask for the same whatever their rows leave the other cases out of the code.
@@ -230,8 +242,8 @@ static inline Form form_of(int bits, int64_t first_row, const FineRows& fine) {
 // int8 terms of a sum: products with them are added up one after the other.
 constexpr int terms_of(Form form) { return form == kOneByte ? 1 : 2; }
 
-// Rows that share an activation scale: at most 128, of one group. Fewer would round less, but what a block costs besides
-// its products would weigh more; what all of this costs in KL: docs/performance.md.
+// Rows that share an activation scale: at most 128, of one group. Fewer would round less, but what a block costs
+// besides its products would weigh more; what all of this costs in KL: docs/performance.md.
 constexpr int kBlockSlabs = 4;
 
 // Fills h and, when given, the sections; returns false for a width without a layout.

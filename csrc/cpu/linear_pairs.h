@@ -20,7 +20,7 @@
 // A row of quad j is paired with the same row of quad j + 1, for even j.
 #pragma once
 
-#include "linear_layout.h"
+#include "linear_sums.h"
 
 namespace exl2 {
 namespace EXL2_ISA {
@@ -28,14 +28,15 @@ namespace EXL2_ISA {
 struct Pair {
   int m;  // 0: none, codes of this width have no room
   int log_n;
-  int p;      // so that v2 is short
-  int range;  // largest activation: what s takes of it, a and b must be able to make up for
+  int p;  // so that v2 is short
 
   constexpr int n() const { return 1 << log_n; }
+  // What s may take of an activation, and a and b must be able to make up for: M s / N, and half of rounding it.
+  constexpr int reach() const { return (m + 1) / 2; }
 };
 
 constexpr Pair pair_of(int bits) {
-  return bits == 4 ? Pair{16, 6, 4, 119} : bits == 5 ? Pair{7, 6, 9, 123} : bits == 6 ? Pair{3, 5, 10, 125} : Pair{};
+  return bits == 4 ? Pair{16, 6, 4} : bits == 5 ? Pair{7, 6, 9} : bits == 6 ? Pair{3, 5, 10} : Pair{};
 }
 
 // How the zero point enters a term's products: once for each code in it.

@@ -7,7 +7,8 @@
 //                 few tokens (decode): weights are unpacked    many tokens: a chunk of two tiles is unpacked into L1
 //                 in registers, each line is read once         once and run over all tokens, kTokens x kStageTiles at a
 //                 time
-//   integer       direct_integer                               staged_integer, of bytes or of words
+//   integer       direct_integer                               staged_integer, of bytes or of words, or of sums of
+//                                                              these and codes (linear_sums.h)
 //   fp32, exact   direct_exact, direct_dense                   staged_exact, staged_dense
 //
 // Integer: out[m,n] = sum over blocks  S[g,n] * sx[m,block] * sum_k (q[k,n] - zero) * x8[m,k]; the inner sum is exact

@@ -1,4 +1,5 @@
 // The product for many tokens, integer path: codes unpacked to bytes, int8 activations, exact int32 sums per block.
+// Where additions are free, a term of bytes is one product of sums for every two of its own (linear_sums.h).
 //
 // Bytes moved: every line of codes once per call; a chunk of 48 KiB is written to and read from L1, once for each
 // kTokens tokens.
@@ -8,6 +9,30 @@
 
 namespace exl2 {
 namespace EXL2_ISA {
+
+// The first term of a block by sums of codes and activations (linear_sums.h), added to acc. next: lines from one tile's
+// to the next one's.
+template <typename L, int TILES, int MB>
+static EXL2_INLINE void add_sums(typename L::Acc (&acc)[TILES][MB], const uint8_t* codes, int next, const int32_t* x,
+                                 int slabs) {
+  do {
+    for_each_quad<kSlabQuads / 2>([&](auto pair) EXL2_INLINE_LAMBDA {
+      constexpr int A = 2 * decltype(pair)::value, B = A + 1;
+      I a[TILES], b[TILES];
+      for (int i = 0; i < TILES; i++) {
+        a[i] = L::load_line(codes + (i * next + A) * kLine);
+        b[i] = L::load_line(codes + (i * next + B) * kLine);
+      }
+      for (int m = 0; m < MB; m++) {
+        for (int i = 0; i < TILES; i++) {
+          acc[i][m] = L::dot_sums(acc[i][m], a[i], b[i], x[A * MB + m], x[B * MB + m]);
+        }
+      }
+    });
+    codes += kSlabQuads * kLine;
+    x += kSlabQuads * MB;
+  } while (--slabs > 0);
+}
 
 // The register block: TILES x MB integer accumulators, over some blocks of one chunk, from tile `tile` of it on.
 // Sums over blocks stay in registers too: with them in memory, twice as many integer accumulators fit, and the kernel
@@ -54,7 +79,16 @@ static void multiply_bytes(const CodeChunk& chunk, int tile, const Section& s, i
         term_x += QUADS * MB;
       } while (++slab < slabs);
     };
-    add_term(Index<kOneByte>{}, block_codes, x);
+    if constexpr (Lanes::kSums) {
+      for (int i = 0; i < TILES; i++) {
+        for (int m = 0; m < MB; m++) {
+          acc[i][m] = Lanes::add_i(chunk.starts[tile + i][b], Lanes::set1_i(meta[m].start[0]));
+        }
+      }
+      add_sums<Lanes, TILES, MB>(acc, block_codes, kChunkLines, x, slabs);
+    } else {
+      add_term(Index<kOneByte>{}, block_codes, x);
+    }
     x += slabs * kSlabQuads * MB;
     if constexpr (FORM == kPairs) {
       add_term(Index<kPairs>{}, block_codes + slabs * kSlabQuads * kLine, x);
@@ -71,12 +105,13 @@ static void multiply_bytes(const CodeChunk& chunk, int tile, const Section& s, i
 
 template <int BITS, bool PAIRS, typename Params>
 static void unpack_bytes(const Section& s, const Params& params, const uint8_t* tile, int first, int blocks,
-                         uint8_t* codes, F* scales, I* zeros) {
+                         uint8_t* codes, F* scales, I* zeros, I* starts) {
   const uint8_t* in = tile + s.code_offset + int64_t(first) * s.slabs * BITS * kLine;
   for (int b = 0; b < blocks; b++) {
     const int g = s.first_group + (first + b) / s.blocks_per_group;
     scales[b] = params.scale(g);
     zeros[b] = params.zero(g, BITS);
+    Summands<Lanes> summands(zeros[b]);
     uint8_t* both = codes + s.slabs * kSlabQuads * kLine;
     for (int slab = 0; slab < s.slabs; slab++, in += BITS * kLine, codes += kSlabQuads * kLine) {
       I lines[BITS];
@@ -84,15 +119,17 @@ static void unpack_bytes(const Section& s, const Params& params, const uint8_t* 
       load_slab<BITS>(lines, in);
       for_each_quad<kSlabQuads / 2>([&](auto pair) EXL2_INLINE_LAMBDA {
         constexpr int A = 2 * decltype(pair)::value, B = A + 1;
-        const I a = unpack<BITS, A>(lines), b = unpack<BITS, B>(lines);
-        Lanes::store_line(codes + A * kLine, a);
-        Lanes::store_line(codes + B * kLine, b);
+        I a = unpack<BITS, A>(lines), b = unpack<BITS, B>(lines);
         if constexpr (PAIRS) {
           Lanes::store_line(both, pair_codes<BITS, A>(lines, a, b));
           both += kLine;
         }
+        summands.take(a, b);
+        Lanes::store_line(codes + A * kLine, a);
+        Lanes::store_line(codes + B * kLine, b);
       });
     }
+    starts[b] = summands.start();
     if constexpr (PAIRS) codes = both;
   }
 }
@@ -157,7 +194,7 @@ static void staged_integer(const uint8_t* blob, const uint8_t* scratch, int64_t 
       for (int64_t i = 0; i < tiles; i++) {
         const uint8_t* data = tile_of(blob, tile + i);
         for_width<UnpackChunk, 0, Params>(s->bits, *s, Params(blob, data), data, first, blocks, chunk.codes[i],
-                                          chunk.scales[i], chunk.zeros[i]);
+                                          chunk.scales[i], chunk.zeros[i], chunk.starts[i]);
       }
       for (int64_t token = 0; token < M; token += kTokens) {
         const Activations a = activations_of(h, scratch, token, M);

@@ -7,6 +7,26 @@
 namespace exl2 {
 namespace EXL2_ISA {
 
+// One quad: rows 0 and 2, then rows 1 and 3. next: bytes from one tile's codes to the next one's.
+template <typename L, int TILES, int MB>
+static EXL2_INLINE void add_words(typename L::I (&acc)[TILES][MB], const uint8_t* codes, int next, const int32_t* xa,
+                                  const int32_t* xb) {
+  I a[TILES], b[TILES];
+  for (int i = 0; i < TILES; i++) {
+    a[i] = L::load_line(codes + i * next);
+    b[i] = L::load_line(codes + i * next + kLine);
+  }
+  for (int m = 0; m < MB; m++) {
+    for (int i = 0; i < TILES; i++) {
+      if constexpr (L::kSums) {
+        acc[i][m] = L::dot2_sums(acc[i][m], a[i], b[i], xa[m], xb[m]);
+      } else {
+        acc[i][m] = L::dot2(L::dot2(acc[i][m], a[i], xa[m]), b[i], xb[m]);
+      }
+    }
+  }
+}
+
 // Sums of a block: below 128 rows * 2^15 * 2^8 = 2^30.
 template <int TILES, int MB>
 static void multiply_words(const CodeChunk& chunk, int tile, int slabs, int blocks, const int32_t* x,
@@ -19,16 +39,14 @@ static void multiply_words(const CodeChunk& chunk, int tile, int slabs, int bloc
   for (int b = 0; b < blocks; b++, meta += MB) {
     I acc[TILES][MB];
     for (int i = 0; i < TILES; i++) {
-      for (int m = 0; m < MB; m++) acc[i][m] = Lanes::zero_i();
+      for (int m = 0; m < MB; m++) {
+        acc[i][m] = Lanes::add_i(chunk.starts[tile + i][b], Lanes::set1_i(Lanes::kSums ? meta[m].start[0] : 0));
+      }
     }
     for (int slab = 0; slab < slabs; slab++, codes += kWordLines * kLine, x += kWordLines * MB) {
-      for_each_quad<kWordLines>([&](auto j) EXL2_INLINE_LAMBDA {
-        constexpr int J = decltype(j)::value;
-        I words[TILES];
-        for (int i = 0; i < TILES; i++) words[i] = Lanes::load_line(codes + (i * kChunkLines + J) * kLine);
-        for (int m = 0; m < MB; m++) {
-          for (int i = 0; i < TILES; i++) acc[i][m] = Lanes::dot2(acc[i][m], words[i], x[J * MB + m]);
-        }
+      for_each_quad([&](auto j) EXL2_INLINE_LAMBDA {
+        constexpr int A = 2 * decltype(j)::value, B = A + 1;
+        add_words<Lanes, TILES, MB>(acc, codes + A * kLine, kChunkLines * kLine, x + A * MB, x + B * MB);
       });
     }
     for (int m = 0; m < MB; m++) {
@@ -40,12 +58,13 @@ static void multiply_words(const CodeChunk& chunk, int tile, int slabs, int bloc
 
 template <int BITS, typename Params>
 static void unpack_words(const Section& s, const Params& params, const uint8_t* tile, int first, int blocks,
-                         uint8_t* codes, F* scales, I*) {
+                         uint8_t* codes, F* scales, I*, I* starts) {
   const uint8_t* in = tile + s.code_offset + int64_t(first) * s.slabs * BITS * kLine;
   for (int b = 0; b < blocks; b++) {
     const int g = s.first_group + (first + b) / s.blocks_per_group;
     scales[b] = params.scale(g);
     const I zero = params.zero(g, BITS);
+    WordSummands<Lanes> summands;
     for (int slab = 0; slab < s.slabs; slab++, in += BITS * kLine, codes += kWordLines * kLine) {
       I lines[BITS];
       ask_for(in + kChunkAhead, BITS);
@@ -54,9 +73,11 @@ static void unpack_words(const Section& s, const Params& params, const uint8_t* 
         constexpr int J = decltype(j)::value;
         I words[2];
         Lanes::words_of_quad(words, unpack<BITS, J>(lines), zero);
+        summands.take(words[0], words[1]);
         for (int half = 0; half < 2; half++) Lanes::store_line(codes + (2 * J + half) * kLine, words[half]);
       });
     }
+    starts[b] = summands.start();
   }
 }
 

@@ -40,12 +40,26 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def exl2_case(groups: list[tuple[int, int]], n: int, *, bias: bool = False, scale: float = 0.02, seed: int = 0) -> Case:
+def to_the_ends(codes: Tensor, bits: Tensor | int) -> Tensor:
+    """The smallest code or the largest one, whichever is nearer."""
+    return torch.where(codes >= 2 ** (torch.as_tensor(bits) - 1), 2 ** torch.as_tensor(bits) - 1, 0).to(torch.uint8)
+
+
+def exl2_case(
+    groups: list[tuple[int, int]],
+    n: int,
+    *,
+    bias: bool = False,
+    scale: float = 0.02,
+    seed: int = 0,
+    outermost: bool = False,
+) -> Case:
     g = generator(seed)
     rows = torch.tensor([rows for _, rows in groups])
     group = torch.repeat_interleave(torch.arange(len(groups)), rows)
     bits = torch.tensor([bits for bits, _ in groups])[group]
     codes = (torch.rand(len(group), n, generator=g) * 2.0 ** bits[:, None]).to(torch.uint8)
+    codes = to_the_ends(codes, bits[:, None]) if outermost else codes
     scale_codes = torch.randint(16, (len(groups), n), generator=g, dtype=torch.uint8)
     scale_max = (scale * (0.2 + torch.rand(len(groups), generator=g))).half()
     perm = torch.randperm(len(group), generator=g)
@@ -57,7 +71,16 @@ def exl2_case(groups: list[tuple[int, int]], n: int, *, bias: bool = False, scal
     return Case(weight, dense, by_input, group_by_input)
 
 
-def gptq_case(bits: int, group_size: int, k: int = 320, n: int = 64, *, order: str = "sorted", seed: int = 0) -> Case:
+def gptq_case(
+    bits: int,
+    group_size: int,
+    k: int = 320,
+    n: int = 64,
+    *,
+    order: str = "sorted",
+    seed: int = 0,
+    outermost: bool = False,
+) -> Case:
     g = generator(seed)
     size = k if group_size < 0 else group_size
     groups = -(-k // size)
@@ -68,6 +91,8 @@ def gptq_case(bits: int, group_size: int, k: int = 320, n: int = 64, *, order: s
         group = torch.randint(groups, (k,), generator=g)
     codes = torch.randint(1 << bits, (k, n), generator=g).to(torch.uint8)
     zeros = torch.randint(1 << bits, (groups, n), generator=g)
+    if outermost:
+        codes, zeros = to_the_ends(codes, bits), to_the_ends(zeros, bits).long()
     scales = (0.001 + 0.01 * torch.rand(groups, n, generator=g)).half()
     weight = GptqWeight(
         qweight=pack_rows(codes, bits),
@@ -103,14 +128,16 @@ def forms(case: Case) -> Tensor:
     other words."""
     average, perm = float(case.bits.double().mean()), getattr(case.weight, "perm", None)
     size = len(case.bits)
-    shares = (0.25 + (average - 4) / 2 if average < 5 else 0.75 + (average - 5) / 4, 0.125 + (average - 6) / 2)
+    shares = (0.35 + (average - 4) * 0.4333, (average - 5.25) * 0.375)
     pairs, two_bytes = (int(size * min(1.0, max(0.0, share))) for share in shares)
     if perm is None:
-        pairs = two_bytes = size
+        pairs, two_bytes = size, size if average >= 5.75 else 0
     pairs = 0 if average <= 3.5 else pairs
-    two_bytes = 0 if average < 5.75 else two_bytes
     found = torch.empty_like(case.bits)
     order = torch.arange(size) if perm is None else perm
+    width = case.bits[order]
+    changes = [row for row in range(1, size) if width[row] != width[row - 1] and pairs <= row <= pairs + size // 8]
+    pairs = changes[0] if changes and perm is not None else pairs
     for g in range(int(case.group.max()) + 1):  # a group is of one kind, that of its first row
         members = order[case.group[order] == g]
         first = int((case.group < g).sum())
@@ -122,18 +149,21 @@ def forms(case: Case) -> Tensor:
     return found
 
 
-# Of a pair (csrc/cpu/linear_pairs.h): the largest rounding error, as half a step of so many to the largest activation.
-# That of the lattice's cell: the larger of |v1x| + |v2'x| and |v1y| + |v2'y|; v2': v2's part at a right angle to v1.
-PAIR_LEVELS = {4: 119 * 64 / 16.3, 5: 123 * 64 / 10, 6: 125 * 32 / 10.6}
+# Of a pair (csrc/cpu/linear_pairs.h): the largest rounding error, as half a step of so many to the largest byte, and
+# what of such a byte is kept for the shared digits. The former is that of the lattice's cell: the larger of
+# |v1x| + |v2'x| and |v1y| + |v2'y|; v2': v2's part at a right angle to v1.
+PAIR_STEPS = {4: (64 / 16.3, 8), 5: (64 / 10, 4), 6: (32 / 10.6, 2)}
 
 
 def rounding_bound(case: Case, x: Tensor) -> Tensor:
     """The most that rounding activations can cost: half a step each, the step no larger than its group's would be."""
     steps = torch.empty_like(x, dtype=fp64)
     form = forms(case)
-    levels = torch.where(form == 1, 127.0, 32639.0)
-    for bits, of_pair in PAIR_LEVELS.items():
-        levels[(form == 3) & (case.bits == bits)] = of_pair
+    # A byte leaves room for a code (csrc/cpu/linear_sums.h): one of EXL2 is -2^(bits - 1) at least, of GPTQ -2^bits.
+    largest = 128 - 2.0 ** (case.bits - int(isinstance(case.weight, Exl2Weight)))
+    levels = torch.where(form == 1, largest, 32511.0)
+    for bits, (steps_of_pair, kept) in PAIR_STEPS.items():
+        levels = torch.where((form == 3) & (case.bits == bits), (largest - kept) * steps_of_pair, levels)
     for g in range(int(case.group.max()) + 1):
         members = case.group == g
         if members.any():
@@ -166,6 +196,13 @@ def test_exl2_mix_and_columns_that_fill_no_tile(isa: Isa, n: int, exact: bool) -
     check(exl2_case(MIX, n, bias=True), isa, exact=exact)
 
 
+@pytest.mark.parametrize("groups", [[(5, 128)] * 3 + [(4, 128)], [(5, 64)] * 5 + [(4, 64)] * 3])
+def test_exl2_pairs_end_where_the_width_changes(isa: Isa, groups: list[tuple[int, int]]) -> None:
+    case = exl2_case(groups, n=48)
+    assert not (set(case.bits[forms(case) == 3].tolist()) & set(case.bits[forms(case) == 1].tolist()))
+    check(case, isa, exact=False)
+
+
 @pytest.mark.parametrize("groups", [[(6, 128)] * 3 + [(5, 96)], [(8, 128), (6, 128), (6, 64), (4, 64)]])
 def test_exl2_with_every_form_of_activations_at_one_width(isa: Isa, groups: list[tuple[int, int]]) -> None:
     case = exl2_case(groups, n=48)
@@ -189,6 +226,19 @@ def test_exl2_with_every_form_of_activations_at_one_width(isa: Isa, groups: list
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_gptq(isa: Isa, bits: int, group_size: int, order: str, exact: bool) -> None:
     check(gptq_case(bits, group_size, order=order), isa, exact=exact)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_outermost_activations_meet_outermost_codes(isa: Isa, bits: int) -> None:
+    """Sums of both just fit (csrc/cpu/linear_sums.h). Such activations are rounded to themselves."""
+    cases = [exl2_case([(bits, 128), (bits, 32)], n=48, outermost=True)]
+    cases += [gptq_case(bits, 64, outermost=True)] if bits not in (5, 6) else []
+    for case in cases:
+        packed = pack_linear(case.weight, isa=isa)
+        for tokens in TOKENS:
+            x = 1 - 2.0 * torch.randint(2, (tokens, packed.in_features), generator=generator(tokens))
+            wrong = quant_matmul(x, packed) - (x.to(fp64) @ case.dense + bias_of(case))
+            assert (wrong.abs() <= fp32_bound(case, x)).all()
 
 
 def test_gptq_zero_point_beyond_the_codes(isa: Isa) -> None:
