@@ -1,11 +1,12 @@
 """One engine with one model in a process of its own, for cpu_vs_llamacpp.py.
 
-    python cpu_engine.py ours|llama.cpp MODEL THREADS CONTEXT [--plain]
+    python cpu_engine.py ours|llama.cpp MODEL THREADS CONTEXT [--plain] [--prompt]
 
 Answers one line of JSON per line of JSON on its standard input. The first answer, unasked, tells how it started; then
 ["decode", depth, tokens] and ["prompt", tokens] give seconds per token, ["greedy", ids, count] the most probable
 tokens, ["peak"] the most memory the process ever held. Imports nothing of the other engine: each has its own Python
-environment. --plain: llama.cpp without repacking its weights.
+environment. --plain: llama.cpp without repacking its weights. --prompt: the first token is that after a prompt of 512
+tokens, what a person waits for who starts the program and asks something.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def main(engine: str, path: str, threads: str, context: str, *flags: str) -> Non
         made = LlamaCpp(path, int(threads), int(context), "--plain" in flags)
     loaded = time.perf_counter() - started
     meter = Meter(made)
-    made.run(meter.at(0), [7])
+    made.run(meter.at(0), [7] * (BATCH if "--prompt" in flags else 1))
     first = time.perf_counter() - started
     answer: object = {"load": loaded, "first_token": first, "idle_memory": idle, "label": made.label}
     while True:

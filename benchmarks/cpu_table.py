@@ -22,8 +22,8 @@ SPEED_HEAD = (
     "| of bandwidth, ours (theirs) | bound | t/s at depth {depth} | ratio | prompt of 512, t/s | ratio |"
 )
 START_HEAD = (
-    "| model, llama.cpp's type | load, s | first token, s | the same, cold cache | peak memory, MB "
-    "| file + cache, MB | over it |"
+    "| model, llama.cpp's type | load, s | first token, s | the same, cold cache | load and a prompt of 512, s "
+    "| peak memory, MB | file + cache, MB | over it |"
 )
 
 
@@ -102,6 +102,8 @@ class Row:
             return statistics.median(float(entry[field]) for entry in found)
 
         def both(cache: str, field: str) -> str:
+            if not all(field in entry for entry in self.row["starts"] if entry["cache"] == cache):
+                return "–"  # measured before this was
             theirs = min(middle(engine, cache, field) for engine in ("llama.cpp", "plain"))
             return f"{middle('ours', cache, field):.2f} ({theirs:.2f})"
 
@@ -115,6 +117,7 @@ class Row:
             both("warm", "load"),
             both("warm", "first_token"),
             both("cold", "first_token"),
+            both("warm", "first_token_of_prompt"),
             f"{memory('ours') / 1e6:.0f} ({theirs / 1e6:.0f})",
             f"{whole / 1e6:.0f}",
             f"{memory('ours') / whole - 1:+.0%}",

@@ -103,18 +103,19 @@ class Comparison:
     def __init__(self, pair: Pair, threads: int, llama: str) -> None:
         self.pair, self.threads, self.llama = pair, threads, llama
 
-    def child(self, engine: str) -> Child:
+    def child(self, engine: str, *flags: str) -> Child:
         pair = self.pair
         if engine == "ours":
-            return Child(sys.executable, "ours", pair.ours, self.threads, pair.context)
-        flags = ["--plain"] if engine == "plain" else []
+            return Child(sys.executable, "ours", pair.ours, self.threads, pair.context, *flags)
+        flags = ("--plain", *flags) if engine == "plain" else flags
         return Child(self.llama, "llama.cpp", pair.theirs, self.threads, pair.context, *flags)
 
     def starts(self, repeats: int) -> list[dict[str, Any]]:
-        """Load time, time to the first token, and memory after a prompt; files out of the page cache, then in it."""
+        """Load time, time to the first token, and memory after a prompt; files out of the page cache, then in it, when
+        also the time to the first token after a prompt is taken. Engines take turns."""
         found = []
-        for engine in ("ours", "llama.cpp", "plain"):
-            for cache in ("cold", *["warm"] * repeats):
+        for cache in ("cold", *["warm"] * repeats):
+            for engine in ("ours", "llama.cpp", "plain"):
                 (drop_from_cache if cache == "cold" else read_into_cache)(self.files(engine))
                 child = self.child(engine)
                 entry = {"engine": engine, "cache": cache, **child.started}
@@ -122,6 +123,10 @@ class Comparison:
                     child.ask("prompt", PROMPT)
                     entry["peak_memory"] = child.ask("peak")
                 child.close()
+                if cache == "warm":
+                    child = self.child(engine, "--prompt")
+                    entry["first_token_of_prompt"] = child.started["first_token"]
+                    child.close()
                 found.append(entry)
         return found
 
