@@ -243,7 +243,7 @@ static inline void pack_front(const LinearSource& s, Header h, uint8_t* blob) {
   for (int64_t i = 0; i < h.n_sections && !h.exact; i++) {
     const Section& section = sections[i];
     const int32_t blocks[] = {section.form, section.slabs, section.blocks_per_group * section.groups,
-                              common_zero(h, section), section.form == kPairs ? section.bits : 0};
+                              common_zero(h, section), section.form == kTwoBytes ? 0 : section.bits};
     h.input_key = hash(h.input_key, blocks, sizeof blocks);
   }
 

@@ -14,6 +14,7 @@ from support.models import write_random_exl2_model, write_random_model
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.checkpoint import Checkpoint
+from exl2_tui.core.checkpoint.safetensors import write_file
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import CancelledError, ContextError, ExtensionError, ShapeError
 from exl2_tui.core.model.causal_lm import CausalLM
@@ -125,6 +126,21 @@ def test_gptq_models(isa: Isa, bits: int, desc_act: bool, tmp_path: Path) -> Non
     oracle, model = reference(folder), load(folder, isa=isa, exact=True)
     found = model.forward(ids, model.new_cache(64), all_logits=True)
     assert relative(found, oracle.forward(ids, oracle.new_cache(64), all_logits=True)) < 2e-3
+
+
+def test_gptq_layers_of_different_bits(isa: Isa, tmp_path: Path) -> None:
+    """Linears that read the same input do not share its integers where these depend on the width of the codes."""
+    source = write_random_model(tmp_path / "float")
+    for bits in (2, 3):
+        write_gptq_model(source, tmp_path / str(bits), bits=bits, group_size=32, sym=False)
+    folder = tmp_path / "2"
+    stored = next(folder.glob("*.safetensors"))
+    with Checkpoint.open(folder) as two, Checkpoint.open(tmp_path / "3") as three:
+        write_file(stored, {name: (three if "k_proj" in name else two).tensor(name) for name in two.names})
+    ids = tokens(40, 256)
+    oracle, model = reference(folder), load(folder, isa=isa)
+    found = model.forward(ids, model.new_cache(64), all_logits=True)
+    assert relative(found, oracle.forward(ids, oracle.new_cache(64), all_logits=True)) < 3e-2
 
 
 @pytest.mark.parametrize("name", ["nano_chat", "nano_chat_exl2"])
