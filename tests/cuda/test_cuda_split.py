@@ -21,6 +21,7 @@ from exl2_tui.core.model.cuda import model as cuda_model
 from exl2_tui.core.model.cuda.decoder import CudaLayer, DecoderChain
 from exl2_tui.core.model.cuda.linear import CudaLinear, empty_linear
 from exl2_tui.core.model.cuda.model import CudaModel
+from exl2_tui.core.model.cuda.prompt import silu_times
 from exl2_tui.core.model.rope import rope_table
 from exl2_tui.core.requests import SamplerSettings
 
@@ -81,7 +82,7 @@ class TorchDecoder:
         rope = rope_table(config, self.cache.capacity, position, len(tokens), FIRST)
         delta: Tensor | None = None
         for index, layer in enumerate(self.layers, self.first):
-            delta = self.owner._layer(index, layer, x, delta, rope, self.cache)
+            x, delta = self.owner._layer(index, layer, x, delta, cuda_model.ALL_ROWS, rope, self.cache)
         assert delta is not None
         x += delta
         self.cache.length = length
@@ -130,6 +131,37 @@ def test_a_split_model_agrees_with_the_reference(on_cpu: None, writer: Any, tmp_
     wanted = reference.forward([5], caches[0])
     assert passage.tokens == [] and passage.logits is not None
     assert int(passage.logits.argmax()) == int(wanted.argmax()) and caches[1].length == caches[0].length
+
+
+@pytest.mark.parametrize("architecture", ["Qwen3ForCausalLM", "MistralForCausalLM"])
+def test_behind_the_last_cache_only_rows_that_are_wanted_go_on(
+    on_cpu: None, monkeypatch: pytest.MonkeyPatch, architecture: str, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cuda_model, "CHUNK", 16)
+    rows: list[int] = []
+
+    def silu(gate: Tensor, *others: Any) -> Tensor:
+        rows.append(len(gate))
+        return silu_times(gate, *others)
+
+    monkeypatch.setattr(cuda_model, "silu_times", silu)
+    folder = write_random_model(tmp_path, architecture, num_hidden_layers=2, sliding_window=24)
+    config = ModelConfig.from_dir(folder)
+    with Checkpoint.open(folder) as checkpoint:
+        model = CudaModel.load(checkpoint, config, FIRST)
+    caches = model.new_cache(128), model.new_cache(128)
+    generator = torch.Generator().manual_seed(0)
+    for count, wanted_rows in ((40, [16, 16, 8, 1]), (9, [9, 1]), (32, [16, 16, 1])):
+        ids = torch.randint(0, config.vocab_size, (count,), generator=generator)
+        wanted = model.forward(ids, caches[0], all_logits=True)[-1]
+        rows.clear()
+        found = model.forward(ids, caches[1])
+        assert rows == wanted_rows
+        assert ((found - wanted).norm() / wanted.norm()).item() < TOLERANCE
+        for index in range(2):
+            for part in ("keys", "values"):
+                ours, theirs = (getattr(cache, part)[index][:, : cache.length] for cache in caches)
+                assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("fp16", TOLERANCE), ("q8", 2e-2)])

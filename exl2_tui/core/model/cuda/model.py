@@ -35,6 +35,7 @@ from exl2_tui.core.model.rope import RopeTable
 from exl2_tui.core.model.weights import TensorSource, read_linear, read_matrix, read_norm, release_linear
 
 CHUNK = 2048
+ALL_ROWS, LAST_ROW, NO_ROWS = slice(None), slice(-1, None), slice(0, 0)
 HEAD_DIMS = (16, 32, 64, 96, 128, 256)
 
 
@@ -159,14 +160,16 @@ class CudaModel:
         rows = []
         try:
             for chunk in torch.split(tokens, CHUNK):
-                hidden = self._prompt(chunk, cache, cancel)
+                is_last = cache.length + len(chunk) == start + len(tokens)
+                wanted = ALL_ROWS if all_logits else LAST_ROW if is_last else NO_ROWS
+                hidden = self._prompt(chunk, cache, wanted, cancel)
                 cache.length += len(chunk)
-                if all_logits:
+                if len(hidden):
                     rows.append(self._logits(hidden).cpu())
         except BaseException:
             cache.length = start
             raise
-        return torch.cat(rows) if all_logits else self._logits(hidden[-1:])[0].cpu()
+        return torch.cat(rows) if all_logits else rows[0][0]
 
     @torch.no_grad()
     @memory_errors("running this model")
@@ -221,8 +224,11 @@ class CudaModel:
             parts.append(Decoder(config, None if first else self.embedding, layers, norm, head, cache, first))
         return parts[0] if len(parts) == 1 else DecoderChain(parts)
 
-    def _prompt(self, tokens: Tensor, cache: CudaCache, cancel: CancelToken | None) -> Tensor:
-        """tokens (T,) -> hidden states before the final norm, (T, C) float32. Fills the cache behind its length."""
+    def _prompt(self, tokens: Tensor, cache: CudaCache, wanted: slice, cancel: CancelToken | None) -> Tensor:
+        """tokens (T,) -> hidden states before the final norm of the rows `wanted`, (?, C) float32.
+
+        Fills the cache behind its length. Behind the last layer's cache only the rows that are wanted go on.
+        """
         x = functional.embedding(tokens.to(self.device), self.embedding).float()
         delta: Tensor | None = None  # what is to be added to the residual
         for index, (layer, device) in enumerate(zip(self.layers, self.devices, strict=True)):
@@ -230,37 +236,55 @@ class CudaModel:
                 cancel.check()
             if x.device != device:
                 x, delta = x.to(device), None if delta is None else delta.to(device)
-            delta = self._layer(index, layer, x, delta, cache.rope(device, cache.length, len(tokens)), cache)
+            rows = wanted if index == len(self.layers) - 1 else ALL_ROWS
+            x, delta = self._layer(index, layer, x, delta, rows, cache.rope(device, cache.length, len(tokens)), cache)
         return x if delta is None else x + delta
 
     def _layer(
-        self, index: int, layer: CudaLayer, x: Tensor, delta: Tensor | None, rope: RopeTable, cache: CudaCache
-    ) -> Tensor:
-        """x (T, C) float32 += delta and what the attention gives. Returns what the MLP gives, (T, C) float16."""
+        self,
+        index: int,
+        layer: CudaLayer,
+        x: Tensor,
+        delta: Tensor | None,
+        wanted: slice,
+        rope: RopeTable,
+        cache: CudaCache,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (T, C) float32 += delta and what the attention gives.
+
+        Returns x and what the MLP gives, (?, C) float16, of the rows `wanted`, which may be none.
+        """
         q, k, v = self._normalized(x, delta, layer.attention_norm, layer.q, layer.k, layer.v)
-        attended = self._attention(index, layer, q, k, v, rope, cache)
+        q, keys, values = self._append(index, layer, q, k, v, rope, cache)
+        first, x = range(len(x))[wanted].start, x[wanted]
+        if not len(x):
+            return x, None
+        attended = self._attend(q[wanted], keys, values, cache.length + first, self.config.window(index))
         delta = self._multiply(in_order(attended, layer.o.perm, layer.o.in_features), layer.o)
         gate, up = self._normalized(x, delta, layer.mlp_norm, layer.gate, layer.up)
-        return self._multiply(silu_times(gate, up, layer.down.perm, layer.down.in_features), layer.down)
+        return x, self._multiply(silu_times(gate, up, layer.down.perm, layer.down.in_features), layer.down)
 
-    def _attention(
+    def _append(
         self, index: int, layer: CudaLayer, q: Tensor, k: Tensor, v: Tensor, rope: RopeTable, cache: CudaCache
-    ) -> Tensor:
-        """q (T, H D), k and v (T, G D) float16, as the linears give them -> (T, H D). Appends to the cache."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q (T, H D), k and v (T, G D) float16, as the linears give them -> q (T, H, D) with its rope, and all keys and
+        values, (G, S, D), to which those of k and v were appended."""
         config, count = self.config, len(q)
         q, k, v = (y.view(count, -1, config.head_dim) for y in (q, k, v))
         if layer.q_norm is not None and layer.k_norm is not None:
             q = RMSNorm(layer.q_norm, config.rms_norm_eps).forward(q)
             k = RMSNorm(layer.k_norm, config.rms_norm_eps).forward(k)
-        start = cache.length
-        q, keys, values = rope_and_append(index, q, k, v, rope, cache)
-        window = config.window(index)
-        plain = start == 0 and (window is None or count <= window)
-        mask = None if plain else attention_mask(start, count, window, q.device)
+        return rope_and_append(index, q, k, v, rope, cache)
+
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, start: int, window: int | None) -> Tensor:
+        """q (T, H, D) of the tokens `start` ..., keys and values (G, S, D) of 0 ... start + T - 1 -> (T, H D)."""
+        count = len(q)
+        is_causal = start == 0 and (window is None or count <= window)
+        mask = None if is_causal else attention_mask(start, count, window, q.device)
         if not self.has_step:
-            return _attend_by_group(q, keys, values, mask, plain)
+            return _attend_by_group(q, keys, values, mask, is_causal)
         mixed = functional.scaled_dot_product_attention(
-            q.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, is_causal=plain, enable_gqa=True
+            q.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, is_causal=is_causal, enable_gqa=True
         )
         return mixed[0].transpose(0, 1).flatten(1)
 
