@@ -196,9 +196,9 @@ static inline int group_bits_of(const LinearSource& s, int64_t g) {
 //   bpw   chosen
 //   4     2.4e-4   4.5e-4 with a quarter of pairs, 3.5e-4 with 0.4
 //   4.5   1.3e-4   3.1e-4 with 0.6, 1.8e-4 with 0.7
-//   5     6.6e-5   1.5e-4 with 0.75, 8.9e-5 with 0.85, 4.9e-5 with all
-//   5.5   4.0e-5   8.9e-5 with 0.9, 5.5e-5 with all, 3.5e-5 with all and two bytes in the first tenth
-//   6     2.2e-5   2.8e-5 with all and two bytes in the first eighth, 1.8e-5 in the first 0.4
+//   5     6.4e-5   1.5e-4 with 0.75, 8.9e-5 with 0.85, 4.9e-5 with all
+//   5.5   3.8e-5   8.9e-5 with 0.9, 5.5e-5 with all, 3.5e-5 with all and two bytes in the first tenth
+//   6     2.1e-5   2.8e-5 with all and two bytes in the first eighth, 1.8e-5 in the first 0.4
 //
 // So linears that were given more bits get more pairs, which one share for all would need many more of. Telling gate,
 // up, down and the rest apart gains nothing: down makes half of the error, but all of its rows a part of it.
@@ -225,7 +225,7 @@ static inline FineRows fine_rows(const LinearSource& s) {
   if (bits <= 3.5) return {0, 0};
   const auto rows = [&](double share) { return share >= 1 ? s.K : share > 0 ? int64_t(share * double(s.K)) : 0; };
   if (!s.perm) return {bits >= 5.75 ? s.K : 0, s.K};
-  return {rows((bits - 5.25) * 0.375), at_change_of_width(s, rows(0.35 + (bits - 4) * 0.4333))};
+  return {rows((bits - 5.25) * 0.45), at_change_of_width(s, rows(0.35 + (bits - 4) * 0.4333))};
 }
 
 // Widths that ask for the same whatever their rows leave the other cases out of the code.

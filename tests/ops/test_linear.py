@@ -128,7 +128,7 @@ def forms(case: Case) -> Tensor:
     other words."""
     average, perm = float(case.bits.double().mean()), getattr(case.weight, "perm", None)
     size = len(case.bits)
-    shares = (0.35 + (average - 4) * 0.4333, (average - 5.25) * 0.375)
+    shares = (0.35 + (average - 4) * 0.4333, (average - 5.25) * 0.45)
     pairs, two_bytes = (int(size * min(1.0, max(0.0, share))) for share in shares)
     if perm is None:
         pairs, two_bytes = size, size if average >= 5.75 else 0
