@@ -56,9 +56,8 @@ def random_linear(rows: int, columns: int, bits: int, order: tuple[Tensor, Tenso
         strips.random_(0, 256)
     headers = bytearray()
     for part in cut_segments(widths):
-        zero = float(1 << (part.bits - 1))
-        code = 2 if bits == 16 else 0
-        headers += struct.pack("<IBBBBff", part.first_block, part.bits, part.blocks, code, 0, 2e-5, zero)
+        kind = 2 if bits == 16 else 0
+        headers += struct.pack("<I4B4e", part.first_block, part.bits, part.blocks, kind, part.group_blocks, *[2e-5] * 4)
     places = torch.tensor(linear.starts[:-1], device=GPU)[:, None] + torch.arange(16, device=GPU)
     strips[:, places.flatten()] = torch.frombuffer(headers, dtype=torch.uint8).to(GPU)
     return linear

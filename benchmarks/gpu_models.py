@@ -29,7 +29,8 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One file to measure. format: "exl2", "gptq" (4 bits, groups in order) or "gptq-act" (act-order)."""
+    """One file to measure. format: "exl2", "exl2-g32" (groups of 32 rows instead of 128, as the reference converter uses
+    them often), "gptq" (4 bits, groups in order) or "gptq-act" (act-order)."""
 
     shape: str
     format: str
@@ -42,14 +43,18 @@ class Case:
         kind, _, bits = rest.partition(":")
         if shape not in SHAPES:
             raise ValueError(f'"{text}": the shape is none of {", ".join(SHAPES)}')
-        if kind not in ("exl2", "gptq", "gptq-act"):
-            raise ValueError(f'"{text}": the format is none of exl2, gptq, gptq-act')
-        if (kind == "exl2") != bool(bits):
+        if kind not in ("exl2", "exl2-g32", "gptq", "gptq-act"):
+            raise ValueError(f'"{text}": the format is none of exl2, exl2-g32, gptq, gptq-act')
+        if kind.startswith("exl2") != bool(bits):
             raise ValueError(f'"{text}": EXL2 needs bits per weight, such as 7B:exl2:4.0, and GPTQ has 4')
         return cls(shape, kind, float(bits or 4))
 
     def __str__(self) -> str:
-        return f"{self.shape}:{self.format}" + (f":{self.bits:g}" if self.format == "exl2" else "")
+        return f"{self.shape}:{self.format}" + (f":{self.bits:g}" if self.is_exl2 else "")
+
+    @property
+    def is_exl2(self) -> bool:
+        return self.format.startswith("exl2")
 
     @property
     def weight_bytes(self) -> int:
@@ -58,8 +63,8 @@ class Case:
         kv = shape.hidden * shape.kv_heads // shape.heads
         layer = shape.hidden * (2 * shape.hidden + 2 * kv + 3 * shape.ffn)
         head = shape.vocab * shape.hidden
-        bits = self.bits if self.format == "exl2" else 4.2
-        return int(shape.layers * layer * bits / 8 + head * (2.75 if self.format == "exl2" else 4))
+        bits = self.bits if self.is_exl2 else 4.2
+        return int(shape.layers * layer * bits / 8 + head * (2.75 if self.is_exl2 else 4))
 
 
 def write_model(path: Path, case: Case, device: torch.device, seed: int = 0) -> Path:
@@ -72,7 +77,7 @@ def write_model(path: Path, case: Case, device: torch.device, seed: int = 0) -> 
     for index, tensors in enumerate(_files(parsed, case, generator)):
         on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         write_file(path / f"model-{index:05d}.safetensors", on_cpu, durable=False)
-    if case.format != "exl2":
+    if not case.is_exl2:
         config["quantization_config"] = {
             "quant_method": "gptq",
             "bits": 4,
@@ -104,14 +109,15 @@ def _files(config: ModelConfig, case: Case, generator: torch.Generator) -> Itera
             key = spec.prefix if own else spec.prefix.rsplit(".", 1)[0]
             if key not in perms:
                 perms[key] = torch.randperm(spec.in_features, generator=generator, device=generator.device)
-            if case.format == "exl2":
-                tensors |= exl2_linear(spec, case.bits, perms[key], generator)
+            if case.is_exl2:
+                group = 32 if case.format == "exl2-g32" else 128
+                tensors |= exl2_linear(spec, case.bits, perms[key], generator, group)
             else:
                 tensors |= _gptq_linear(spec, perms[key] if case.format == "gptq-act" else None, generator)
         yield tensors
     head = head_linear(config)
     outside = {EMBEDDING: normal(config.vocab_size, hidden), FINAL_NORM: ones(hidden)}
-    if case.format == "exl2":
+    if case.is_exl2:
         perm = torch.randperm(hidden, generator=generator, device=generator.device)
         yield outside | exl2_linear(head, 6.0, perm, generator)
     else:

@@ -43,6 +43,7 @@ DEFAULT = (
     "8B:exl2:4",
     "7B:exl2:2.5",
     "7B:exl2:5",
+    "7B:exl2-g32:4",
     "7B:gptq",
     "7B:gptq-act",
     "34B:exl2:2.5",

@@ -112,17 +112,19 @@ def write_convertible(path: Path, shape: Shape, context: int, tokenizer_of: Path
     return path
 
 
-def exl2_linear(spec: LinearSpec, bits: float, perm: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+def exl2_linear(
+    spec: LinearSpec, bits: float, perm: Tensor, generator: torch.Generator, group: int = GROUP
+) -> dict[str, Tensor]:
     """The stored tensors of one linear of about `bits` bits per weight, all of them counted, by full name, on the
     generator's device."""
     rows, columns = spec.in_features, padded_columns(spec.out_features)
-    groups = rows // GROUP
+    groups = rows // group
     overhead = groups * (columns // 2 + 2 + 4) + 4 * rows
     widths = _group_widths(groups, bits - overhead * 8 / (rows * columns))
     starts, words = [], 0
     for width in widths:
         starts += [width, words]
-        words += width * GROUP // 32
+        words += width * group // 32
 
     def random_words(*shape: int) -> Tensor:
         places = {"generator": generator, "device": generator.device}

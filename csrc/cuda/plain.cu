@@ -42,19 +42,21 @@ __device__ __forceinline__ void multiply_pairs(Sums& sum, const uint32_t* low, c
   multiply(sum[1], operand<kBits, 2, p>(low, high, zero), operand<kBits, 3, p>(low, high, zero), x);
 }
 
-// total += a strip's part of a segment times x. x: the lane's 8 halves for the first block, null if its row is not there;
-// those for the next block are kBlockRows further on. kFull: of full_blocks.
+// total += a strip's part of a segment's group times x. x: the lane's 8 halves for the first block, null if its row is not there;
+// those for the next block are kBlockRows further on. kFull: full_blocks of one group.
 template <int kBits, int kKind, bool kFull>
-__device__ __forceinline__ void multiply_segment(const uint8_t* stream, int blocks, const uint16_t* x, Sums& total) {
+__device__ __forceinline__ void multiply_group(const uint8_t* stream, const Segment& segment, int group, const uint16_t* x,
+                                               Sums& total) {
   const int lane = threadIdx.x % 32;
-  const uint8_t* const scales = stream + sizeof(Header);
-  const uint8_t* const codes = scales + scale_bytes(kKind);
+  const int groups = kFull ? 1 : groups_of(segment.blocks, segment.group_blocks);
+  const uint8_t* const scales = stream + sizeof(Header) + group * scale_bytes(kKind);
+  const uint8_t* const codes = stream + sizeof(Header) + groups * scale_bytes(kKind);
   float scale[4] = {1.f, 1.f, 1.f, 1.f};
   float zero[4] = {};
-  float unit = 0.f;
+  uint16_t unit = 0;
   uint32_t scale_codes = 0;
   if constexpr (kKind == kExl2) {
-    unit = reinterpret_cast<const Header*>(stream)->unit;
+    unit = unit_of(*reinterpret_cast<const Header*>(stream), group);
     scale_codes = reinterpret_cast<const uint16_t*>(scales)[lane / 4];
 #pragma unroll
     for (int c = 0; c < 4; ++c) zero[c] = 1 << (kBits - 1);
@@ -77,14 +79,27 @@ __device__ __forceinline__ void multiply_segment(const uint8_t* stream, int bloc
 #pragma unroll
     for (int b = 0; b < full_blocks(kBits); ++b) multiply_block(b);
   } else {
+    const int end = min(static_cast<int>(segment.blocks), static_cast<int>(segment.group_blocks) * (group + 1));
 #pragma unroll 1
-    for (int b = 0; b < blocks; ++b) multiply_block(b);
+    for (int b = segment.group_blocks * group; b < end; ++b) multiply_block(b);
   }
   if constexpr (kKind == kExl2) exl2_scales(unit, scale_codes, scale);
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
 #pragma unroll
     for (int i = c % 2 * 2; i < c % 2 * 2 + 2; ++i) total[c / 2][i] = fmaf(scale[c], sum[c / 2][i], total[c / 2][i]);
+  }
+}
+
+template <int kBits, int kKind>
+__device__ __forceinline__ void multiply_segment(const uint8_t* stream, const Segment& segment, const uint16_t* x,
+                                                 Sums& total) {
+  if (segment.blocks == full_blocks(kBits) && segment.group_blocks == segment.blocks) {
+    return multiply_group<kBits, kKind, true>(stream, segment, 0, x, total);
+  }
+#pragma unroll 1
+  for (int group = 0; group < groups_of(segment.blocks, segment.group_blocks); ++group) {
+    multiply_group<kBits, kKind, false>(stream, segment, group, x, total);
   }
 }
 
@@ -109,12 +124,7 @@ __global__ void __launch_bounds__(kPlainThreads, 3) plain_kernel(const Linear we
     const uint8_t* const stream = strip + static_cast<int64_t>(segment.offset16) * 16;
     const uint16_t* const rows = x == nullptr ? nullptr : x + static_cast<int64_t>(segment.first_block) * kBlockRows;
     const auto multiply_by = [&](auto bits) {
-      constexpr int kBits = decltype(bits)::value;
-      if (segment.blocks == full_blocks(kBits)) {
-        multiply_segment<kBits, kKind, true>(stream, segment.blocks, rows, total);
-      } else {
-        multiply_segment<kBits, kKind, false>(stream, segment.blocks, rows, total);
-      }
+      multiply_segment<decltype(bits)::value, kKind>(stream, segment, rows, total);
     };
     if constexpr (kKind == kDense) {
       multiply_by(std::integral_constant<int, 16>{});

@@ -5,7 +5,8 @@
 //   Columns are cut into strips of 32, rows (in packed order) into blocks of 32. One block of one strip is what a warp
 //   unpacks at a time: 32 lanes x 32 codes, 128 * bits bytes, laid out by codes.h. Lane l = 4 * g + t holds, for the
 //   columns g, g + 8, g + 16 and g + 24 of the strip, the rows 8 t ... 8 t + 7 of the block: its operand of mma.m16n8k16.
-//   Up to four blocks of one group and one width are a segment: a Header, the step sizes of the 32 columns, the codes.
+//   Up to four blocks of one width are a segment: a Header, the step sizes of the 32 columns, the codes. They belong to one
+//   group of rows, or to up to four equal ones: step sizes then come once for each.
 //   A strip is a run of segments, so a warp that reads it front to back finds everything it needs in one stream of
 //   bytes. All strips of a linear have the same structure.
 #pragma once
@@ -22,14 +23,13 @@ constexpr int kWarps = 16;     // of a CUDA block of the decode kernel that mult
 
 enum Kind : int32_t { kExl2 = 0, kGptq = 1, kDense = 2 };
 
-// The start of a segment in the stream. What follows, before the codes:
+// The start of a segment in the stream. What follows for each of its groups, before the codes:
 //   EXL2: uint16 (8), nibble c of word g is the scale code of column g + 8 c; the step is half((code + 1)^2 * unit)
 //   GPTQ: half (32) steps, uint8 (32) zero points;  dense: nothing
 struct alignas(16) Header {
   uint32_t first_block;
-  uint32_t layout;  // bits, then blocks, then kind, 8 bits each: layout_of in unpack.cuh
-  float unit;       // EXL2
-  float zero;       // EXL2: 2^(bits-1), what a code stands above
+  uint32_t layout;    // bits, then blocks, then kind, then blocks of a group, 8 bits each: layout_of in unpack.cuh
+  uint32_t units[2];  // EXL2: half, of each group, two in a word
 };
 static_assert(sizeof(Header) == 16);
 
@@ -37,11 +37,12 @@ static_assert(sizeof(Header) == 16);
 struct Segment {
   uint32_t offset16;  // start within the strip, in 16 bytes
   uint32_t first_block;
-  uint16_t group;
+  uint16_t group;  // the first of its groups
   uint8_t bits;
   uint8_t blocks;
+  uint32_t group_blocks;  // of each group but perhaps the last
 };
-static_assert(sizeof(Segment) == 12);
+static_assert(sizeof(Segment) == 16);
 
 // Segments [begin, end) of every strip belong to one warp; the first of them lies at [from, to), in 16 bytes.
 struct Share {

@@ -94,19 +94,19 @@ struct Activations {
   float lead;             // one token: what a unit of a sum is in the unit of the lane's total; 0: not this lane's
 };
 
-constexpr int kAnyKind = -1;
+constexpr int kAnyKind = 255;
 
-// What the code for a segment is compiled for. With a kind: of segments with full_blocks, so that nothing needs to be
-// looked up. kAnyKind: as the header says.
-template <int kWidth, int kOf>
+// What the code for a segment is compiled for. With a kind: of full_blocks, of groups of kOfGroup blocks, so that nothing
+// needs to be looked up. kAnyKind: as the header says.
+template <int kWidth, int kOf, int kOfGroup = full_blocks(kWidth)>
 struct Layout {
   static constexpr int kBits = kWidth;
   static constexpr int kKind = kOf;
+  static constexpr int kGroupBlocks = kOfGroup;
   static constexpr bool kFull = kOf != kAnyKind;
+  static constexpr uint32_t kCode = layout_of(kWidth, full_blocks(kWidth), kOf, kOfGroup);
 
-  __device__ __forceinline__ static bool fits(const Header& header) {
-    return kFull && header.layout == layout_of(kBits, full_blocks(kBits), kKind);
-  }
+  __device__ __forceinline__ static bool fits(const Header& header) { return kFull && header.layout == kCode; }
 };
 
 // body(Layout) for a segment.
@@ -116,10 +116,14 @@ __device__ __forceinline__ void for_layout(const Header& header, Body body) {
   for_bits(bits_in(header), [&](auto bits) {
     constexpr int kBits = decltype(bits)::value;
     if constexpr (kBits == 16) {
-      if (layout == layout_of(16, full_blocks(16), kDense)) return body(Layout<16, kDense>{});
+      if (layout == Layout<16, kDense>::kCode) return body(Layout<16, kDense>{});
     } else {
-      if (layout == layout_of(kBits, full_blocks(kBits), kExl2)) return body(Layout<kBits, kExl2>{});
-      if (layout == layout_of(kBits, full_blocks(kBits), kGptq)) return body(Layout<kBits, kGptq>{});
+      if (layout == Layout<kBits, kExl2>::kCode) return body(Layout<kBits, kExl2>{});
+      if (layout == Layout<kBits, kGptq>::kCode) return body(Layout<kBits, kGptq>{});
+      if (layout == Layout<kBits, kExl2, 1>::kCode) return body(Layout<kBits, kExl2, 1>{});
+      if constexpr (full_blocks(kBits) > 2) {
+        if (layout == Layout<kBits, kExl2, 2>::kCode) return body(Layout<kBits, kExl2, 2>{});
+      }
     }
     body(Layout<kBits, kAnyKind>{});
   });
@@ -129,116 +133,141 @@ __device__ __forceinline__ void for_layout(const Header& header, Body body) {
 // token: [h][0] and [h][2] alone; lanes with t = 0 hold 256 times the high digits and the middle ones, t = 1 the low ones.
 using Totals = float[2][4];
 
-// body(b) for the blocks of a segment.
-template <int kBits, int kKind, typename Body>
-__device__ __forceinline__ void for_blocks(const Header& header, Body body) {
-  if constexpr (kKind != kAnyKind) {
-#pragma unroll
-    for (int b = 0; b < full_blocks(kBits); ++b) body(b);
-  } else {
+// A segment's groups, one after the other: body(first block, how many, unit, step sizes), where how many is known to the
+// compiler if the layout is.
+template <typename Layout, typename Body>
+__device__ __forceinline__ void for_groups(const Header& header, const uint8_t* stream, Body body) {
+  const uint8_t* const scales = stream + sizeof(Header);
+  if constexpr (Layout::kFull) {
+    constexpr int kGroups = groups_of(full_blocks(Layout::kBits), Layout::kGroupBlocks);
+    using Count = std::integral_constant<int, Layout::kGroupBlocks>;
 #pragma unroll 1
-    for (int b = 0; b < blocks_in(header); ++b) body(b);
-  }
-}
-
-template <int kBits, int kKind>
-__device__ __forceinline__ const uint8_t* codes_of(const Header& header, const uint8_t* stream) {
-  return stream + sizeof(Header) + scale_bytes(kKind == kAnyKind ? kind_in(header) : kKind);
-}
-
-template <int kBits, int kKind>
-__device__ __forceinline__ void scales_of(const Header& header, const uint8_t* stream, int lane, float (&scale)[4],
-                                          float (&zero)[4]) {
-  if constexpr (kKind == kExl2) {
-    exl2_scales(header.unit, stream + sizeof(Header), lane / 4, scale);
-#pragma unroll
-    for (int c = 0; c < 4; ++c) zero[c] = 1 << (kBits - 1);
-  } else if constexpr (kKind == kGptq) {
-    gptq_scales(stream + sizeof(Header), lane / 4, scale, zero);
+    for (int i = 0; i < kGroups; ++i) {
+      body(i * Layout::kGroupBlocks, Count{}, unit_of(header, i), scales + i * scale_bytes(Layout::kKind));
+    }
   } else {
-    column_scales(header, stream + sizeof(Header), lane / 4, scale, zero);
+    const int blocks = blocks_in(header), each = group_blocks_in(header);
+#pragma unroll 1
+    for (int first = 0, i = 0; first < blocks; first += each, ++i) {
+      body(first, min(each, blocks - first), unit_of(header, i), scales + i * scale_bytes(kind_in(header)));
+    }
   }
+}
+
+template <typename Layout>
+__device__ __forceinline__ const uint8_t* codes_of(const Header& header, const uint8_t* stream) {
+  if constexpr (Layout::kFull) {
+    constexpr int kGroups = groups_of(full_blocks(Layout::kBits), Layout::kGroupBlocks);
+    return stream + sizeof(Header) + kGroups * scale_bytes(Layout::kKind);
+  } else {
+    const int groups = groups_of(blocks_in(header), group_blocks_in(header));
+    return stream + sizeof(Header) + groups * scale_bytes(kind_in(header));
+  }
+}
+
+// body(b) for `count` blocks from `first` on.
+template <typename Count, typename Body>
+__device__ __forceinline__ void for_blocks(int first, Count count, Body body) {
+  if constexpr (std::is_same_v<Count, int>) {
+#pragma unroll 1
+    for (int i = 0; i < count; ++i) body(first + i);
+  } else {
+#pragma unroll
+    for (int i = 0; i < Count::value; ++i) body(first + i);
+  }
+}
+
+template <typename Layout>
+__device__ __forceinline__ void scales_of(const Header& header, uint16_t unit, const uint8_t* scales, int lane,
+                                          float (&scale)[4], float (&zero)[4]) {
+  column_scales(Layout::kFull ? Layout::kKind : kind_in(header), Layout::kBits, unit, scales, lane / 4, scale, zero);
 }
 
 __device__ __forceinline__ Header read_header(const uint8_t* stream) {
   const uint4 words = *reinterpret_cast<const uint4*>(stream);
-  return {words.x, words.y, float_of(words.z), float_of(words.w)};
+  return {words.x, words.y, words.z, words.w};
 }
 
 // One token times codes.
-template <int kBits, int kKind>
+template <typename Layout>
 __device__ __forceinline__ void multiply_one(const Header& header, const uint8_t* stream, const Activations& x, int lane,
                                              Totals& total) {
-  int first[2][4] = {};
-  int second[2][4] = {};
-  int32_t ones = 0;
-  const uint8_t* codes = codes_of<kBits, kKind>(header, stream);
+  constexpr int kBits = Layout::kBits;
+  const uint8_t* codes = codes_of<Layout>(header, stream);
   const uint8_t* digits = x.digits + header.first_block * x.digits_step;
   const int32_t* sums = static_cast<const int32_t*>(x.sums) + header.first_block;
-  for_blocks<kBits, kKind>(header, [&](int b) {
-    multiply_block<kBits>(codes + b * 128 * kBits, *reinterpret_cast<const uint2*>(digits + b * x.digits_step), lane, first,
-                          second);
-    ones += sums[b];
-  });
-  float scale[4];
-  float zero[4];
-  scales_of<kBits, kKind>(header, stream, lane, scale, zero);
-  const float all = static_cast<float>(ones) * x.lead;
+  for_groups<Layout>(header, stream, [&](int begin, auto count, uint16_t unit, const uint8_t* scales) {
+    int first[2][4] = {};
+    int second[2][4] = {};
+    int32_t ones = 0;
+    for_blocks(begin, count, [&](int b) {
+      multiply_block<kBits>(codes + b * 128 * kBits, *reinterpret_cast<const uint2*>(digits + b * x.digits_step), lane,
+                            first, second);
+      ones += sums[b];
+    });
+    float scale[4];
+    float zero[4];
+    scales_of<Layout>(header, unit, scales, lane, scale, zero);
+    const float all = static_cast<float>(ones) * x.lead;
 #pragma unroll
-  for (int c = 0; c < 4; ++c) {
-    const int h = c / 2;
-    const int i = c % 2 * 2;
-    int high = first[h][i];
-    int low = first[h][i + 1];
-    if constexpr (!halves_together(kBits)) {
-      high += second[h][i] << kSecondShift;
-      low += second[h][i + 1] << kSecondShift;
+    for (int c = 0; c < 4; ++c) {
+      const int h = c / 2;
+      const int i = c % 2 * 2;
+      int high = first[h][i];
+      int low = first[h][i + 1];
+      if constexpr (!halves_together(kBits)) {
+        high += second[h][i] << kSecondShift;
+        low += second[h][i + 1] << kSecondShift;
+      }
+      const float sum = static_cast<float>(256 * high + low) * (1.f / (1 << column_shift(kBits, c)));
+      total[h][i] = fmaf(scale[c], fmaf(-zero[c], all, sum), total[h][i]);
     }
-    const float sum = static_cast<float>(256 * high + low) * (1.f / (1 << column_shift(kBits, c)));
-    total[h][i] = fmaf(scale[c], fmaf(-zero[c], all, sum), total[h][i]);
-  }
+  });
 }
 
 // Several tokens times codes, or any times dense weights; totals of codes are in kCodeUnit. kOne: only token 0 counts.
-template <int kBits, bool kOne, int kKind>
+template <typename Layout, bool kOne>
 __device__ __forceinline__ void multiply_halves(const Header& header, const uint8_t* stream, const Activations& x, int lane,
                                                 Totals& total) {
-  Sums first = {};
-  Sums second = {};
-  float ones[2] = {};
-  const uint8_t* codes = codes_of<kBits, kKind>(header, stream);
+  constexpr int kBits = Layout::kBits;
+  const uint8_t* codes = codes_of<Layout>(header, stream);
   const uint8_t* halves = x.halves + header.first_block * (2 * kBlockRows);
   const float* sums = static_cast<const float*>(x.sums) + header.first_block * x.sums_step;
-  for_blocks<kBits, kKind>(header, [&](int b) {
-    multiply_block<kBits>(codes + b * 128 * kBits, *reinterpret_cast<const uint4*>(halves + b * 2 * kBlockRows), lane, first,
-                          second);
-    if constexpr (kBits == 16) return;
-    const float2 pair = *reinterpret_cast<const float2*>(sums + b * x.sums_step);
-    ones[0] += pair.x;
-    ones[1] += pair.y;
-  });
+  for_groups<Layout>(header, stream, [&](int begin, auto count, uint16_t unit, const uint8_t* scales) {
+    Sums first = {};
+    Sums second = {};
+    float ones[2] = {};
+    for_blocks(begin, count, [&](int b) {
+      multiply_block<kBits>(codes + b * 128 * kBits, *reinterpret_cast<const uint4*>(halves + b * 2 * kBlockRows), lane,
+                            first, second);
+      if constexpr (kBits == 16) return;
+      const float2 pair = *reinterpret_cast<const float2*>(sums + b * x.sums_step);
+      ones[0] += pair.x;
+      ones[1] += pair.y;
+    });
 
-  if constexpr (kBits == 16) {
+    if constexpr (kBits == 16) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
+      for (int h = 0; h < 2; ++h) {
 #pragma unroll
-      for (int i = 0; i < 4; i += kOne ? 2 : 1) total[h][i] += first[h][i] + second[h][i];
-    }
-  } else {
-    constexpr float kSecond = 1.f / (1 << pair_shift(kBits, 2));
-    float scale[4];
-    float zero[4];
-    scales_of<kBits, kKind>(header, stream, lane, scale, zero);
+        for (int i = 0; i < 4; i += kOne ? 2 : 1) total[h][i] += first[h][i] + second[h][i];
+      }
+    } else {
+      constexpr float kSecond = 1.f / (1 << pair_shift(kBits, 2));
+      float scale[4];
+      float zero[4];
+      scales_of<Layout>(header, unit, scales, lane, scale, zero);
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
+      for (int h = 0; h < 2; ++h) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int c = 2 * h + i / 2;
-        const float sum = fmaf(second[h][i], kSecond, first[h][i]);
-        total[h][i] = fmaf(scale[c], fmaf(-kCodeUnit * zero[c], ones[i % 2], sum), total[h][i]);
+        for (int i = 0; i < 4; ++i) {
+          const int c = 2 * h + i / 2;
+          const float sum = fmaf(second[h][i], kSecond, first[h][i]);
+          total[h][i] = fmaf(scale[c], fmaf(-kCodeUnit * zero[c], ones[i % 2], sum), total[h][i]);
+        }
       }
     }
-  }
+  });
 }
 
 // total += the segment times the activations.
@@ -246,9 +275,9 @@ template <typename Layout, bool kOne>
 __device__ __forceinline__ void multiply_segment(const Header& header, const uint8_t* stream, const Activations& x, int lane,
                                                  Totals& total) {
   if constexpr (kOne && Layout::kBits != 16) {
-    multiply_one<Layout::kBits, Layout::kKind>(header, stream, x, lane, total);
+    multiply_one<Layout>(header, stream, x, lane, total);
   } else {
-    multiply_halves<Layout::kBits, kOne, Layout::kKind>(header, stream, x, lane, total);
+    multiply_halves<Layout, kOne>(header, stream, x, lane, total);
   }
 }
 

@@ -27,25 +27,30 @@ __global__ void repack_kernel(RepackSource source, const Segment* segments, int6
   const Segment segment = segments[blockIdx.x];
   const int bits = segment.bits;
   uint8_t* out = codes + strip * strip_bytes + static_cast<int64_t>(segment.offset16) * 16;
+  const int groups = groups_of(segment.blocks, segment.group_blocks);
   if (threadIdx.x == 0) {
-    Header header = {segment.first_block, layout_of(segment.bits, segment.blocks, kind), 0.f, 0.f};
+    Header header = {segment.first_block, layout_of(segment.bits, segment.blocks, kind, segment.group_blocks), {}};
     if (kind == kExl2) {
-      header.unit = half_float(static_cast<const uint16_t*>(source.groups)[segment.group]);
-      header.zero = static_cast<float>(1 << (bits - 1));
+      for (int i = 0; i < groups; ++i) {
+        header.units[i / 2] |= uint32_t{static_cast<const uint16_t*>(source.groups)[segment.group + i]} << (16 * (i % 2));
+      }
     }
     *reinterpret_cast<Header*>(out) = header;
   }
   out += sizeof(Header);
-  const int64_t group = strip * source.n_groups + segment.group;
-  if (kind == kExl2 && b == 0 && lane < 8) {
-    reinterpret_cast<uint16_t*>(out)[lane] = static_cast<const uint16_t*>(source.scales)[group * 8 + lane];
-  }
-  if (kind == kGptq && b == 0) {
-    reinterpret_cast<uint16_t*>(out)[lane] = static_cast<const uint16_t*>(source.scales)[group * 32 + lane];
-    out[64 + lane] = static_cast<const uint8_t*>(source.groups)[group * 32 + lane];
+  if (b < groups) {
+    uint8_t* const scales = out + b * scale_bytes(kind);
+    const int64_t group = strip * source.n_groups + segment.group + b;
+    if (kind == kExl2 && lane < 8) {
+      reinterpret_cast<uint16_t*>(scales)[lane] = static_cast<const uint16_t*>(source.scales)[group * 8 + lane];
+    }
+    if (kind == kGptq) {
+      reinterpret_cast<uint16_t*>(scales)[lane] = static_cast<const uint16_t*>(source.scales)[group * 32 + lane];
+      scales[64 + lane] = static_cast<const uint8_t*>(source.groups)[group * 32 + lane];
+    }
   }
   if (b >= segment.blocks) return;
-  out += scale_bytes(kind) + b * 128 * bits;
+  out += groups * scale_bytes(kind) + b * 128 * bits;
 
   uint32_t low[16] = {};
   uint32_t high[2] = {};
@@ -98,11 +103,15 @@ using Tile = uint4[kStripColumns][kMostPieces + 4];
 
 // The same segment of strips first ... first + count - 1. Every warp decodes block b of it.
 template <int kBits>
-__device__ __forceinline__ void decode_strips(const uint8_t* first, int64_t strip_bytes, int count, int kind, int blocks,
-                                              int64_t columns, int64_t stride, uint16_t* out, Tile* tiles) {
+__device__ __forceinline__ void decode_strips(const uint8_t* first, int64_t strip_bytes, int count, int kind,
+                                              const Segment& segment, int64_t columns, int64_t stride, uint16_t* out,
+                                              Tile* tiles) {
   constexpr int kAtOnce = kBits == 16 ? 1 : kStripsAtOnce;
   const int lane = threadIdx.x % 32;
   const int b = threadIdx.x / 32;
+  const int blocks = segment.blocks;
+  const int groups = groups_of(blocks, segment.group_blocks);
+  const int group = b / segment.group_blocks;
   const int pieces = kRowPieces * blocks;  // of a column
   const int piece = threadIdx.x % kMostPieces;
 #pragma unroll 1
@@ -115,10 +124,12 @@ __device__ __forceinline__ void decode_strips(const uint8_t* first, int64_t stri
 #pragma unroll
       for (int s = 0; s < kAtOnce; ++s) {
         const uint8_t* stream = first + min(done + s, count - 1) * strip_bytes;
-        const Header header = *reinterpret_cast<const Header*>(stream);
+        const uint16_t unit = unit_of(*reinterpret_cast<const Header*>(stream), group);
         stream += sizeof(Header);
-        if (kBits != 16) column_scales(header, stream, lane / 4, scale[s], zero[s]);
-        load_lane<kBits>(stream + scale_bytes(kind) + b * 128 * kBits, lane, low[s], high[s]);
+        if (kBits != 16) {
+          column_scales(kind, kBits, unit, stream + group * scale_bytes(kind), lane / 4, scale[s], zero[s]);
+        }
+        load_lane<kBits>(stream + groups * scale_bytes(kind) + b * 128 * kBits, lane, low[s], high[s]);
       }
     }
 #pragma unroll
@@ -156,7 +167,7 @@ __global__ void __launch_bounds__(kDequantizeThreads) dequantize_kernel(const Li
   const int64_t column = strip * kStripColumns;
   const int64_t row = static_cast<int64_t>(segment.first_block) * kBlockRows;
   for_bits(segment.bits, [&](auto bits) {
-    decode_strips<decltype(bits)::value>(stream, weight.strip_bytes, count, static_cast<int>(weight.kind), segment.blocks,
+    decode_strips<decltype(bits)::value>(stream, weight.strip_bytes, count, static_cast<int>(weight.kind), segment,
                                          weight.out_features - column, weight.in_features,
                                          out + column * weight.in_features + row, tiles);
   });

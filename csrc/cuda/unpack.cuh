@@ -11,17 +11,25 @@ namespace exl2::cuda {
 __device__ __forceinline__ half2 as_half2(uint32_t bits) { return *reinterpret_cast<half2*>(&bits); }
 
 // Header::layout; kernels compare it as a whole.
-EXL2_HD constexpr uint32_t layout_of(int bits, int blocks, int kind) {
-  return static_cast<uint32_t>(bits | blocks << 8 | kind << 16);
+EXL2_HD constexpr uint32_t layout_of(int bits, int blocks, int kind, int group_blocks) {
+  return static_cast<uint32_t>(bits | blocks << 8 | kind << 16 | group_blocks << 24);
 }
 __device__ __forceinline__ int bits_in(const Header& header) { return header.layout & 0xff; }
 __device__ __forceinline__ int blocks_in(const Header& header) { return header.layout >> 8 & 0xff; }
-__device__ __forceinline__ int kind_in(const Header& header) { return header.layout >> 16; }
+__device__ __forceinline__ int kind_in(const Header& header) { return header.layout >> 16 & 0xff; }
+__device__ __forceinline__ int group_blocks_in(const Header& header) { return header.layout >> 24; }
+
+// Of a segment's group.
+__device__ __forceinline__ uint16_t unit_of(const Header& header, int group) {
+  return static_cast<uint16_t>((group < 2 ? header.units[0] : header.units[1]) >> (16 * (group % 2)));
+}
+
+EXL2_HD constexpr int groups_of(int blocks, int group_blocks) { return (blocks + group_blocks - 1) / group_blocks; }
 
 // Blocks of most segments; none has more (MAX_BLOCKS in linear.py).
 EXL2_HD constexpr int full_blocks(int bits) { return bits <= 5 ? 4 : bits <= 8 ? 2 : 1; }
 
-// Bytes between a Header and the codes.
+// Bytes of a group's step sizes, between the Header and the codes.
 EXL2_HD constexpr int scale_bytes(int kind) { return kind == kExl2 ? 16 : kind == kGptq ? 96 : 0; }
 
 // A lane's words of one block, from global or shared memory, in 16-byte (2 bits: 8-byte) loads.
@@ -53,12 +61,12 @@ __device__ __forceinline__ void load_lane(const uint8_t* block, int lane, uint32
   }
 }
 
-// EXL2 step sizes half((code + 1)^2 * unit) of columns g, g + 8, g + 16 and g + 24. code_word: uint16 g
-// behind a Header.
-__device__ __forceinline__ void exl2_scales(float unit, uint32_t code_word, float (&scale)[4]) {
+// EXL2 step sizes half((code + 1)^2 * unit) of columns g, g + 8, g + 16 and g + 24. unit: half. code_word: uint16 g of a
+// group's.
+__device__ __forceinline__ void exl2_scales(uint16_t unit, uint32_t code_word, float (&scale)[4]) {
   // Two columns per word. A code in the low bits of the fp16 number 1024 is 1024 + code, or 1024 + 16 * code.
   const uint32_t nibbles = code_word * 0x00010001u;
-  const half2 units = __float2half2_rn(unit);
+  const half2 units = __half2half2(__ushort_as_half(unit));
   const half2 shrink = __floats2half2_rn(1.f, 1.f / 16);
   const half2 shift = __floats2half2_rn(-1023.f, -63.f);
 #pragma unroll
@@ -70,8 +78,7 @@ __device__ __forceinline__ void exl2_scales(float unit, uint32_t code_word, floa
   }
 }
 
-// `scales` as behind a Header.
-__device__ __forceinline__ void exl2_scales(float unit, const uint8_t* scales, int g, float (&scale)[4]) {
+__device__ __forceinline__ void exl2_scales(uint16_t unit, const uint8_t* scales, int g, float (&scale)[4]) {
   exl2_scales(unit, reinterpret_cast<const uint16_t*>(scales)[g], scale);
 }
 
@@ -83,14 +90,14 @@ __device__ __forceinline__ void gptq_scales(const uint8_t* scales, int g, float 
   }
 }
 
-// Step size and zero point of columns g, g + 8, g + 16 and g + 24: weight = (code - zero) * scale. `scales` as behind a
-// Header. Dense weights have neither.
-__device__ __forceinline__ void column_scales(const Header& header, const uint8_t* scales, int g, float (&scale)[4],
-                                              float (&zero)[4]) {
-  if (kind_in(header) == kExl2) {
-    exl2_scales(header.unit, scales, g, scale);
+// Step size and zero point of columns g, g + 8, g + 16 and g + 24: weight = (code - zero) * scale. unit, scales: a group's.
+// Dense weights have neither.
+__device__ __forceinline__ void column_scales(int kind, int bits, uint16_t unit, const uint8_t* scales, int g,
+                                              float (&scale)[4], float (&zero)[4]) {
+  if (kind == kExl2) {
+    exl2_scales(unit, scales, g, scale);
 #pragma unroll
-    for (int c = 0; c < 4; ++c) zero[c] = header.zero;
+    for (int c = 0; c < 4; ++c) zero[c] = static_cast<float>(1 << (bits - 1));
   } else {
     gptq_scales(scales, g, scale, zero);
   }

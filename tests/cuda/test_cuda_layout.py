@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,14 @@ import torch
 from support.compiled import compile_cpp
 
 from exl2_tui.core.model.cuda.decoder import LAYER_FORMAT, MAX_STEP, MODEL_FORMAT
-from exl2_tui.core.model.cuda.linear import HEADER_BYTES, WARPS, cut_segments, empty_linear
+from exl2_tui.core.model.cuda.linear import (
+    HEADER_BYTES,
+    SCALE_BYTES,
+    WARPS,
+    cut_segments,
+    empty_linear,
+    share_segments,
+)
 
 CPU = torch.device("cpu")
 MIXES = [
@@ -20,13 +28,16 @@ MIXES = [
     [(16, 344)],
     [(3, 86)],
     [(4, 1)],
+    [(8, 1)] * 5 + [(4, 1)] * 83,
+    [(5, 2)] * 3 + [(4, 2)] * 30 + [(4, 1)] * 2,
+    [(4, 6)] * 12 + [(4, 2)] * 3,
 ]
 
 
 @pytest.mark.parametrize("widths", MIXES)
 def test_segments_cover_all_blocks_in_order(widths: list[tuple[int, int]]) -> None:
     segments = cut_segments(widths)
-    blocks = [(s.bits, s.group, s.first_block + b) for s in segments for b in range(s.blocks)]
+    blocks = [(s.bits, s.group + b // s.group_blocks, s.first_block + b) for s in segments for b in range(s.blocks)]
     expected = [(bits, group) for group, (bits, count) in enumerate(widths) for _ in range(count)]
     assert [block[:2] for block in blocks] == expected
     assert [block[2] for block in blocks] == list(range(len(expected)))
@@ -58,9 +69,26 @@ def test_long_columns_keep_all_warps_equally_busy(widths: list[tuple[int, int]])
     assert {end - begin for begin, end, _, _ in shares} == {2}
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_small_groups_share_segments(size: int) -> None:
+    segments = cut_segments([(8, 1)] * 3 + [(4, size)] * (124 // size))
+    assert [(s.bits, s.blocks, s.group_blocks) for s in segments[:3]] == [(8, 2, 1), (8, 1, 1), (4, 4, size)]
+    assert {(s.blocks, s.group_blocks) for s in segments[2:]} == {(4, size)}
+
+
+@pytest.mark.parametrize(("count", "largest", "idle"), [(32, 2, 0), (86, 6, 1), (33, 3, 0), (7, 1, 9), (172, 11, 0)])
+def test_no_warp_has_more_segments_than_it_must(count: int, largest: int, idle: int) -> None:
+    begins = share_segments(count)
+    shares = [end - begin for begin, end in pairwise(begins)]
+    assert begins[0] == 0 and begins[-1] == count and len(shares) == WARPS
+    assert max(shares) == largest and min(shares) >= 0 and shares.count(0) == idle
+
+
 def test_stored_bytes_are_those_of_the_codes_and_one_header_per_segment() -> None:
     linear = empty_linear("exl2", [(4, 4)] * 32, 64, CPU)
-    assert linear.codes.numel() == 2 * 32 * (4 * 512 + HEADER_BYTES["exl2"])
+    assert linear.codes.numel() == 2 * 32 * (4 * 512 + HEADER_BYTES + SCALE_BYTES["exl2"])
+    small = empty_linear("gptq", [(4, 1)] * 128, 64, CPU)
+    assert small.codes.numel() == 2 * 32 * (4 * 512 + HEADER_BYTES + 4 * SCALE_BYTES["gptq"])
     assert all(start % 16 == 0 for start in linear.starts)
 
 

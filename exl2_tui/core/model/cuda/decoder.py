@@ -20,6 +20,7 @@ from exl2_tui.core.model.passage import Choice, Passage
 MAX_STEP = 8
 MOST_BEST = 1024  # logits that cross to the CPU: csrc/cuda/kernels.h
 MAIL_BYTES = 128  # struct Mail of csrc/cuda/mail.cuh
+TURN = 5  # warps, from linear to linear of a phase
 LONG_SEGMENT = 1300  # bytes; one feeder keeps up with these (csrc/cuda/feed.cuh)
 MOST_HEADS = 8  # of a unit of attention: csrc/cuda/attention.cuh
 MODEL_FORMAT = "<9q2d16Q6q"  # struct Model of csrc/cuda/plan.h
@@ -257,13 +258,14 @@ def _mean_segment(linears: Sequence[CudaLinear]) -> float:
 def _plan_linears(layers: Sequence[CudaLayer], head: CudaLinear | None, grid: int) -> bytes:
     """struct Linear of every linear. Strips are dealt to the CUDA blocks in turn, on and on from linear to linear.
 
-    Gate and up start at the same block, so that the two halves of an MLP column meet.
+    Gate and up start at the same block, so that the two halves of an MLP column meet. Which warp has more rows than
+    others changes within a phase (q, k and v, gate and up), since its linears wait for each other only at the end.
     """
     plan = bytearray()
     offset = 0
     for layer in layers:
-        for linear in layer.linears:
-            plan += linear.plan(offset)
+        for linear, place in zip(layer.linears, (0, 1, 2, 0, 0, 1, 0), strict=True):
+            plan += linear.plan(offset, TURN * place)
             if linear is not layer.gate:
                 offset = (offset + linear.strips) % grid
     return bytes(plan if head is None else plan + head.plan(offset))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 
@@ -21,33 +21,57 @@ BLOCK_CODES = STRIP_COLUMNS * BLOCK_ROWS
 MOST_ROWS = 8  # of a product with the packed weight
 WARPS = 16  # that share the rows of a strip
 KINDS = {"exl2": 0, "gptq": 1, "float": 2}
-HEADER_BYTES = {"exl2": 16 + 16, "gptq": 16 + 96, "float": 16}
+HEADER_BYTES = 16
+SCALE_BYTES = {"exl2": 16, "gptq": 96, "float": 0}  # of a group
+MANY_WARPS = WARPS * 3 // 4
 MAX_BLOCKS = {2: 4, 3: 4, 4: 4, 5: 4, 6: 2, 8: 2, 16: 1}  # of a segment, by width: about 2 KiB
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Blocks first_block ... first_block + blocks - 1 of packed rows: one group and one width."""
+    """Blocks first_block ... first_block + blocks - 1 of packed rows, all of one width.
+
+    They belong to the groups from `group` on, of group_blocks each.
+    """
 
     bits: int
     group: int
     first_block: int
     blocks: int
+    group_blocks: int
 
     def nbytes(self, kind: str) -> int:
         """In one strip, header included."""
-        return HEADER_BYTES[kind] + self.bits * self.blocks * BLOCK_CODES // 8
+        groups = -(-self.blocks // self.group_blocks)
+        return HEADER_BYTES + groups * SCALE_BYTES[kind] + self.bits * self.blocks * BLOCK_CODES // 8
+
+
+def share_segments(count: int) -> list[int]:
+    """How the warps share a strip of `count` segments: where those of each begin, and where the last ones end.
+
+    The slowest warp decides, and a segment takes about as long whatever its width. Where nearly all warps are needed
+    anyway, the last ones take as many as any: with some idle ones the step was faster than with all a little less busy.
+    """
+    most = -(-count // WARPS)
+    if most * MANY_WARPS < count:
+        return [max(0, count - most * (WARPS - warp)) for warp in range(WARPS + 1)]
+    return [count * warp // WARPS for warp in range(WARPS + 1)]
 
 
 def cut_segments(groups: Sequence[tuple[int, int]]) -> list[Segment]:
-    """groups: width and number of blocks of every group of rows, in packed order."""
+    """groups: width and number of blocks of every group of rows, in packed order. Small ones share a segment."""
     total = sum(blocks for _, blocks in groups)
     result: list[Segment] = []
     start = 0
     for index, (bits, blocks) in enumerate(groups):
         most = min(MAX_BLOCKS[bits], max(1, total // WARPS))  # short columns: smaller pieces, one for each warp
-        firsts = range(0, blocks, most)
-        result += [Segment(bits, index, start + first, min(most, blocks - first)) for first in firsts]
+        last = result[-1] if result else None
+        if last and (last.bits, last.group_blocks) == (bits, blocks) and last.blocks + blocks <= most:
+            result[-1] = replace(last, blocks=last.blocks + blocks)
+        else:
+            for first in range(0, blocks, most):
+                size = min(most, blocks - first)
+                result.append(Segment(bits, index, start + first, size, size))
         start += blocks
     return result
 
@@ -56,7 +80,7 @@ def cut_segments(groups: Sequence[tuple[int, int]]) -> list[Segment]:
 class CudaLinear:
     """One packed linear. Fields mirror struct Linear of csrc/cuda/plan.h; None becomes a null pointer.
 
-    codes (strips * strip_bytes,) uint8. table (n_segments, 3) int32: struct Segment. starts: where segments begin in a
+    codes (strips * strip_bytes,) uint8. table (n_segments, 4) int32: struct Segment. starts: where segments begin in a
     strip and where the last one ends, in bytes; offsets the same on the GPU, int32, in 16 bytes.
     perm (K,) int32: input feature of each packed row, None where rows are in order; inverse: inverse_of it. in_features
     is K rounded up to 32.
@@ -87,8 +111,12 @@ class CudaLinear:
         """The largest segment."""
         return max(end - start for start, end in pairwise(self.starts))
 
-    def plan(self, offset: int = 0) -> bytes:
-        """struct Linear of csrc/cuda/plan.h. offset: the CUDA block of the decode kernel that computes strip 0."""
+    def plan(self, offset: int = 0, turn: int = 0) -> bytes:
+        """struct Linear of csrc/cuda/plan.h.
+
+        offset: the CUDA block of the decode kernel that computes strip 0. turn: the warp that has the first share of a
+        strip's rows.
+        """
         pointers = (self.codes, self.table, self.offsets, self.inverse, self.bias)
         fields = struct.pack(
             "<5Q7q",
@@ -101,16 +129,14 @@ class CudaLinear:
             KINDS[self.kind],
             offset,
         )
-        return fields + b"".join(struct.pack("<4i", *share) for share in self._shares())
+        shares = list(self._shares())
+        return fields + b"".join(struct.pack("<4i", *shares[(warp - turn) % WARPS]) for warp in range(WARPS))
 
     def _shares(self) -> Iterator[tuple[int, int, int, int]]:
-        """struct Share of every warp: equal numbers of segments.
-
-        A segment takes a warp about as long whatever its width, and the warps of a strip wait for the slowest.
-        """
-        segments = len(self.starts) - 1
-        for begin, end in pairwise(segments * warp // WARPS for warp in range(WARPS + 1)):
-            last = min(begin + 1, segments)
+        """struct Share of every warp."""
+        count = len(self.starts) - 1
+        for begin, end in pairwise(share_segments(count)):
+            last = min(begin + 1, count)
             yield begin, end, self.starts[begin] // 16, self.starts[last] // 16
 
     @cached_property
@@ -250,11 +276,12 @@ def empty_linear(
     starts = (0, *accumulate(segment.nbytes(kind) for segment in segments))
     table = bytearray()
     for segment, start in zip(segments, starts, strict=False):
-        table += struct.pack("<IIHBB", start // 16, segment.first_block, segment.group, segment.bits, segment.blocks)
+        place, layout = (start // 16, segment.first_block), (segment.bits, segment.blocks, segment.group_blocks)
+        table += struct.pack("<IIHBBI", *place, segment.group, *layout)
     return CudaLinear(
         kind=kind,
         codes=torch.empty(_strips(out_features) * starts[-1], dtype=torch.uint8, device=device),
-        table=torch.frombuffer(table, dtype=torch.int32).view(-1, 3).to(device),
+        table=torch.frombuffer(table, dtype=torch.int32).view(-1, 4).to(device),
         offsets=torch.tensor(starts, dtype=torch.int64).div_(16, rounding_mode="floor").to(torch.int32).to(device),
         starts=starts,
         inverse=inverse,
