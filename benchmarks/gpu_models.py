@@ -29,8 +29,11 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One file to measure. format: "exl2", "exl2-g32" (groups of 32 rows instead of 128, as the reference converter uses
-    them often), "gptq" (4 bits, groups in order) or "gptq-act" (act-order)."""
+    """One file to measure.
+
+    format: "exl2", "exl2-g32" (groups of 32 rows instead of 128, which real files often have), "gptq" (4 bits, groups
+    in order) or "gptq-act" (act-order).
+    """
 
     shape: str
     format: str

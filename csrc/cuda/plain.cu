@@ -42,8 +42,8 @@ __device__ __forceinline__ void multiply_pairs(Sums& sum, const uint32_t* low, c
   multiply(sum[1], operand<kBits, 2, p>(low, high, zero), operand<kBits, 3, p>(low, high, zero), x);
 }
 
-// total += a strip's part of a segment's group times x. x: the lane's 8 halves for the first block, null if its row is not there;
-// those for the next block are kBlockRows further on. kFull: full_blocks of one group.
+// total += a strip's part of a segment's group times x. x: the lane's 8 halves for the segment's first block, null if its row
+// is not there; those for the next block are kBlockRows further on. kFull: full_blocks of one group.
 template <int kBits, int kKind, bool kFull>
 __device__ __forceinline__ void multiply_group(const uint8_t* stream, const Segment& segment, int group, const uint16_t* x,
                                                Sums& total) {
@@ -103,9 +103,10 @@ __device__ __forceinline__ void multiply_segment(const uint8_t* stream, const Se
   }
 }
 
-// Three CUDA blocks share a multiprocessor: what they ask for at once is many times what memory takes to answer.
+// Three CUDA blocks share a multiprocessor (GPTQ's zero points need too many registers for that: two): what they ask for at
+// once is many times what memory takes to answer.
 template <int kKind>
-__global__ void __launch_bounds__(kPlainThreads, 3) plain_kernel(const Linear weight, const PlainProduct product) {
+__global__ void __launch_bounds__(kPlainThreads, kKind == kGptq ? 2 : 3) plain_kernel(const Linear weight, const PlainProduct product) {
   __shared__ float sums[kPlainWarps][kMaxTokens][kStripColumns];
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;

@@ -31,7 +31,9 @@ __global__ void repack_kernel(RepackSource source, const Segment* segments, int6
   if (threadIdx.x == 0) {
     Header header = {segment.first_block, layout_of(segment.bits, segment.blocks, kind, segment.group_blocks), {}};
     if (kind == kExl2) {
-      for (int i = 0; i < groups; ++i) {
+#pragma unroll
+      for (int i = 0; i < kMaxBlocks; ++i) {
+        if (i >= groups) break;
         header.units[i / 2] |= uint32_t{static_cast<const uint16_t*>(source.groups)[segment.group + i]} << (16 * (i % 2));
       }
     }

@@ -143,8 +143,10 @@ def test_turing_gets_all_kernels_but_the_steps(found: list[Kernel]) -> None:
     assert {kernel.plain_name for kernel in turing} == {kernel.plain_name for kernel in found}
     for kernel in turing:
         assert kernel.frame <= (80 if kernel.plain_name == "repack_kernel" else 0), kernel
-        # Three CUDA blocks of the product have to fit on a multiprocessor.
-        assert kernel.registers <= {"step_kernel": 8, "plain_kernel": 80}.get(kernel.plain_name, 128), kernel
+        # Three CUDA blocks of the product have to fit on a multiprocessor, with GPTQ (kind 1) two.
+        is_gptq = "plain_kernelILi1E" in kernel.name
+        limits = {"step_kernel": 8, "plain_kernel": 128 if is_gptq else 80}
+        assert kernel.registers <= limits.get(kernel.plain_name, 128), kernel
 
 
 @pytest.mark.slow
