@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,15 @@ def colours(written: bytes) -> set[str]:
     return {number.decode() for number in found} - ATTRIBUTES
 
 
+def came(shown: str, gone: str, screen: str) -> bool:
+    """Whether a text is on the screen and another no longer: an escape has done its work then.
+
+    Half a frame may show what it uncovers too early, and an escape that a key follows at once is another key.
+    """
+    text = " ".join(screen.split())
+    return shown in text and not (gone and gone in text)
+
+
 def demo(terminals: Open, home: Path) -> Terminal:
     return terminals([sys.executable, "-m", "tests.tui.demo"], home, (80, 24))
 
@@ -64,9 +74,11 @@ def test_no_screen_sends_a_colour(terminals: Open, home: Path, monkeypatch: pyte
     monkeypatch.setenv("NO_COLOR", "1")
     terminal = demo(terminals, home)
     terminal.wait("ctx")
+    before = ""
     for keys, shown in WALK:
         terminal.press(*keys)
-        terminal.wait(shown)
+        terminal.wait(partial(came, shown, before if keys == ("escape",) else ""))
+        before = shown
     terminal.press("ctrl+q")
     assert terminal.ended() == 0
     assert b"\x1b[7m" in terminal.written and b"\x1b[1m" in terminal.written
