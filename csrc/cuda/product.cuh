@@ -103,6 +103,7 @@ struct Layout {
   static constexpr int kBits = kWidth;
   static constexpr int kKind = kOf;
   static constexpr int kGroupBlocks = kOfGroup;
+  static constexpr int kGroups = groups_of(full_blocks(kWidth), kOfGroup);
   static constexpr bool kFull = kOf != kAnyKind;
   static constexpr uint32_t kCode = layout_of(kWidth, full_blocks(kWidth), kOf, kOfGroup);
 
@@ -139,10 +140,9 @@ template <typename Layout, typename Body>
 __device__ __forceinline__ void for_groups(const Header& header, const uint8_t* stream, Body body) {
   const uint8_t* const scales = stream + sizeof(Header);
   if constexpr (Layout::kFull) {
-    constexpr int kGroups = groups_of(full_blocks(Layout::kBits), Layout::kGroupBlocks);
     using Count = std::integral_constant<int, Layout::kGroupBlocks>;
 #pragma unroll 1
-    for (int i = 0; i < kGroups; ++i) {
+    for (int i = 0; i < Layout::kGroups; ++i) {
       body(i * Layout::kGroupBlocks, Count{}, unit_of(header, i), scales + i * scale_bytes(Layout::kKind));
     }
   } else {
@@ -157,8 +157,7 @@ __device__ __forceinline__ void for_groups(const Header& header, const uint8_t* 
 template <typename Layout>
 __device__ __forceinline__ const uint8_t* codes_of(const Header& header, const uint8_t* stream) {
   if constexpr (Layout::kFull) {
-    constexpr int kGroups = groups_of(full_blocks(Layout::kBits), Layout::kGroupBlocks);
-    return stream + sizeof(Header) + kGroups * scale_bytes(Layout::kKind);
+    return stream + sizeof(Header) + Layout::kGroups * scale_bytes(Layout::kKind);
   } else {
     const int groups = groups_of(blocks_in(header), group_blocks_in(header));
     return stream + sizeof(Header) + groups * scale_bytes(kind_in(header));
