@@ -40,7 +40,7 @@ KEYS = {
     "f8": "\x1b[19~",
     "f12": "\x1b[24~",
 }
-
+ENDED = "#{pane_dead}:#{pane_dead_status}:#{pane_dead_signal}"  # as tmux tells it; a signal in place of a status
 
 LIMIT = 90.0
 
@@ -56,7 +56,7 @@ class Screen(ABC):
     @property
     @abstractmethod
     def status(self) -> int | None:
-        """The exit status; None while the program runs."""
+        """The exit status, negative for a signal; None while the program runs."""
 
     @abstractmethod
     def press(self, *keys: str) -> None:
@@ -202,8 +202,10 @@ class Tmux(Screen):
 
     @property
     def status(self) -> int | None:
-        dead, _, status = self._ask("display-message", "-p", "#{pane_dead} #{pane_dead_status}").strip().partition(" ")
-        return int(status) if dead == "1" else None
+        dead, status, number = self._ask("display-message", "-p", ENDED).strip().split(":")
+        if dead != "1" or status == number == "":  # tmux sees the terminal closed before it learns how the program ended
+            return None
+        return int(status) if status else -int(number)
 
     def press(self, *keys: str) -> None:
         commands = []
