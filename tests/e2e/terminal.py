@@ -40,7 +40,7 @@ KEYS = {
     "f8": "\x1b[19~",
     "f12": "\x1b[24~",
 }
-ENDED = "#{pane_dead}:#{pane_dead_status}:#{pane_dead_signal}"  # as tmux tells it; a signal in place of a status
+AND_TELL = '"$@"; echo $? >"$0"'  # for a shell: a file and a command
 
 LIMIT = 90.0
 
@@ -56,7 +56,7 @@ class Screen(ABC):
     @property
     @abstractmethod
     def status(self) -> int | None:
-        """The exit status, negative for a signal; None while the program runs."""
+        """The exit status; None while the program runs."""
 
     @abstractmethod
     def press(self, *keys: str) -> None:
@@ -190,10 +190,13 @@ class Tmux(Screen):
     def __init__(self, command: Sequence[str], home: Path, *, size: tuple[int, int] = (120, 40)) -> None:
         """size: columns, rows."""
         columns, rows = map(str, size)
+        self._told = home.parent / "exit-status"  # tmux itself may miss the end of a program: it can lose a SIGCHLD
+        self._told.unlink(missing_ok=True)
         self._tmux = ["tmux", "-L", f"exl2-tui-{os.getpid()}-{home.parent.name}", "-f", os.devnull, "-u"]
         variables = {**surroundings(home), "LANG": "C.UTF-8", "TEXTUAL_ANIMATIONS": "none"}
         keep = ["start-server", ";", "set-option", "-g", "remain-on-exit", "on", ";"]
-        start = ["new-session", "-d", "-x", columns, "-y", rows, "--", *command]
+        shell = ["sh", "-c", AND_TELL, str(self._told), *command]
+        start = ["new-session", "-d", "-x", columns, "-y", rows, "--", *shell]
         subprocess.run([*self._tmux, *keep, *start], env=variables, check=True)
 
     @property
@@ -202,10 +205,8 @@ class Tmux(Screen):
 
     @property
     def status(self) -> int | None:
-        dead, status, number = self._ask("display-message", "-p", ENDED).strip().split(":")
-        if dead != "1" or status == number == "":  # tmux sees the terminal closed before it learns how the program ended
-            return None
-        return int(status) if status else -int(number)
+        told = self._told.read_text() if self._told.exists() else ""
+        return int(told) if told else None
 
     def press(self, *keys: str) -> None:
         commands = []
