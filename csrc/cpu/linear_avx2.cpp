@@ -40,10 +40,10 @@ struct Lanes {
     if (n == 16) return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
     return {_mm256_maskload_ps(p, mask(n)), _mm256_maskload_ps(p + 8, mask(n - 8))};
   }
-  static F load_f16(const uint16_t* p) {
-    const __m256i half = _mm256_load_si256(at(p, 0));
+  static F floats_of_halves(__m256i half) {
     return {_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
   }
+  static F load_f16(const uint16_t* p) { return floats_of_halves(_mm256_load_si256(at(p, 0))); }
   static F load_bf16(const uint16_t* p) {
     const I wide = load_u16(p);
     return {_mm256_castsi256_ps(_mm256_slli_epi32(wide.a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(wide.b, 16))};
@@ -152,6 +152,17 @@ struct Lanes {
     const I masked = and_bytes<MASK>(y);
     return {_mm256_or_si256(x.a, masked.a), _mm256_or_si256(x.b, masked.b)};
   }
+  template <int MASK>
+  static I and_halves(I x) {
+    const __m256i mask = _mm256_set1_epi16(short(MASK));
+    return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
+  }
+  template <int MASK>
+  static I or_masked_halves(I x, I y) {
+    const I masked = and_halves<MASK>(y);
+    return {_mm256_or_si256(x.a, masked.a), _mm256_or_si256(x.b, masked.b)};
+  }
+  static void rows_of_halves(F* rows, I line) { rows[0] = floats_of_halves(line.a), rows[1] = floats_of_halves(line.b); }
   static void rows_of_quad(F* rows, I code) {
     const __m256i byte = _mm256_set1_epi32(255);
     const auto row = [&](__m256i a, __m256i b) {

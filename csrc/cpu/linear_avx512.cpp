@@ -102,6 +102,18 @@ struct Lanes {
   static I or_masked(I a, I b) {
     return _mm512_ternarylogic_epi32(a, b, _mm512_set1_epi8(MASK), 0xf8);  // a | (b & c)
   }
+  template <int MASK>
+  static I and_halves(I a) {
+    return _mm512_and_si512(a, _mm512_set1_epi16(short(MASK)));
+  }
+  template <int MASK>
+  static I or_masked_halves(I a, I b) {
+    return _mm512_ternarylogic_epi32(a, b, _mm512_set1_epi16(short(MASK)), 0xf8);
+  }
+  static void rows_of_halves(F* rows, I line) {
+    rows[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(line));
+    rows[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(line, 1));
+  }
   static void rows_of_quad(F* rows, I code) {
     const I byte = _mm512_set1_epi32(255);
     rows[0] = _mm512_cvtepi32_ps(_mm512_and_si512(code, byte));

@@ -168,6 +168,36 @@ static EXL2_INLINE void direct_dense(const Header& h, const uint8_t* tile, const
   }
 }
 
+template <DenseType TYPE, int MB>
+static EXL2_INLINE void direct_narrow(const Header& h, const uint8_t* tile, const Activations& a, F* out) {
+  constexpr int PAIRS = 4 / MB;  // two chains of sums each
+  const float* x = a.rows(0);
+  for (int64_t block = 0; block < h.K / kNarrowBlockRows; block++) {
+    const uint8_t* strip = narrow_block<TYPE>(h, tile, block);
+    ask_for(strip + kDecodeAhead, int(narrow_block_bytes(TYPE) / kLine));
+    F acc[MB][PAIRS][2];
+    for (int m = 0; m < MB; m++) {
+      for (int p = 0; p < PAIRS; p++) acc[m][p][0] = acc[m][p][1] = Lanes::zero();
+    }
+    for (int i = 0; i < kNarrowBlockRows / kStripRows; i++, strip += Narrow<TYPE>::kLines * kLine) {
+      for_each_pair<TYPE>(strip, [&](auto index, F even, F odd) EXL2_INLINE_LAMBDA {
+        constexpr int PAIR = decltype(index)::value, P = PAIR % PAIRS;
+        for (int m = 0; m < MB; m++) {
+          acc[m][P][0] = Lanes::fma(even, Lanes::set1(x[2 * PAIR * MB + m]), acc[m][P][0]);
+          acc[m][P][1] = Lanes::fma(odd, Lanes::set1(x[(2 * PAIR + 1) * MB + m]), acc[m][P][1]);
+        }
+      });
+      x += kStripRows * MB;
+    }
+    const F scale = Lanes::set1(narrow_scale(tile, block));
+    for (int m = 0; m < MB; m++) {
+      F sum = Lanes::add(acc[m][0][0], acc[m][0][1]);
+      for (int p = 1; p < PAIRS; p++) sum = Lanes::add(sum, Lanes::add(acc[m][p][0], acc[m][p][1]));
+      out[m] = Lanes::fma(sum, scale, out[m]);
+    }
+  }
+}
+
 template <int MB, typename Params>
 static EXL2_INLINE void direct_quantized(const uint8_t* blob, const uint8_t* tile, const Activations& a, F* out) {
   const Header& h = header_of(blob);
@@ -197,9 +227,9 @@ static void multiply_direct(const uint8_t* blob, const uint8_t* scratch, float* 
     } else if (h.kind == int32_t(LinearKind::kGptq)) {
       direct_quantized<MB, GptqParams>(blob, tile, a, sum);
     } else if (h.dense_type == int32_t(DenseType::kF16)) {
-      direct_dense<DenseType::kF16, MB>(h, tile, a, sum);
+      (h.narrow ? direct_narrow<DenseType::kF16, MB> : direct_dense<DenseType::kF16, MB>)(h, tile, a, sum);
     } else if (h.dense_type == int32_t(DenseType::kBF16)) {
-      direct_dense<DenseType::kBF16, MB>(h, tile, a, sum);
+      (h.narrow ? direct_narrow<DenseType::kBF16, MB> : direct_dense<DenseType::kBF16, MB>)(h, tile, a, sum);
     } else {
       direct_dense<DenseType::kF32, MB>(h, tile, a, sum);
     }

@@ -172,6 +172,19 @@ struct Lanes {
   static I or_masked(I a, I b) {  // a | (b & mask)
     return each_i([&](int c) { return a.v[c] | (b.v[c] & MASK * 0x01010101u); });
   }
+  template <int MASK>
+  static I and_halves(I a) {
+    return each_i([&](int c) { return a.v[c] & MASK * 0x00010001u; });
+  }
+  template <int MASK>
+  static I or_masked_halves(I a, I b) {
+    return each_i([&](int c) { return a.v[c] | (b.v[c] & MASK * 0x00010001u); });
+  }
+  static void rows_of_halves(F* rows, I line) {  // rows[r]: fp16 number 16 r + c of the line
+    uint16_t halves[32];
+    memcpy(halves, line.v, sizeof halves);
+    for (int r = 0; r < 2; r++) rows[r] = load_f16(halves + 16 * r);
+  }
   static __attribute__((noinline)) void rows_of_quad(F* rows, I code) {  // rows[r]: byte r of each lane
     for (int r = 0; r < 4; r++) {
       rows[r] = each([&](int c) { return float(code.v[c] >> (8 * r) & 255); });

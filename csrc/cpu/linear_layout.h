@@ -21,7 +21,8 @@
 // A *block* is the run of slabs that shares one activation scale and one int32 accumulation: at most kBlockSlabs of a
 // group. A *section* is a run of groups of equal width and size, so that inner loops know both.
 //
-// A dense tile is K times 16 values in the stored type: row k, columns 16t..16t+15.
+// A dense tile is K times 16 values in the stored type: row k, columns 16t..16t+15; of halves, on the fast path, in fewer
+// bits (linear_narrow.h).
 #pragma once
 
 #include <cstdint>
@@ -47,6 +48,8 @@ constexpr int kColumns = int(kLinearTileColumns);
 constexpr int kSlabRows = 32;
 constexpr int kLine = 64;
 constexpr int kSlabQuads = kSlabRows / 4;
+constexpr int kNarrowBlockRows = 64;  // linear_narrow.h
+constexpr int kStripRows = 16;
 
 // What becomes of an activation: one byte; one byte and half of one that it shares with another row's (linear_pairs.h);
 // two bytes.
@@ -74,6 +77,8 @@ struct Header {
   int32_t dense_type;
   int32_t exact;
   int32_t has_row_map;
+  int32_t narrow;       // halves in fewer bits
+  int32_t padding;
   int64_t K;            // input features
   int64_t packed_rows;  // rows in a tile: K, plus the padding of groups that are no multiple of 32
   int64_t out_features;
@@ -90,6 +95,10 @@ struct Header {
   int64_t tile_bytes;
   int64_t params_bytes;  // scales (and zeros) at the head of each tile
 };
+
+constexpr int64_t narrow_block_bytes(DenseType type) {
+  return kNarrowBlockRows / kStripRows * (type == DenseType::kF16 ? 7 : 6) * kLine;
+}
 
 static inline int64_t align_line(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
@@ -259,7 +268,14 @@ static inline bool plan(const LinearSource& s, Header& h, Section* sections) {
   int64_t code_bytes = 0;
   if (s.kind == LinearKind::kDense) {
     h.packed_rows = s.K;
-    code_bytes = align_line(s.K * kColumns * (s.dense_type == DenseType::kF32 ? 4 : 2));
+    h.narrow = !s.exact && s.dense_type != DenseType::kF32 && s.K % kNarrowBlockRows == 0;
+    if (h.narrow) {
+      const int64_t blocks = s.K / kNarrowBlockRows;
+      h.params_bytes = align_line(blocks * int64_t(sizeof(float)));
+      code_bytes = blocks * narrow_block_bytes(s.dense_type);
+    } else {
+      code_bytes = align_line(s.K * kColumns * (s.dense_type == DenseType::kF32 ? 4 : 2));
+    }
   } else {
     h.n_groups = s.n_groups;
     h.params_bytes = align_line(h.n_groups * (s.kind == LinearKind::kExl2 ? 8 : 64));

@@ -2,7 +2,7 @@
 // one word of each column, so 16 neighbouring columns are one vector, and every step below works on such vectors.
 #pragma once
 
-#include "linear_layout.h"
+#include "linear_narrow.h"
 
 namespace exl2 {
 namespace EXL2_ISA {
@@ -178,32 +178,47 @@ static EXL2_INLINE void transpose(V* in, T* out) {
   memcpy(out, in, kColumns * sizeof(V));
 }
 
-// (N, K) -> tile of (K, 16), a cache line of each of the 16 rows at a time: rows are often a power of two apart, and then
-// their lines push each other out of L1 before they could be read twice. For the same reason lines are fetched to L2.
+// (N, K) -> rows k .. end - 1 of a tile (K, 16), a cache line of each of the 16 columns at a time: in the file they are
+// often a power of two apart, and then their lines push each other out of L1 before they could be read twice. For the same
+// reason lines are fetched to L2.
 template <typename T>
-static void pack_dense(const LinearSource& s, const Header& h, T* tile, int64_t t) {
+static void gather_rows(const LinearSource& s, T* out, int64_t t, int64_t k, int64_t end) {
   typedef T V __attribute__((vector_size(kColumns * sizeof(T))));
   constexpr int kLineValues = kLine / int(sizeof(T)), kParts = kLineValues / kColumns;
   constexpr int kAhead = 512 / int(sizeof(T));
   const T* weight = static_cast<const T*>(s.weight);
-  const int64_t used = s.K * kColumns * int64_t(sizeof(T)), column = t * kColumns;
-  memset(reinterpret_cast<uint8_t*>(tile) + used, 0, size_t(h.tile_bytes - used));
-  int64_t k = 0;
+  const int64_t column = t * kColumns;
   if (column + kColumns <= s.N) {
-    for (; k + kLineValues <= s.K; k += kLineValues) {
+    for (; k + kLineValues <= end; k += kLineValues, out += kLineValues * kColumns) {
       V in[kParts][kColumns];
       for (int64_t c = 0; c < kColumns; c++) {
-        const T* row = weight + (column + c) * s.K + k;
-        __builtin_prefetch(row + kAhead, 0, 2);
-        for (int part = 0; part < kParts; part++) memcpy(&in[part][c], row + part * kColumns, sizeof(V));
+        const T* values = weight + (column + c) * s.K + k;
+        __builtin_prefetch(values + kAhead, 0, 2);
+        for (int part = 0; part < kParts; part++) memcpy(&in[part][c], values + part * kColumns, sizeof(V));
       }
-      for (int part = 0; part < kParts; part++) transpose(in[part], tile + (k + part * kColumns) * kColumns);
+      for (int part = 0; part < kParts; part++) transpose(in[part], out + part * kColumns * kColumns);
     }
   }
-  for (; k < s.K; k++) {
-    for (int64_t c = 0; c < kColumns; c++) {
-      tile[k * kColumns + c] = column + c < s.N ? weight[(column + c) * s.K + k] : T(0);
-    }
+  for (; k < end; k++, out += kColumns) {
+    for (int64_t c = 0; c < kColumns; c++) out[c] = column + c < s.N ? weight[(column + c) * s.K + k] : T(0);
+  }
+}
+
+template <typename T>
+static void pack_dense(const LinearSource& s, const Header& h, uint8_t* tile, int64_t t) {
+  const int64_t used = s.K * kColumns * int64_t(sizeof(T));
+  gather_rows(s, reinterpret_cast<T*>(tile), t, 0, s.K);
+  memset(tile + used, 0, size_t(h.tile_bytes - used));
+}
+
+template <DenseType TYPE>
+static void pack_narrow(const LinearSource& s, const Header& h, uint8_t* tile, int64_t t) {
+  float* scales = reinterpret_cast<float*>(tile);
+  memset(tile, 0, size_t(h.params_bytes));
+  for (int64_t block = 0; block < s.K / kNarrowBlockRows; block++) {
+    alignas(kLine) uint16_t rows[kNarrowBlockRows * kColumns];
+    gather_rows(s, rows, t, block * kNarrowBlockRows, (block + 1) * kNarrowBlockRows);
+    pack_block<TYPE>(rows, scales[block], tile + h.params_bytes + block * narrow_block_bytes(TYPE));
   }
 }
 
@@ -271,10 +286,11 @@ static void pack(const LinearSource& source, uint8_t* blob, int64_t tile_begin, 
       uint8_t* tile = blob + h.tiles_at + t * h.tile_bytes;
       if (source.kind != LinearKind::kDense) {
         pack_params(source, h, tile, t);
-      } else if (source.dense_type == DenseType::kF32) {
-        pack_dense(source, h, reinterpret_cast<uint32_t*>(tile), t);
+      } else if (h.narrow) {
+        (source.dense_type == DenseType::kF16 ? pack_narrow<DenseType::kF16>
+                                              : pack_narrow<DenseType::kBF16>)(source, h, tile, t);
       } else {
-        pack_dense(source, h, reinterpret_cast<uint16_t*>(tile), t);
+        (source.dense_type == DenseType::kF32 ? pack_dense<uint32_t> : pack_dense<uint16_t>)(source, h, tile, t);
       }
     }
     if (source.kind != LinearKind::kDense) pack_codes(source, h, blob, begin, end);

@@ -101,21 +101,39 @@ static void staged_exact(const uint8_t* blob, const uint8_t* scratch, int64_t M,
   }
 }
 
+// Some rows of a tile as floats; of narrow halves whole strips.
+template <DenseType TYPE>
+static void dense_rows(const Header& h, const uint8_t* tile, int64_t row, int rows, float* out) {
+  if constexpr (TYPE != DenseType::kF32) {
+    if (h.narrow) {
+      constexpr int kStripBytes = Narrow<TYPE>::kLines * kLine;
+      for (const int64_t end = row + rows; row < end; row += kStripRows, out += kStripRows * kColumns) {
+        const uint8_t* strip = tile + h.params_bytes + row / kStripRows * kStripBytes;
+        const F scale = Lanes::set1(narrow_scale(tile, row / kNarrowBlockRows));
+        ask_for(strip + kChunkAhead, Narrow<TYPE>::kLines);
+        for_each_pair<TYPE>(strip, [&](auto index, F even, F odd) EXL2_INLINE_LAMBDA {
+          float* pair = out + 2 * decltype(index)::value * kColumns;
+          Lanes::store(pair, Lanes::mul(even, scale));
+          Lanes::store(pair + kColumns, Lanes::mul(odd, scale));
+        });
+      }
+      return;
+    }
+  }
+  for (int r = 0; r < rows; r++) {
+    __builtin_prefetch(tile + (row + r) * dense_row_bytes(TYPE) + kChunkAhead, 0, 3);
+    Lanes::store(out + r * kColumns, load_dense<TYPE>(tile, row + r));
+  }
+}
+
 template <DenseType TYPE>
 static void staged_dense(const uint8_t* blob, const uint8_t* scratch, int64_t M, Sums sums, int64_t tile,
                          int64_t tiles) {
   const Header& h = header_of(blob);
-  constexpr int kRowBytes = dense_row_bytes(TYPE);
   FloatChunk chunk;
   for (int64_t row = 0; row < h.K; row += kFloatChunkRows) {
     const int rows = int(min64(kFloatChunkRows, h.K - row));
-    for (int64_t i = 0; i < tiles; i++) {
-      const uint8_t* data = tile_of(blob, tile + i);
-      for (int r = 0; r < rows; r++) {
-        __builtin_prefetch(data + (row + r) * kRowBytes + kChunkAhead, 0, 3);
-        Lanes::store(chunk.weights[i] + r * kColumns, load_dense<TYPE>(data, row + r));
-      }
-    }
+    for (int64_t i = 0; i < tiles; i++) dense_rows<TYPE>(h, tile_of(blob, tile + i), row, rows, chunk.weights[i]);
     multiply_chunk(h, chunk, scratch, row, rows, M, sums, tile, tiles);
     sums = sums.more();
   }
