@@ -16,7 +16,16 @@ from exl2_tui.convert_draft import ConvertDraft
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import CancelledError, Exl2Error
 from exl2_tui.core.events import Event
-from exl2_tui.core.job_events import ConvertChecked, FieldNote, JobEnded, JobFollowed, JobInfo, JobOpened, JobsListed
+from exl2_tui.core.job_events import (
+    ConvertChecked,
+    FieldNote,
+    JobEnded,
+    JobFinished,
+    JobFollowed,
+    JobInfo,
+    JobOpened,
+    JobsListed,
+)
 from exl2_tui.core.requests import ConvertRequest
 from exl2_tui.job_journal import ended
 from exl2_tui.work_queue import WorkQueue
@@ -161,9 +170,11 @@ class JobService:
                 return  # paused before it began
             self._waiting.remove(job)
             self._running = job, cancel
-        ended: list[Event] = []
+        ended: list[
+            Event
+        ] = []  # told once it no longer runs, nor its directory is locked: whoever looks then sees that
         for event in _guarded(job, lambda: self._make_source().run(request(), fresh, cancel)):
-            if isinstance(event, JobEnded):
+            if isinstance(event, JobEnded | JobFinished):
                 ended.append(event)
             else:
                 self._post(event)
@@ -186,16 +197,31 @@ class JobService:
         return ()
 
     def _list(self) -> None:
-        for event in _guarded("", lambda: [JobsListed(tuple(map(self._with_status, self._make_source().list())))]):
-            self._post(event)
+        for event in _guarded("", lambda: [JobsListed(self._make_source().list())]):
+            if isinstance(event, JobsListed):
+                self._post_listed(event)
+            else:
+                self._post(event)
+
+    def _post_listed(self, event: JobsListed) -> None:
+        """A job of this process is no job of another one, though its directory is locked.
+
+        Under the lock: if the job ended meanwhile, "running" would be told after its end, and be believed for ever.
+        """
+        with self._lock:
+            ours = self._running[0] if self._running is not None else ""
+            jobs = (dataclasses.replace(info, status="running") if info.job == ours else info for info in event.jobs)
+            self._post(JobsListed(tuple(jobs)))
 
     def _look(self, job: str) -> None:
         def found() -> Iterable[Event]:
             opened, self._places[job] = self._make_source().look(job)
-            return [dataclasses.replace(opened, info=self._with_status(opened.info))]
+            return [opened]
 
         for event in _guarded(job, found):
-            self._post(event)
+            with self._lock:
+                if self._running is None or self._running[0] != job:  # one that runs here tells more itself
+                    self._post(event)
 
     def _follow(self, job: str) -> None:
         with self._lock:
@@ -222,12 +248,6 @@ class JobService:
 
         for event in _guarded("", asked):
             self._post(event)
-
-    def _with_status(self, info: JobInfo) -> JobInfo:
-        """A job of this process is no job of another one, though its directory is locked."""
-        with self._lock:
-            ours = self._running is not None and self._running[0] == info.job
-        return dataclasses.replace(info, status="running") if ours else info
 
     def _check(self, draft: ConvertDraft, token: int) -> None:
         if token != self._newest_check:

@@ -16,6 +16,7 @@ from exl2_tui.core.errors import CancelledError, Exl2Error
 from exl2_tui.core.events import Event
 from exl2_tui.core.model_events import (
     DownloadEnded,
+    DownloadFinished,
     DownloadPlan,
     DownloadsListed,
     HubModel,
@@ -226,13 +227,17 @@ class ModelsService:
             lambda: self._source().download(plan(), token),
             lambda message, hint: DownloadEnded(name, repo, revision, message, hint),
         )
-        try:
-            for event in events:
-                if not token.cancelled:  # its end was told when it was stopped
-                    self._post(event)
-        finally:
-            with self._lock:
-                self._download = None
+        ended: list[Event] = []  # told once nothing runs: who then asks to go on is not taken for asking twice
+        for event in events:
+            if isinstance(event, DownloadEnded | DownloadFinished):
+                ended.append(event)
+            elif not token.cancelled:
+                self._post(event)
+        with self._lock:
+            self._download = None
+            stopped = token.cancelled  # then its end was told
+        for event in () if stopped else ended:
+            self._post(event)
 
     def _question(self, token: int, work: Callable[[], Iterable[Event]], failed: Callable[[str, str], Event]) -> None:
         """On a thread of its own, a daemon: nobody waits for the network."""

@@ -32,7 +32,7 @@ from exl2_tui.core.model_events import (
 )
 from exl2_tui.core.requests import LoadOptions
 from exl2_tui.models_service import ModelsService
-from tests.service.test_service import Listener
+from tests.service.test_service import LIMIT, Listener
 
 LISTED = LibraryListed((), None, "fp16", None, 0, 0)
 PLAN = DownloadPlan("o/m", "main", "0" * 40, "/own/m", (), 0, 0)
@@ -44,7 +44,7 @@ class Source:
     def __init__(self) -> None:
         self.go = threading.Event()
         self.entered = threading.Semaphore(0)
-        self.plan_for = PLAN
+        self.error: Exception | None = None  # of the next download
 
     def _wait(self, cancel: CancelToken | None = None) -> None:
         self.entered.release()
@@ -87,6 +87,9 @@ class Source:
 
     def download(self, plan: DownloadPlan, cancel: CancelToken) -> Iterator[Event]:
         self._wait(cancel)
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
         yield DownloadFinished("m", plan.repo, plan.revision, plan.folder, 0)
 
     def stored_plan(self, name: str) -> DownloadPlan | None:
@@ -122,9 +125,9 @@ def bench() -> Iterator[Bench]:
 
 def test_a_newer_scan_takes_the_place_of_the_one_before(bench: Bench) -> None:
     bench.service.scan(LoadOptions(), 1)
-    assert bench.source.entered.acquire(timeout=5)
+    assert bench.source.entered.acquire(timeout=LIMIT)
     bench.service.scan(LoadOptions(), 2)
-    assert bench.source.entered.acquire(timeout=5)  # the first gave way without being let go
+    assert bench.source.entered.acquire(timeout=LIMIT)  # the first gave way without being let go
     bench.source.go.set()
     assert bench.wait(LibraryListed) == LISTED
     assert bench.wait(LibraryFailed) == LibraryFailed("", "")
@@ -133,7 +136,7 @@ def test_a_newer_scan_takes_the_place_of_the_one_before(bench: Bench) -> None:
 
 def test_of_models_the_cursor_passes_only_the_last_is_read(bench: Bench) -> None:
     bench.service.scan(LoadOptions())
-    assert bench.source.entered.acquire(timeout=5)
+    assert bench.source.entered.acquire(timeout=LIMIT)
     for path in ("/a", "/b", "/c"):
         bench.service.details(path, LoadOptions())
     bench.source.go.set()
@@ -153,7 +156,7 @@ def test_verifying_can_be_stopped(bench: Bench) -> None:
 
 def test_nothing_waits_for_the_hub(bench: Bench) -> None:
     bench.service.search("slow", 1)
-    assert bench.source.entered.acquire(timeout=5)
+    assert bench.source.entered.acquire(timeout=LIMIT)
     bench.service.search("other", 2)
     assert bench.wait(HubSearched) == HubSearched(2, "other", (), 7)
     bench.source.go.set()
@@ -186,7 +189,7 @@ def test_downloads_wait_for_each_other_and_stop_at_once(bench: Bench) -> None:
     bench.service.download("m", PLAN)
     bench.service.download("m", PLAN)  # twice is once
     bench.service.resume("n", "o/n", "main")
-    assert bench.source.entered.acquire(timeout=5)
+    assert bench.source.entered.acquire(timeout=LIMIT)
     bench.service.stop_download("n")
     assert bench.wait(DownloadEnded) == DownloadEnded("n", "", "")
     bench.service.stop_download("m")
@@ -197,6 +200,22 @@ def test_downloads_wait_for_each_other_and_stop_at_once(bench: Bench) -> None:
     assert bench.count(DownloadEnded) == 2
 
 
+def test_whoever_hears_of_the_end_of_a_download_may_go_on_with_it_at_once(bench: Bench) -> None:
+    """It is no second asking for one that runs."""
+
+    def hear(event: Event) -> None:
+        bench.heard(event)
+        if isinstance(event, DownloadEnded):
+            bench.service.resume("m", "o/m", "main")
+
+    bench.service._receiver = hear
+    bench.source.error = HubError("no network")
+    bench.source.go.set()
+    bench.service.download("m", PLAN)
+    assert bench.wait(DownloadFinished).path == "/own/m"
+    assert bench.count(DownloadEnded) == 1
+
+
 def test_a_download_whose_plan_is_lost_says_so(bench: Bench) -> None:
     bench.service.resume("gone", "o/gone", "main")
     ended = bench.wait(DownloadEnded)
@@ -205,8 +224,8 @@ def test_a_download_whose_plan_is_lost_says_so(bench: Bench) -> None:
 
 def test_closing_ends_a_download_and_silences_it(bench: Bench) -> None:
     bench.service.download("m", PLAN)
-    assert bench.source.entered.acquire(timeout=5)
-    bench.service.close(5.0)
+    assert bench.source.entered.acquire(timeout=LIMIT)
+    bench.service.close(LIMIT)
     assert not any(thread.name == "exl2-download" for thread in threading.enumerate())
     assert bench.count(DownloadEnded) == bench.count(DownloadFinished) == 0
 
