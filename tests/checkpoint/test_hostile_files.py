@@ -23,7 +23,7 @@ def test_ten_thousand_mutations(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         env=environment,
-        timeout=540,
+        timeout=1700,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

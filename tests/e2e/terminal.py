@@ -42,11 +42,11 @@ KEYS = {
 }
 AND_TELL = '"$@"; echo $? >"$0"'  # for a shell: a file and a command
 
-LIMIT = 90.0
+LIMIT = 300.0  # seconds; reached only by what never comes
 
 
 class Screen(ABC):
-    """What a person sees of a program that runs, and its end. The limits are reached only by what never comes."""
+    """What a person sees of a program that runs, and its end."""
 
     @property
     @abstractmethod
@@ -92,7 +92,7 @@ class Screen(ABC):
         """Reads until the screen no longer shows a text."""
         return self.wait(lambda screen: text not in screen, seconds)
 
-    def ended(self, seconds: float = 60.0) -> int:
+    def ended(self, seconds: float = LIMIT) -> int:
         """Reads until the program has ended; returns its exit status."""
         end = time.monotonic() + seconds
         while (status := self.status) is None:
@@ -157,7 +157,7 @@ class Terminal(Screen):
         """The window is closed: the terminal is gone."""
         os.close(self._master)
         self._master = -1
-        return self.process.wait(60)
+        return self.process.wait(LIMIT)
 
     def close(self) -> None:
         if self.process.poll() is None:

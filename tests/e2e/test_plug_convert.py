@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
 import pytest
 
-from exl2_tui import job_journal
 from tests.e2e.conftest import Open
-from tests.e2e.terminal import Terminal, program, surroundings
+from tests.e2e.terminal import LIMIT, Terminal, program, surroundings
 from tests.quant.tiny import make_tiny
-
-LIMIT = 120.0
 
 
 @pytest.fixture
@@ -44,21 +41,24 @@ def in_shell(command: list[str], home: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=surroundings(home), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def until(condition: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
-    """Waits for a condition, as long as the process lives."""
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert process.poll() is None, "the process ended first"
-        assert time.monotonic() < end, "the condition was never met"
-        time.sleep(0.01)
+def stopping(stage: str, count: int, command: list[str]) -> list[str]:
+    """The command of `program`, of a process that stops itself at the count-th step of a stage."""
+    arguments = command[len(program()) :]
+    return [sys.executable, "-m", "tests.e2e.stopping", stage, str(count), *arguments]
 
 
-def saved_layers(work: Path, stage: str) -> int:
-    """How many steps of a stage the journal says are safe."""
-    return sum(
-        type(event).__name__ == "Checkpointed" and event.stage == stage  # type: ignore[attr-defined]
-        for _, event in job_journal.read(work)[0]
-    )
+def stopped_in_shell(stage: str, count: int, command: list[str], home: Path) -> subprocess.Popen[bytes]:
+    """A conversion in a shell, once it has stopped itself."""
+    process = in_shell(stopping(stage, count, command), home)
+    assert has_stopped(process, 0)
+    return process
+
+
+def has_stopped(process: subprocess.Popen[bytes], options: int = os.WNOHANG) -> bool:
+    """Whether a process has stopped itself; it must not have ended. options: 0 to wait for either."""
+    what = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT | options)
+    assert what is None or what.si_code in (os.CLD_STOPPED, os.CLD_TRAPPED), "the process ended first"
+    return what is not None
 
 
 def at_list(terminal: Terminal) -> None:
@@ -76,8 +76,7 @@ def test_a_killed_conversion_is_recognised_and_goes_on_in_the_app(
     app: Open, command: list[str], home: Path, tmp_path: Path
 ) -> None:
     work, output = tmp_path / "work", tmp_path / "out"
-    process = in_shell(command, home)
-    until(lambda: saved_layers(work, "quantize") >= 2, process)
+    process = stopped_in_shell("quantize", 2, command, home)
     process.kill()
     process.wait()
 
@@ -86,7 +85,7 @@ def test_a_killed_conversion_is_recognised_and_goes_on_in_the_app(
     terminal.wait("interrupted")
     terminal.wait("Its process ended")
     terminal.press("r")
-    terminal.wait("running")
+    terminal.wait_gone("interrupted")
     terminal.press("enter")
     terminal.wait("finished ·")  # the result is shown a moment before
     terminal.press("ctrl+q")
@@ -104,16 +103,14 @@ def test_a_conversion_in_a_shell_is_live_in_the_app_and_can_be_paused_there(
     app: Open, command: list[str], home: Path, tmp_path: Path
 ) -> None:
     work = tmp_path / "work"
-    process = in_shell(command, home)
-    until(lambda: saved_layers(work, "measure") >= 1, process)
-    process.send_signal(signal.SIGSTOP)  # so small a model would be finished before the app has started
+    process = stopped_in_shell("measure", 1, command, home)
     terminal = app()
     at_list(terminal)
     terminal.wait("elsewhere")
     terminal.press("enter")
     terminal.wait("● measure")
     terminal.press("p")
-    until((work / "pause").exists, process)
+    terminal.wait(lambda _: (work / "pause").exists())
     process.send_signal(signal.SIGCONT)
     assert process.wait(LIMIT) == 130  # as after Ctrl-C
     terminal.wait("paused")
@@ -123,19 +120,21 @@ def test_a_conversion_in_a_shell_is_live_in_the_app_and_can_be_paused_there(
 
 
 @pytest.mark.slow
-def test_the_end_of_an_app_that_converts(app: Open, command: list[str], home: Path, tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    first = in_shell(command, home)
-    until(lambda: saved_layers(work, "measure") >= 1, first)
+def test_the_end_of_an_app_that_converts(
+    app: Open, terminals: Open, command: list[str], home: Path, tmp_path: Path
+) -> None:
+    first = stopped_in_shell("measure", 1, command, home)
     first.send_signal(signal.SIGINT)
+    first.send_signal(signal.SIGCONT)
     assert first.wait(LIMIT) == 130
 
-    terminal = app()
+    terminal = terminals(stopping("measure", 2, program()), home, (80, 24))
     at_list(terminal)
     terminal.wait("paused")
     terminal.press("r")
-    terminal.wait(lambda _: saved_layers(work, "measure") >= 3)
-    assert terminal.kill(signal.SIGTERM) == 0
+    terminal.wait(lambda _: has_stopped(terminal.process))
+    terminal.process.send_signal(signal.SIGTERM)
+    assert terminal.kill(signal.SIGCONT) == 0
 
     again = app()
     at_list(again)
@@ -143,7 +142,7 @@ def test_the_end_of_an_app_that_converts(app: Open, command: list[str], home: Pa
     again.press("ctrl+q")
     assert again.ended() == 0
     finished = subprocess.run(
-        program("jobs", "resume", work),
+        program("jobs", "resume", tmp_path / "work"),
         env=surroundings(home),
         capture_output=True,
         check=False,
@@ -155,10 +154,9 @@ def test_the_end_of_an_app_that_converts(app: Open, command: list[str], home: Pa
 def test_a_model_that_goes_away_while_it_is_converted(
     app: Open, command: list[str], tiny: Path, home: Path, tmp_path: Path
 ) -> None:
-    work = tmp_path / "work"
-    process = in_shell(command, home)
-    until(lambda: saved_layers(work, "measure") >= 1, process)
+    process = stopped_in_shell("measure", 1, command, home)
     tiny.rename(tmp_path / "elsewhere")
+    process.send_signal(signal.SIGCONT)
     assert process.wait(LIMIT) == 1
     terminal = app(size=(120, 40))
     terminal.wait("ctx")

@@ -11,7 +11,7 @@ import sys
 from exl2_tui.app import run
 from tests.tui.fakes import TypingService
 
-ANSWER = " ".join(f"word{number}" for number in range(4000))
+ANSWER = " ".join(f"word{number}" for number in range(40_000))  # of minutes
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -113,15 +112,14 @@ def test_cancel_stops_a_prompt_and_an_answer_at_once(engine: Engine) -> None:
     for wait_for in (PrefillProgress, TokenDelta):
         cancel = CancelToken()
         prompt = CompletionRequest("The sea was calm that night. " * 100, max_new_tokens=1000)
-        cancelled_at = 0.0
         events = []
         for event in engine.complete(prompt, cancel=cancel):
-            events.append(event)
-            if isinstance(event, wait_for) and not cancelled_at:
-                cancelled_at = time.perf_counter()
-                threading.Thread(target=cancel.cancel).start()
-        assert time.perf_counter() - cancelled_at < 0.2  # below 0.1 s on a quiet machine
+            if cancel.cancelled:
+                events.append(event)
+            elif isinstance(event, wait_for):
+                cancel.cancel()
         assert last(events).reason == "cancelled"
+        assert len(events) <= 2  # at most text that was held back comes before the end
 
 
 def test_the_meter_of_the_loaded_model_says_what_the_list_says(engine: Engine, nano_chat_exl2: Path) -> None:
@@ -154,7 +152,7 @@ def test_unloading_by_the_service_gives_back_what_loading_took(small_chat: Path)
 
     def wait(kind: type[Event], count: int) -> None:
         with arrived:
-            assert arrived.wait_for(lambda: sum(isinstance(event, kind) for event in events) == count, 60), events
+            assert arrived.wait_for(lambda: sum(isinstance(event, kind) for event in events) == count, 300), events
 
     service = Service(post)
     try:
@@ -206,7 +204,7 @@ def test_the_service_around_a_real_engine(nano_chat_exl2: Path) -> None:
 
     def wait(kind: type[Event]) -> Event:
         with changed:
-            assert changed.wait_for(lambda: any(isinstance(event, kind) for event in events), 60), events[-3:]
+            assert changed.wait_for(lambda: any(isinstance(event, kind) for event in events), 300), events[-3:]
         return next(event for event in events if isinstance(event, kind))
 
     service = Service(post)

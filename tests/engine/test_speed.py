@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.fake_model import FakeModel
+from support.fake_model import FakeModel, FakeTime
 
 from exl2_tui.core import speed
 from exl2_tui.core.cancel import CancelToken
@@ -20,8 +20,10 @@ def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(speed.LARGEST_BUFFER, "cpu", 64 << 20)
 
 
-def test_times_match_a_model_of_known_speed(small_buffer: None) -> None:
-    model = FakeModel(seconds_per_token=0.002)
+def test_times_match_a_model_of_known_speed(small_buffer: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeTime()
+    monkeypatch.setattr(speed, "time", clock)
+    model = FakeModel(seconds_per_token=0.002, clock=clock)
     heard: list[SpeedProgress] = []
     report = speed.measure(
         model,
@@ -34,9 +36,9 @@ def test_times_match_a_model_of_known_speed(small_buffer: None) -> None:
         cancel=CancelToken(),
     )
     assert [p.tokens for p in report.prompt] == [20, 50]
-    assert all(0.002 * p.tokens <= p.seconds < 0.01 * p.tokens for p in report.prompt)
+    assert [p.seconds for p in report.prompt] == pytest.approx([0.002 * 20, 0.002 * 50], rel=0.01)
     assert [d.depth for d in report.decode] == [0, 30]
-    assert all(0.002 <= d.seconds < 0.02 for d in report.decode)
+    assert [d.seconds for d in report.decode] == pytest.approx([0.002, 0.002], rel=0.01)
     one_token = 4 * 8  # fp16 keys and values of one head of 8, one layer
     assert [d.bytes_per_token for d in report.decode] == [10_000 + 5 * one_token, 10_000 + 35 * one_token]
     first = report.decode[0]

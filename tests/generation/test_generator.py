@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 
 import pytest
 import torch
-from support.fake_model import FakeModel, FakeTokenizer, hashed_token
+from support.fake_model import FakeModel, FakeTime, FakeTokenizer, hashed_token
 
 from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.errors import ContextError, Exl2Error, GenerationError, PromptError
 from exl2_tui.core.events import Event, GenerationFinished, PrefillProgress, TokenDelta
+from exl2_tui.core.generation import generator as generator_module
 from exl2_tui.core.generation.generator import Generator
 from exl2_tui.core.requests import SamplerSettings
 
@@ -126,7 +126,7 @@ def test_context_full_and_prompt_too_long() -> None:
 
 
 def test_cancel_while_decoding_stops_within_a_token() -> None:
-    generator, _ = make(FakeModel(seconds_per_token=0.05))
+    generator, _ = make()
     cancel = CancelToken()
     events: list[Event] = []
     for event in generator.stream([1, 20], GREEDY, max_new_tokens=100, cancel=cancel):
@@ -141,11 +141,12 @@ def test_cancel_while_decoding_stops_within_a_token() -> None:
     assert ids_of(again) == expected_tokens(kept, 3)
 
 
-def test_cancel_while_prefilling() -> None:
-    model = FakeModel(seconds_per_token=0.002)
-    generator, _ = make(model)
+def test_cancel_while_prefilling(monkeypatch: pytest.MonkeyPatch) -> None:
     cancel = CancelToken()
-    threading.Timer(0.2, cancel.cancel).start()
+    clock = FakeTime(lambda now: now > 0.2 and cancel.cancel())
+    monkeypatch.setattr(generator_module, "time", clock)
+    model = FakeModel(seconds_per_token=0.002, clock=clock)
+    generator, _ = make(model)
     prompt = [5 + i % 250 for i in range(400)]
     events = list(generator.stream(prompt, GREEDY, max_new_tokens=5, cancel=cancel))
     end = end_of(events)
@@ -168,13 +169,15 @@ def test_cancelled_before_it_starts() -> None:
     assert model.calls == []
 
 
-def test_chunks_adapt_to_the_speed() -> None:
-    model = FakeModel(seconds_per_token=0.01)
+def test_chunks_adapt_to_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeTime()
+    monkeypatch.setattr(generator_module, "time", clock)
+    model = FakeModel(seconds_per_token=0.01, clock=clock)
     generator, _ = make(model)
     list(generator.stream([5 + i % 250 for i in range(150)], GREEDY, max_new_tokens=1))
     assert model.calls[0] == 64
     assert max(model.calls[2:]) <= 32
-    fast = FakeModel(context=4096)
+    fast = FakeModel(context=4096, clock=clock)
     generator, _ = make(fast, 4096)
     list(generator.stream([5 + i % 250 for i in range(1000)], GREEDY, max_new_tokens=1))
     assert max(fast.calls) >= 256

@@ -194,14 +194,18 @@ def test_cancel_in_the_middle_of_a_prompt(nano_chat: Path) -> None:
     model = load(nano_chat, threads=2)
     cache = model.new_cache(16384)
     model.forward(tokens(5, 8192), cache)
-    token = CancelToken()
-    threading.Timer(0.3, token.cancel).start()
-    started = time.monotonic()
+    token, spent = CancelToken(), [0.0]
+
+    def cancel() -> None:
+        spent[0] = time.process_time()
+        token.cancel()
+
+    threading.Timer(0.3, cancel).start()
     with pytest.raises(CancelledError):
         while True:  # a fast machine may need more than one prompt
             model.forward(tokens(12000, 8192), cache, cancel=token)
             cache.truncate(5)
-    assert time.monotonic() - started < 5, "a chunk of 128 tokens through one layer takes milliseconds"
+    assert time.process_time() - spent[0] < 2, "a chunk of 128 tokens through one layer takes milliseconds"
     assert cache.length == 5
     assert torch.isfinite(model.forward([1], cache)).all()
 
@@ -228,7 +232,7 @@ def test_two_python_threads_may_step_at_once(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(300)
     assert not wrong
 
 

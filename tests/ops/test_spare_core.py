@@ -35,7 +35,7 @@ def test_loops_under_the_thread_sanitizer(tmp_path: Path) -> None:
     fixed = ["setarch", "--addr-no-randomize"]
     if not shutil.which("setarch") or subprocess.run([*fixed, "true"], capture_output=True, check=False).returncode:
         fixed = []
-    done = subprocess.run([*fixed, str(program)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*fixed, str(program)], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "right\n", "")
 
 

@@ -108,10 +108,28 @@ def hashed_token(ids: Sequence[int]) -> int:
     return 5 + hashlib.sha256(repr(list(ids)).encode()).digest()[0] % 95 + 32
 
 
+class FakeTime:
+    """In place of the module `time`: it passes when somebody sleeps, and a little whenever somebody looks."""
+
+    def __init__(self, slept: Callable[[float], object] = lambda now: None) -> None:
+        """slept: is told the time after every sleep."""
+        self.now = 0.0
+        self._slept = slept
+
+    def perf_counter(self) -> float:
+        self.now += 1e-7
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self._slept(self.now)
+
+
 class FakeModel:
     """next_token says which token follows a cache's ids; its logit is 10, those of the others lie in [0, 3).
 
-    seconds_per_token is slept in small steps that look at the cancel token, as a real model does between layers.
+    seconds_per_token is slept in small steps that look at the cancel token, as a real model does between layers. clock:
+    where it is slept.
     """
 
     device = torch.device("cpu")
@@ -125,6 +143,7 @@ class FakeModel:
         vocab_size: int = 300,
         context: int = 512,
         seconds_per_token: float = 0.0,
+        clock: FakeTime | None = None,
     ) -> None:
         self.config = ModelConfig.from_dict(
             {
@@ -141,6 +160,7 @@ class FakeModel:
         )
         self.next_token = next_token
         self.seconds_per_token = seconds_per_token
+        self._clock = clock or time
         self.calls: list[int] = []  # tokens per forward call
         self.closed = False
 
@@ -160,13 +180,13 @@ class FakeModel:
             raise MemoryLimitError(f"{cache.length} + {len(new)} tokens, room for {cache.capacity}")
         if not new or not all(0 <= i < self.config.vocab_size for i in new):
             raise ShapeError(f"bad ids {new}")
-        end = time.perf_counter() + self.seconds_per_token * len(new)
+        end = self._clock.perf_counter() + self.seconds_per_token * len(new)
         while cancel is not None:
             cancel.check()
-            left = end - time.perf_counter()
+            left = end - self._clock.perf_counter()
             if left <= 0:
                 break
-            time.sleep(min(left, 0.01))
+            self._clock.sleep(min(left, 0.01))
         old = list(cache.ids)
         rows = [self._logits(old + new[: i + 1]) for i in range(0 if all_logits else len(new) - 1, len(new))]
         cache.ids.extend(new)

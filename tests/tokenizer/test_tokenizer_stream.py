@@ -124,10 +124,10 @@ def test_cost_is_linear(tokenizer_dir: Callable[[str], Path]) -> None:
 
     def seconds(count: int) -> float:
         stream = tokenizer.stream()
-        start = time.perf_counter()
+        start = time.thread_time()
         for token_id in ids[:count]:
             stream.push(token_id)
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
     seconds(2000)
     short, long = min(seconds(4000) for _ in range(3)), min(seconds(40000) for _ in range(3))

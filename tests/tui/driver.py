@@ -17,8 +17,10 @@ from exl2_tui.widgets.transcript import Transcript
 from exl2_tui.widgets.turn_view import TurnView
 from tests.tui.fakes import FakeService
 
+LIMIT = 60.0  # seconds; reached only by what never comes
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+
+async def until(condition: Callable[[], object], seconds: float = LIMIT) -> None:
     """Waits for a condition instead of sleeping for a guessed time."""
     end = asyncio.get_running_loop().time() + seconds
     while not condition():
