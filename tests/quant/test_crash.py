@@ -9,7 +9,6 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,8 +66,11 @@ class Run:
     done: bool
 
 
-def run_and_kill(asked: ConvertRequest, patience: Callable[[], float]) -> Run:
-    """A conversion in a process of its own, killed with SIGKILL some time after its first event."""
+def run_and_kill(asked: ConvertRequest, events: int, seconds: float) -> Run:
+    """A conversion in a process of its own, killed with SIGKILL some time after it has told so many events.
+
+    By events, not by the clock alone: on a machine that becomes busy it would never get on.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -79,8 +81,10 @@ def run_and_kill(asked: ConvertRequest, patience: Callable[[], float]) -> Run:
         except BaseException:  # noqa: BLE001 - nothing may escape into the parent's test run
             os._exit(1)
     os.close(writer)
-    told = os.read(reader, 1 << 16)  # waits for the first event
-    time.sleep(patience())
+    told = b""
+    while told.count(b"\n") < events and (piece := os.read(reader, 1 << 12)):
+        told += piece
+    time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     while piece := os.read(reader, 1 << 16):
@@ -99,8 +103,9 @@ def run_and_kill(asked: ConvertRequest, patience: Callable[[], float]) -> Run:
 
 def test_killed_at_50_random_moments_the_result_is_the_same(tiny: Path, tmp_path: Path) -> None:
     began = time.perf_counter()
-    expected = weights_hash(finished(convert(request(tiny, tmp_path / "whole", bits=(TUNED_BITS,)))))
-    whole = time.perf_counter() - began
+    events = convert(request(tiny, tmp_path / "whole", bits=(TUNED_BITS,)))
+    step = (time.perf_counter() - began) / len(events)
+    expected = weights_hash(finished(events))
     generator = random.Random(11)
     kills = jobs = 0
     stages: set[str] = set()
@@ -110,7 +115,7 @@ def test_killed_at_50_random_moments_the_result_is_the_same(tiny: Path, tmp_path
         kept: set[tuple[str, int]] = set()
         begun: set[tuple[str, str]] = set()
         while True:
-            run = run_and_kill(asked, lambda: generator.uniform(0.0, 0.5 * whole))
+            run = run_and_kill(asked, generator.randrange(1, len(events) // 2), generator.uniform(0.0, 2 * step))
             assert not run.kept & kept, "a finished layer was computed again"
             assert len(run.begun & begun) <= 1, "more than one layer was computed again"
             kept, begun = kept | run.kept, begun | run.begun
