@@ -171,18 +171,18 @@ STABLE_TORCH_LIBRARY(exl2_cpu, m) {
   m.def("linear_pack(int kind, int[] sizes, Tensor[] tensors, Tensor(a!) blob, int isa, int threads) -> ()");
   m.def("linear_multiply(Tensor x, Tensor blob, int out_features, Tensor(a!) out, int isa, int threads) -> ()");
   m.def(
-      "model_create(int[] sizes, float eps, Tensor[] shared, Tensor[] layers, int[] windows, int isa, int chunk, "
-      "int threads) -> int");
+      "model_create(int[] sizes, float eps, Tensor embedding, int[] place, Tensor[] shared, Tensor[] layers, "
+      "int[] windows, int isa, int chunk, int threads) -> int");
   m.def("model_scratch_bytes(int handle) -> int");
   m.def(
       "model_step(int handle, int[] ids, int position, Tensor(a!) k, Tensor(b!) v, Tensor(c!) k_scale, "
-      "Tensor(d!) v_scale, Tensor cos, Tensor sin, Tensor(e!) logits, bool all_logits, int cancel) -> bool");
+      "Tensor(d!) v_scale, Tensor cos, Tensor sin, Tensor(e!) logits, bool all_logits, int cancel) -> int");
   m.def(
       "model_write(int handle, int token, int position, Tensor(a!) k, Tensor(b!) v, Tensor(c!) k_scale, "
       "Tensor(d!) v_scale, Tensor cos, Tensor sin, Tensor(e!) logits, int vocab, Tensor seen, Tensor counts, "
       "int distinct, bool uses_history, Tensor settings, Tensor uniforms, int used, int[] stop_ids, float seconds, "
       "int cancel, Tensor(f!) tokens) -> int");
-  m.def("model_free(int handle) -> ()");
+  m.def("model_close(int handle) -> ()");
   m.def(
       "sample(Tensor logits, Tensor ids, bool complete, int vocab, Tensor seen, Tensor counts, int distinct, "
       "Tensor settings, float uniform, int isa) -> int");
@@ -197,7 +197,7 @@ STABLE_TORCH_LIBRARY_IMPL(exl2_cpu, CompositeExplicitAutograd, m) {
   m.impl("model_create", TORCH_BOX(&exl2::model_create));
   m.impl("model_scratch_bytes", TORCH_BOX(&exl2::model_scratch_bytes));
   m.impl("share_spare_core", TORCH_BOX(&exl2::share_spare_core));
-  m.impl("model_free", TORCH_BOX(&exl2::model_free));
+  m.impl("model_close", TORCH_BOX(&exl2::model_close));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(exl2_cpu, CPU, m) {

@@ -36,18 +36,19 @@ double read_memory(const Tensor& buffer, int64_t threads, int64_t isa);
 void share_spare_core(int64_t until, int64_t working);
 
 // bindings_model_cpu.cpp
-int64_t model_create(std::vector<int64_t> sizes, double eps, std::vector<Tensor> shared, std::vector<Tensor> layers,
-                     std::vector<int64_t> windows, int64_t isa, int64_t chunk, int64_t threads);
+int64_t model_create(std::vector<int64_t> sizes, double eps, const Tensor& embedding, std::vector<int64_t> place,
+                     std::vector<Tensor> shared, std::vector<Tensor> layers, std::vector<int64_t> windows, int64_t isa,
+                     int64_t chunk, int64_t threads);
 int64_t model_scratch_bytes(int64_t handle);
-bool model_step(int64_t handle, std::vector<int64_t> ids, int64_t position, const Tensor& k, const Tensor& v,
-                const Tensor& k_scale, const Tensor& v_scale, const Tensor& cos, const Tensor& sin,
-                const Tensor& logits, bool all_logits, int64_t cancel);
+int64_t model_step(int64_t handle, std::vector<int64_t> ids, int64_t position, const Tensor& k, const Tensor& v,
+                   const Tensor& k_scale, const Tensor& v_scale, const Tensor& cos, const Tensor& sin,
+                   const Tensor& logits, bool all_logits, int64_t cancel);
 int64_t model_write(int64_t handle, int64_t token, int64_t position, const Tensor& k, const Tensor& v,
                     const Tensor& k_scale, const Tensor& v_scale, const Tensor& cos, const Tensor& sin,
                     const Tensor& logits, int64_t vocab, const Tensor& seen, const Tensor& counts, int64_t distinct,
                     bool uses_history, const Tensor& settings, const Tensor& uniforms, int64_t used,
                     std::vector<int64_t> stop_ids, double seconds, int64_t cancel, const Tensor& tokens);
-void model_free(int64_t handle);
+void model_close(int64_t handle);
 
 // bindings_sampler_cpu.cpp
 int64_t sample(const Tensor& logits, const Tensor& ids, bool complete, int64_t vocab, const Tensor& seen,

@@ -1,5 +1,8 @@
 // Ops of the native model: handles to models whose weights are torch tensors, and the step.
+#include <fcntl.h>
+
 #include <atomic>
+#include <cerrno>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -61,12 +64,15 @@ StepRequest step_request(const Model& model, int64_t position, int64_t count, co
 
 }  // namespace
 
-// sizes: C, F, V, H, G, D, rope_half. shared: embedding (V, C), final norm (C), packed head.
+// sizes: C, F, V, H, G, D, rope_half. embedding (V, C) with an empty place; or empty, where only its dtype counts, and
+// place as TablePlace has it, of whose descriptor the model takes a copy. shared: final norm (C), packed head.
 // layers, 11 tensors each: attn norm (C), packed q, k, v, o, q norm (H, D) or empty, k norm (G, D) or empty,
 // mlp norm (C), packed gate, up, down. Norms are float32. windows: one per layer, 0 for none.
-int64_t model_create(std::vector<int64_t> sizes, double eps, std::vector<Tensor> shared, std::vector<Tensor> layers,
-                     std::vector<int64_t> windows, int64_t isa, int64_t chunk, int64_t threads) {
-  STD_TORCH_CHECK(sizes.size() == 7 && shared.size() == 3, "model_create: wrong number of arguments");
+// Returns a handle, or -errno if the descriptor cannot be copied.
+int64_t model_create(std::vector<int64_t> sizes, double eps, const Tensor& embedding, std::vector<int64_t> place,
+                     std::vector<Tensor> shared, std::vector<Tensor> layers, std::vector<int64_t> windows, int64_t isa,
+                     int64_t chunk, int64_t threads) {
+  STD_TORCH_CHECK(sizes.size() == 7 && shared.size() == 2, "model_create: wrong number of arguments");
   STD_TORCH_CHECK(layers.size() == windows.size() * kTensorsPerLayer, "model_create: wrong number of layer tensors");
   ModelWeights w;
   w.C = sizes[0];
@@ -87,10 +93,18 @@ int64_t model_create(std::vector<int64_t> sizes, double eps, std::vector<Tensor>
     STD_TORCH_CHECK(linears->tiles(blob) == tiles, "packed linear: does not have ", out_features, " outputs");
     return blob;
   };
-  w.embedding_type = float_type(shared[0]);
-  w.embedding = data_of<const void>(shared[0], shared[0].scalar_type(), w.V * w.C, "embedding");
-  w.final_norm = norm(shared[1], w.C);
-  w.head = packed(shared[2], w.V);
+  if (place.empty()) {
+    const void* table = data_of<const void>(embedding, embedding.scalar_type(), w.V * w.C, "embedding");
+    w.embedding = std::make_unique<Embedding>(float_type(embedding), w.C, table);
+  } else {
+    STD_TORCH_CHECK(place.size() == 4, "model_create: wrong place of the embedding");
+    const FloatType type = float_type(embedding);
+    const int own = fcntl(static_cast<int>(place[0]), F_DUPFD_CLOEXEC, 0);
+    if (own < 0) return -errno;
+    w.embedding = std::make_unique<Embedding>(type, w.C, TablePlace{own, place[1], place[2], place[3]});
+  }
+  w.final_norm = norm(shared[0], w.C);
+  w.head = packed(shared[1], w.V);
   for (size_t i = 0; i < windows.size(); ++i) {
     const Tensor* t = &layers[i * kTensorsPerLayer];
     LayerWeights layer;
@@ -112,6 +126,7 @@ int64_t model_create(std::vector<int64_t> sizes, double eps, std::vector<Tensor>
   entry->model =
       std::make_unique<Model>(kernels_of(checked_isa(isa)), linears, std::move(w), chunk, static_cast<int>(threads));
   entry->tensors = std::move(shared);
+  entry->tensors.push_back(embedding);
   entry->tensors.insert(entry->tensors.end(), layers.begin(), layers.end());
   std::lock_guard<std::mutex> lock(registry().mutex);
   const int64_t handle = registry().next++;
@@ -122,10 +137,10 @@ int64_t model_create(std::vector<int64_t> sizes, double eps, std::vector<Tensor>
 int64_t model_scratch_bytes(int64_t handle) { return entry_of(handle)->model->scratch_bytes(); }
 
 // ids (T); cos, sin (positions, rope_half) float32; logits (V) or, with all_logits, (T, V) float32; cancel: the
-// address of a byte that turns non-zero, or 0. False: cancelled.
-bool model_step(int64_t handle, std::vector<int64_t> ids, int64_t position, const Tensor& k, const Tensor& v,
-                const Tensor& k_scale, const Tensor& v_scale, const Tensor& cos, const Tensor& sin,
-                const Tensor& logits, bool all_logits, int64_t cancel) {
+// address of a byte that turns non-zero, or 0. Returns how the step ended (cpu/model.h).
+int64_t model_step(int64_t handle, std::vector<int64_t> ids, int64_t position, const Tensor& k, const Tensor& v,
+                   const Tensor& k_scale, const Tensor& v_scale, const Tensor& cos, const Tensor& sin,
+                   const Tensor& logits, bool all_logits, int64_t cancel) {
   const std::shared_ptr<Entry> entry = entry_of(handle);
   std::lock_guard<std::mutex> lock(entry->mutex);
   const int64_t T = static_cast<int64_t>(ids.size()), V = entry->model->weights().V;
@@ -140,7 +155,7 @@ bool model_step(int64_t handle, std::vector<int64_t> ids, int64_t position, cons
 
 // token: the first to run, at `position`; logits (V) float32 of the last step; tokens (count) int64: what was chosen
 // after each, -1 where that cannot be told for sure. uniforms float64: random numbers, the first `used` are spent. The
-// rest as in model_step and sample. The number of steps that were run.
+// rest as in model_step and sample. Returns as write_passage does.
 int64_t model_write(int64_t handle, int64_t token, int64_t position, const Tensor& k, const Tensor& v,
                     const Tensor& k_scale, const Tensor& v_scale, const Tensor& cos, const Tensor& sin,
                     const Tensor& logits, int64_t vocab, const Tensor& seen, const Tensor& counts, int64_t distinct,
@@ -160,7 +175,7 @@ int64_t model_write(int64_t handle, int64_t token, int64_t position, const Tenso
   return write_passage(*entry->model, first, choosing, data_of<int64_t>(tokens, ScalarType::Long, count, "tokens"));
 }
 
-void model_free(int64_t handle) {
+void model_close(int64_t handle) {
   std::shared_ptr<Entry> last;  // freed outside the lock, and by a step that still runs
   std::lock_guard<std::mutex> lock(registry().mutex);
   const auto found = registry().entries.find(handle);

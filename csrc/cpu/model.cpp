@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <initializer_list>
@@ -90,20 +91,20 @@ class Model::Runner {
         crew_(crew),
         chunk_(model.chunk_) {}
 
-  // False if cancelled.
-  bool run() {
+  // As Model::step.
+  int run() {
     const int64_t layers = static_cast<int64_t>(w_.layers.size());
     for (first_ = 0; first_ < request_.T; first_ += chunk_) {
       M_ = std::min(chunk_, request_.T - first_);
       skip_ = 0;
-      embed();
+      if (const int error = embed(); error != 0) return -error;
       for (int64_t layer = 0; layer < layers; ++layer) {
-        if (request_.cancel != nullptr && *request_.cancel != 0) return false;
+        if (request_.cancel != nullptr && *request_.cancel != 0) return kStepCancelled;
         run_layer(layer, layer + 1 == layers);
       }
       if (rows() > 0) run_head();
     }
-    return true;
+    return kStepDone;
   }
 
  private:
@@ -157,12 +158,17 @@ class Model::Runner {
   int64_t rows() const { return M_ - skip_; }
   float* residual() const { return s_.x + skip_ * w_.C; }
 
-  void embed() {
-    const int64_t row_bytes = w_.C * (w_.embedding_type == FloatType::kF32 ? 4 : 2);
-    const uint8_t* table = static_cast<const uint8_t*>(w_.embedding);
-    for (int64_t m = 0; m < M_; ++m) {
-      kernels_.to_float(w_.embedding_type, table + request_.ids[first_ + m] * row_bytes, w_.C, s_.x + m * w_.C);
-    }
+  // 0, or the errno of a row that could not be read.
+  int embed() {
+    const int64_t* ids = request_.ids + first_;
+    if (M_ > 1) w_.embedding->expect(ids, M_);
+    std::atomic<int> error{0};
+    crew_.share(M_, std::max(kLeastRows, crew_.even_piece(M_)), [&](int64_t begin, int64_t end) {
+      float* room = s_.h + begin * w_.C;  // not in use yet, and a row that is stored is not larger than one in float32
+      const int found = w_.embedding->read(kernels_, ids + begin, end - begin, room, s_.x + begin * w_.C);
+      if (found != 0) error = found;
+    });
+    return error;
   }
 
   // h = norm(x)
@@ -356,7 +362,7 @@ Model::~Model() = default;
 
 int64_t Model::scratch_bytes() const { return scratch_->bytes; }
 
-bool Model::step(const StepRequest& request) {
+int Model::step(const StepRequest& request) {
   Crew crew(threads_);
   return Runner(*this, request, crew).run();
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cache.h"
+#include "embedding.h"
 #include "kernels.h"
 #include "linear.h"
 
@@ -34,10 +35,9 @@ struct ModelWeights {
   int64_t C, F, V, H, G, D;
   int64_t rope_half;  // pairs of dimensions that turn; the rest of D stays
   float eps;
-  FloatType embedding_type;
-  const void* embedding;    // (V, C)
-  const float* final_norm;  // (C)
-  const uint8_t* head;      // C -> V
+  std::unique_ptr<const Embedding> embedding;  // (V, C)
+  const float* final_norm;                     // (C)
+  const uint8_t* head;                         // C -> V
   std::vector<LayerWeights> layers;
 };
 
@@ -53,6 +53,10 @@ struct StepRequest {
   const volatile uint8_t* cancel;  // polled between layers; null never stops
 };
 
+// How a step ends; or below 0: -errno of a row of the embedding that could not be read (embedding.h).
+constexpr int kStepDone = 1;
+constexpr int kStepCancelled = 0;
+
 class Model {
  public:
   // The memory that `weights` point to outlives the model.
@@ -60,8 +64,8 @@ class Model {
   Model(const Kernels* kernels, const LinearKernels* linears, ModelWeights weights, int64_t chunk, int threads);
   ~Model();
 
-  // False if it was cancelled; the cache then holds garbage behind `position`. One call at a time.
-  bool step(const StepRequest& request);
+  // How it ended; if not well, the cache holds garbage behind `position`. One call at a time.
+  int step(const StepRequest& request);
 
   const ModelWeights& weights() const { return weights_; }
   const Kernels& kernels() const { return kernels_; }

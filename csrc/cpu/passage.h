@@ -12,8 +12,8 @@
 namespace exl2 {
 
 // Runs steps until one of the limits is reached; tokens (count) takes what was chosen after each of them. The last may
-// be kUnsure: then its logits are there to be looked at. Returns the number of steps, 0 if it was cancelled in the
-// first. first: T is 1; cos and sin have rows for all tokens, logits (V) are those of the last step.
+// be kUnsure: then its logits are there to be looked at. Returns the number of steps; if there is none, how the first
+// ended (model.h). first: T is 1; cos and sin have rows for all tokens, logits (V) are those of the last step.
 int64_t write_passage(Model& model, const StepRequest& first, const Choosing& choosing, int64_t* tokens);
 
 }  // namespace exl2

@@ -28,6 +28,7 @@ from exl2_tui.core.errors import (
 )
 from exl2_tui.core.model.estimate import estimate, require_fit
 from exl2_tui.core.model.footprint import DEFAULT_CONTEXT_LIMIT, MemoryEstimate
+from exl2_tui.core.model.layout import EMBEDDING
 from exl2_tui.core.model.loader import load_model, plan_load
 from exl2_tui.core.model.memory import available_memory
 from exl2_tui.core.ops.native import capabilities
@@ -41,8 +42,9 @@ def test_progress_counts_every_byte_once(tied: bool, tmp_path: Path) -> None:
     with Checkpoint.open(folder) as checkpoint:
         config = ModelConfig.from_dir(folder)
         model = load_model(checkpoint, config, on_progress=lambda *step: seen.append(step))
-        total = sum(checkpoint.info(name).nbytes for name in checkpoint.names)
-        assert {name for _, _, name in seen} == set(checkpoint.names)
+        read = [name for name in checkpoint.names if name != EMBEDDING or tied or not capabilities().native]
+        total = sum(checkpoint.info(name).nbytes for name in read)
+        assert {name for _, _, name in seen} == set(read)
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
     assert seen[-1][0] == seen[-1][1] == total
     assert model.forward([5, 6, 7], model.new_cache(8)).shape == (256,)
@@ -103,11 +105,13 @@ def test_a_context_that_cannot_fit_is_refused_with_a_remedy(tmp_path: Path) -> N
 
 
 def test_estimates(nano_chat: Path, nano_chat_exl2: Path) -> None:
-    for folder, packed in ((nano_chat, 24_394_752 + 8192 * 384 * 2), (nano_chat_exl2, 13_482_752)):
+    embedding = 8192 * 384 * 2
+    for folder, packed in ((nano_chat, 24_394_752 + embedding), (nano_chat_exl2, 13_482_752)):
         with Checkpoint.open(folder) as checkpoint:
             config = ModelConfig.from_dir(folder)
             found = estimate(checkpoint, config, available=10**9)
-            assert found.weights == pytest.approx(packed, rel=0.01)
+            assert found.weights == pytest.approx(packed - embedding, rel=0.01)  # its rows stay in the file
+            assert estimate(checkpoint, config, backend="cuda", available=10**9).weights == found.weights + embedding
             assert found.context == 1024 and found.fits == "yes"
             assert found.cache == 1024 * 8 * 2 * 64 * 2 * 2
             assert estimate(checkpoint, config, cache="q8", available=10**9).cache == found.cache * 17 // 32
@@ -264,6 +268,6 @@ def test_peak_memory_stays_near_the_loaded_size(kernels: str, stored: str, tmp_p
     environment = {**os.environ, "EXL2_TUI_KERNELS": kernels}
     run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     loaded, peak = map(int, run.stdout.split())
-    assert loaded > 10e6
+    assert loaded > 9e6
     print(f"{kernels} {stored}: loaded {loaded / 1e6:.1f} MB, peak {peak / 1e6:.1f} MB")
     assert peak < 1.2 * loaded + 8e6, f"{peak / loaded:.2f} of the loaded size"

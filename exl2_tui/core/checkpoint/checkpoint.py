@@ -19,6 +19,7 @@ from torch import Tensor
 from exl2_tui.core.checkpoint.gptq_settings import GptqSettings
 from exl2_tui.core.checkpoint.header import MAX_HEADER_BYTES, MAX_TENSORS, TensorInfo
 from exl2_tui.core.checkpoint.linears import read_linear
+from exl2_tui.core.checkpoint.place import TensorPlace
 from exl2_tui.core.checkpoint.safetensors import SafetensorsFile, open_file
 from exl2_tui.core.errors import CheckpointError, NotFoundError, ShapeError, UnsupportedError
 from exl2_tui.core.formats import LinearWeight
@@ -113,6 +114,10 @@ class Checkpoint:
                 f"expected shape {list(shape)}, found {list(found)}", file=owner.path, tensor=name, hint=_SHAPE_HINT
             )
         return owner.tensor(name)
+
+    def place(self, name: str) -> TensorPlace:
+        """Where the tensor lies in its file, for those who read parts of it. Raises as `tensor`."""
+        return self._owner(name).place(name)
 
     def linear_kind(self, prefix: str) -> Kind | None:
         """The format of the linear layer `prefix` (as "model.layers.0.mlp.up_proj"); None if it has no weights."""

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from exl2_tui.core.checkpoint.header import LENGTH_BYTES, TensorInfo, read_header
+from exl2_tui.core.checkpoint.place import TensorPlace, changed
 from exl2_tui.core.checkpoint.reading import Buffers, Reader, bytes_of
 from exl2_tui.core.errors import CheckpointError, MemoryLimitError, UnsupportedError
 
@@ -70,8 +71,15 @@ class SafetensorsFile:
         with self._unchanged() as stream:
             whole = self._reader.read(stream, info.offset, raw) == info.nbytes
             if not whole or _identity(os.fstat(stream.fileno())) != self._identity:  # cut short, or being written
-                raise self._changed()
+                raise changed(self.path)
         return raw.view(dtype).reshape(info.shape)
+
+    def place(self, name: str) -> TensorPlace:
+        """Where the tensor lies, to read parts of it later. Raises as `tensor`."""
+        info, dtype = self._typed(name)
+        *_, modified, size = self._identity
+        with self._unchanged() as stream:
+            return TensorPlace(self.path, name, dtype, info.shape, stream.fileno(), info.offset, size, modified)
 
     def source(self, name: str) -> TensorSource:
         """The tensor, read only when its turn to be written comes. Raises as `tensor`."""
@@ -122,13 +130,10 @@ class SafetensorsFile:
                 self._stream = _open_regular(self.path)
                 weakref.finalize(self, self._stream.close)
             if not self._identity == _identity(self.path.stat()) == _identity(os.fstat(self._stream.fileno())):
-                raise self._changed()
+                raise changed(self.path)
             yield self._stream
         except OSError as error:
             raise _unreadable(self.path, error) from error
-
-    def _changed(self) -> CheckpointError:
-        return CheckpointError("the file changed after it was opened", file=self.path, hint="Load the model again")
 
 
 def open_file(path: Path) -> SafetensorsFile:

@@ -133,10 +133,11 @@ def remote_footprint(config: ModelConfig, tensor_bytes: int) -> Footprint:
     """Memory from the config and the sizes of the files: a tied head of floats is packed once more than stored."""
     head = config.vocab_size * config.hidden_size
     is_float = config.quantization is None
-    packed = tensor_bytes + (2 * head if config.tie_word_embeddings and is_float else 0)
+    is_tied = is_float and config.tie_word_embeddings
     layer = sum(spec.in_features * spec.out_features for spec in layer_linears(config, 0))
-    elements = layer * config.num_hidden_layers + head + (0 if config.tie_word_embeddings and is_float else head)
-    return Footprint.of(config, packed, elements)
+    elements = layer * config.num_hidden_layers + head + (0 if is_tied else head)
+    embedding = head * (4 if is_float and tensor_bytes > 3 * elements else 2)
+    return Footprint.of(config, tensor_bytes + (embedding if is_tied else 0), embedding, elements)
 
 
 def bits_in_name(name: str) -> float:

@@ -8,7 +8,7 @@ from typing import Protocol
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import MemoryLimitError
 from exl2_tui.core.model.footprint import COMFORTABLE, DENSE, Backend, Footprint, MemoryEstimate, cache_bytes
-from exl2_tui.core.model.layout import LinearSpec, head_linear, layer_linears, model_linears
+from exl2_tui.core.model.layout import EMBEDDING, LinearSpec, head_linear, layer_linears, model_linears
 from exl2_tui.core.model.memory import available_memory
 from exl2_tui.core.model.split import ModelSizes
 from exl2_tui.core.model.weights import TensorSource, linear_names, take_inventory
@@ -28,7 +28,8 @@ class MeasurableSource(TensorSource, Protocol):
 
 def footprint(source: MeasurableSource, config: ModelConfig) -> Footprint:
     """The numbers of a model that is here."""
-    return Footprint.of(config, packed_bytes(source, config), dense_bytes(source, config, 1))
+    embedding = source.info(EMBEDDING).nbytes
+    return Footprint.of(config, packed_bytes(source, config), embedding, dense_bytes(source, config, 1))
 
 
 def estimate(

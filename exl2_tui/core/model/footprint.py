@@ -58,11 +58,13 @@ class MemoryEstimate:
 class Footprint:
     """packed: bytes of the weights as kernels hold them; elements: how many numbers they are as plain matrices.
 
+    embedding: bytes of it, part of packed; a CPU reads its rows from the file, each when a token needs it.
     cached_heads: kv heads of all layers. activations: float32 values per token of a prompt. largest: weights of the
     largest linear of a layer. longest: the model's own context.
     """
 
     packed: int
+    embedding: int
     elements: int
     cached_heads: int
     head_dim: int
@@ -73,10 +75,11 @@ class Footprint:
     longest: int
 
     @classmethod
-    def of(cls, config: ModelConfig, packed: int = 0, elements: int = 0) -> Footprint:
+    def of(cls, config: ModelConfig, packed: int = 0, embedding: int = 0, elements: int = 0) -> Footprint:
         hidden, ffn = config.hidden_size, config.intermediate_size
         return cls(
             packed=packed,
+            embedding=embedding,
             elements=elements,
             cached_heads=config.num_key_value_heads * config.num_hidden_layers,
             head_dim=config.head_dim,
@@ -86,6 +89,12 @@ class Footprint:
             largest=hidden * max(ffn, config.query_size),
             longest=config.max_position_embeddings,
         )
+
+    def weights(self, backend: Backend) -> int:
+        """Bytes of the weights in memory."""
+        if backend in DENSE:
+            return DENSE[backend] * self.elements
+        return self.packed - self.embedding if backend == "native" else self.packed
 
     def cache(self, context: int, kind: str) -> int:
         """Bytes of the keys and values of `context` tokens. Fewer than 16 bits have one fp16 scale per 32 values."""
@@ -108,8 +117,7 @@ class Footprint:
 
     def at(self, context: int | None, cache: str, backend: Backend, available: int | None) -> MemoryEstimate:
         """What loading takes. context None: the longest up to the model's own (and a sensible limit) that fits."""
-        width = DENSE.get(backend)
-        weights = self.packed if width is None else width * self.elements
+        weights = self.weights(backend)
         if context is None:
             context = self._longest_fitting(cache, weights, backend, available)
         return MemoryEstimate(context, weights, self.cache(context, cache), self.scratch(context, backend), available)

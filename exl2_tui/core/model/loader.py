@@ -7,6 +7,7 @@ cache = model.new_cache(plan.estimate.context, options.cache)
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +25,7 @@ from exl2_tui.core.model.native import NativeModel
 from exl2_tui.core.model.protocol import LanguageModel
 from exl2_tui.core.model.split import split_layers
 from exl2_tui.core.model.watched import Progress, WatchedSource
-from exl2_tui.core.model.weights import Inventory, take_inventory
+from exl2_tui.core.model.weights import Inventory, take_inventory, whole_names
 from exl2_tui.core.ops.cache import MAX_HEAD_DIM
 from exl2_tui.core.ops.native import capabilities
 from exl2_tui.core.requests import CacheKind, LoadOptions
@@ -88,7 +89,10 @@ def load_model(
     options = options or LoadOptions()
     plan = plan or plan_load(checkpoint, config, options)
     require_fit(plan.estimate, options.cache, checkpoint.path.name)
-    source = WatchedSource(checkpoint, plan.inventory.used, on_progress, cancel)
+    used: Iterable[str] = plan.inventory.used
+    if plan.backend == "native":
+        used = whole_names(checkpoint, config, used)
+    source = WatchedSource(checkpoint, used, on_progress, cancel)
     if plan.backend == "cuda":
         from exl2_tui.core.model.cuda.model import CudaModel
 

@@ -14,15 +14,23 @@ import torch
 from torch import Tensor
 
 from exl2_tui.core.cancel import CancelToken
+from exl2_tui.core.checkpoint import TensorPlace
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.errors import CancelledError, ExtensionError, ShapeError
+from exl2_tui.core.errors import CancelledError, CheckpointError, ExtensionError, ShapeError
 from exl2_tui.core.model.cache import check_room
 from exl2_tui.core.model.causal_lm import check_ids
 from exl2_tui.core.model.layout import EMBEDDING, FINAL_NORM, LinearSpec, head_linear, layer_linears, layer_norms
 from exl2_tui.core.model.passage import Choice, Passage
 from exl2_tui.core.model.protocol import Cache
 from exl2_tui.core.model.rope import rope_table
-from exl2_tui.core.model.weights import TensorSource, read_linear, read_matrix, read_norm, release_linear
+from exl2_tui.core.model.weights import (
+    TensorSource,
+    locate_matrix,
+    read_linear,
+    read_matrix,
+    read_norm,
+    release_linear,
+)
 from exl2_tui.core.ops import native
 from exl2_tui.core.ops.cache import NativeCache
 from exl2_tui.core.ops.linear import pack_linear
@@ -58,18 +66,25 @@ class NativeModelCache(NativeCache):
 
 
 class NativeModel:
-    """Implements protocol.LanguageModel. Steps of several threads run one after another."""
+    """Implements protocol.LanguageModel. Steps of several threads run one after another.
+
+    A token needs one row of the embedding, so the rows stay in the checkpoint's file, which stays open. place: where;
+    None: they are in memory.
+    """
 
     device = torch.device("cpu")
 
-    def __init__(self, config: ModelConfig, handle: int, weight_bytes: int, kernels: str) -> None:
+    def __init__(
+        self, config: ModelConfig, handle: int, weight_bytes: int, kernels: str, place: TensorPlace | None
+    ) -> None:
         self.config = config
+        self.place = place
         self.weight_bytes = weight_bytes
         self.kernels = kernels
         self._handle = handle
         self._step = native.ops().model_step
         self._write = native.ops().model_write
-        self._free = weakref.finalize(self, native.ops().model_free, handle)
+        self._free = weakref.finalize(self, native.ops().model_close, handle)
 
     @classmethod
     def load(
@@ -93,24 +108,27 @@ class NativeModel:
         chunk = chunk or (CHUNK if config.hidden_size >= SMALL_HIDDEN else SMALL_CHUNK)
         packer = _Packer(source, options.exact, threads, native.ISAS[code])
 
-        embedding = read_matrix(source, EMBEDDING, config.vocab_size, config.hidden_size)
-        packer.held += embedding.nbytes
+        place = locate_matrix(source, EMBEDDING, config.vocab_size, config.hidden_size)
+        embedding = packer.embedding(config) if place is None else torch.empty(0, dtype=place.dtype)
         layers: list[Tensor] = []
         for layer in range(config.num_hidden_layers):
             layers += packer.layer(config, layer)
         final_norm = packer.norm(FINAL_NORM, 1, config.hidden_size)
         head = packer.linear(head_linear(config))
-        source.release(EMBEDDING)
 
         sizes = [
             *(config.hidden_size, config.intermediate_size, config.vocab_size),
             *(config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.rope_dim // 2),
         ]
         windows = [config.window(layer) or 0 for layer in range(config.num_hidden_layers)]
-        shared = [embedding.contiguous(), final_norm, head]
-        handle = native.ops().model_create(sizes, config.rms_norm_eps, shared, layers, windows, code, chunk, threads)
+        where = [] if place is None else [place.descriptor, place.offset, place.size, place.modified]
+        handle = native.ops().model_create(
+            *(sizes, config.rms_norm_eps, embedding, where, [final_norm, head], layers, windows, code, chunk, threads)
+        )
+        if handle < 0 and place is not None:
+            raise place.error(-handle)
         label = native.LABELS[native.ISAS[code]] + (", exact" if options.exact else "")
-        return cls(config, int(handle), packer.held, label)
+        return cls(config, int(handle), packer.held, label, place)
 
     @property
     def scratch_bytes(self) -> int:
@@ -138,9 +156,9 @@ class NativeModel:
         cos, sin = own.rope_rows(own.length + count)
         logits = torch.empty((count, vocab) if all_logits else (vocab,))
         flag = 0 if cancel is None else cancel.address
-        done = self._step(self._handle, ids, own.length, *own.tensors, cos, sin, logits, all_logits, flag)
-        if not done:
-            raise CancelledError
+        end = self._step(self._handle, ids, own.length, *own.tensors, cos, sin, logits, all_logits, flag)
+        if end <= 0:
+            raise self._stopped(end)
         own.length += count
         return logits
 
@@ -167,8 +185,8 @@ class NativeModel:
             *(self._handle, token, own.length, *own.tensors, cos, sin, logits, vocab, *history, choice.settings),
             *(choice.uniforms, choice.used, list(stop_ids), seconds, 0 if cancel is None else cancel.address, tokens),
         )
-        if not steps:
-            raise CancelledError
+        if steps <= 0:
+            raise self._stopped(steps)
         own.length += steps
         chosen: list[int] = tokens[:steps].tolist()
         return Passage(chosen, None) if chosen[-1] >= 0 else Passage(chosen[:-1], logits)
@@ -180,6 +198,10 @@ class NativeModel:
         if not self._free.alive:
             raise ExtensionError("the model was closed")
         return cache
+
+    def _stopped(self, end: int) -> CancelledError | CheckpointError:
+        """Why a step was not run to its end. end: 0, or -errno of a row of the embedding that could not be read."""
+        return CancelledError() if end == 0 or self.place is None else self.place.error(-end)
 
     def close(self) -> None:
         self._free()
@@ -197,6 +219,13 @@ class _Packer:
             "room": WeightRoom(WEIGHT_PIECE),
         }
         self.held = 0
+
+    def embedding(self, config: ModelConfig) -> Tensor:
+        """(V, C), as it is."""
+        matrix = read_matrix(self.source, EMBEDDING, config.vocab_size, config.hidden_size).contiguous()
+        self.source.release(EMBEDDING)
+        self.held += matrix.nbytes
+        return matrix
 
     def layer(self, config: ModelConfig, layer: int) -> list[Tensor]:
         """The eleven tensors of a layer as csrc/bindings_model_cpu.cpp lists them."""

@@ -61,7 +61,8 @@ class LanguageModel(Protocol):
 
         (V,) for the token after the last one, or with all_logits (T, V), row t for the token after ids[t].
         Raises ShapeError for an id outside the vocabulary, ContextError if the cache is too small,
-        CancelledError if cancelled; the cache is unchanged after any error.
+        CheckpointError if what the model reads of its files meanwhile cannot be read any more, CancelledError if
+        cancelled; the cache is unchanged after any error.
         """
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor
 
 from exl2_tui.core.cancel import CancelToken
+from exl2_tui.core.checkpoint import TensorPlace
 from exl2_tui.core.formats import LinearWeight
 from exl2_tui.core.model.estimate import MeasurableSource, TensorSize
 
@@ -14,7 +15,10 @@ Progress = Callable[[int, int, str], None]  # bytes done, bytes in total, tensor
 
 
 class WatchedSource:
-    """A checkpoint that reports each tensor as it is released and stops when cancelled."""
+    """A checkpoint that reports each tensor as it is released and stops when cancelled.
+
+    used: the tensors that will be read as a whole.
+    """
 
     def __init__(
         self,
@@ -39,6 +43,10 @@ class WatchedSource:
 
     def info(self, name: str) -> TensorSize:
         return self.source.info(name)
+
+    def place(self, name: str) -> TensorPlace | None:
+        self._check()
+        return self.source.place(name)
 
     def linear_kind(self, prefix: str) -> str | None:
         return self.source.linear_kind(prefix)

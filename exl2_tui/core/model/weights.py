@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from exl2_tui.core.checkpoint.linears import EXL2_TENSORS, GPTQ_TENSORS
+from exl2_tui.core.checkpoint.place import TensorPlace
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import CheckpointError, UnsupportedError
 from exl2_tui.core.formats import DenseWeight, Exl2Weight, LinearWeight
-from exl2_tui.core.model.layout import LinearSpec, model_linears, model_vectors
+from exl2_tui.core.model.layout import EMBEDDING, LinearSpec, head_linear, model_linears, model_vectors
 
 LINEAR_PARTS = {
     "exl2": (*EXL2_TENSORS, "bias"),
@@ -37,6 +39,9 @@ class TensorSource(Protocol):
     def __contains__(self, name: object) -> bool: ...
 
     def tensor(self, name: str) -> Tensor: ...
+
+    def place(self, name: str) -> TensorPlace | None:
+        """None: the tensor lies in no file, or not as it is; tensor() has it."""
 
     def linear_kind(self, prefix: str) -> str | None: ...
 
@@ -76,6 +81,15 @@ def release_linear(source: TensorSource, spec: LinearSpec) -> None:
 def read_matrix(source: TensorSource, name: str, rows: int, columns: int) -> Tensor:
     """A float matrix such as the embedding (V, C), in its stored dtype."""
     return _float_tensor(source, name, ((rows, columns),))
+
+
+def locate_matrix(source: TensorSource, name: str, rows: int, columns: int) -> TensorPlace | None:
+    """Where a float matrix lies, for a reader of its rows; None where only read_matrix can have it."""
+    _check_there(source, name)
+    place = source.place(name)
+    if place is not None:
+        _check_float(name, place.dtype, place.shape, ((rows, columns),))
+    return place
 
 
 def read_norm(source: TensorSource, name: str, heads: int, size: int) -> Tensor:
@@ -120,6 +134,12 @@ def take_inventory(source: TensorSource, config: ModelConfig) -> Inventory:
     return Inventory(tuple(missing), tuple(used), tuple(unused))
 
 
+def whole_names(source: TensorSource, config: ModelConfig, used: Iterable[str]) -> Iterator[str]:
+    """Those of `used` that are read as a whole where the embedding stays in its file; a tied head is made of it."""
+    is_tied = EMBEDDING in linear_names(source, head_linear(config))
+    return (name for name in used if name != EMBEDDING or is_tied)
+
+
 def _missing_parts(spec: LinearSpec, names: tuple[str, ...]) -> Iterator[str]:
     if not names:
         yield f"{spec.prefix}.weight"
@@ -149,12 +169,20 @@ def _columns(weight: LinearWeight, spec: LinearSpec, start: int) -> LinearWeight
 
 
 def _float_tensor(source: TensorSource, name: str, shapes: tuple[tuple[int, ...], ...]) -> Tensor:
+    _check_there(source, name)
+    tensor = source.tensor(name)
+    _check_float(name, tensor.dtype, tuple(tensor.shape), shapes)
+    return tensor
+
+
+def _check_there(source: TensorSource, name: str) -> None:
     if name not in source:
         raise CheckpointError("the tensor is missing", tensor=name)
-    tensor = source.tensor(name)
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"expected a float dtype, found {tensor.dtype}", tensor=name)
-    if tuple(tensor.shape) not in shapes:
+
+
+def _check_float(name: str, dtype: torch.dtype, shape: tuple[int, ...], shapes: tuple[tuple[int, ...], ...]) -> None:
+    if not dtype.is_floating_point:
+        raise CheckpointError(f"expected a float dtype, found {dtype}", tensor=name)
+    if shape not in shapes:
         expected = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
-        raise CheckpointError(f"expected shape {expected}, found {tuple(tensor.shape)}", tensor=name)
-    return tensor
+        raise CheckpointError(f"expected shape {expected}, found {shape}", tensor=name)

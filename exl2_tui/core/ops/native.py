@@ -26,7 +26,7 @@ LABELS: dict[Isa | None, str] = {
     None: "reference (torch)",
 }
 LIBRARY = Path(__file__).resolve().parents[2] / "_C_cpu.so"
-NEWEST_OP = "share_spare_core"  # in every library that this source can use
+NEWEST_OP = "model_close"  # in every library that this source can use
 REBUILD = "Run `pip install --no-build-isolation -e .` where the source is, or reinstall the package."
 
 
