@@ -41,17 +41,27 @@ struct BlockMeta {
   int32_t start[2];
 };
 
-static inline int64_t token_bytes(const Header& h) {
-  return h.exact ? h.packed_rows * 4 : h.x_bytes + h.n_blocks * int64_t(sizeof(BlockMeta));
+// Whether M tokens stay floats: on the exact path, and a few that meet dense weights.
+static inline bool in_floats(const Header& h, int64_t M) {
+  return h.exact || (h.kind == int32_t(LinearKind::kDense) && M <= Lanes::kDirectTokens);
 }
 
-static inline int64_t token_block_at(const Header& h, int64_t token) {  // token: multiple of kTokens
-  return align_line(token_bytes(h) * kTokens) * (token / kTokens);
+static inline int64_t token_bytes(const Header& h, int64_t M) {
+  return in_floats(h, M) ? h.packed_rows * 4 : h.x_bytes + h.n_blocks * int64_t(sizeof(BlockMeta));
+}
+
+static inline int64_t token_block_at(const Header& h, int64_t token, int64_t M) {  // token: multiple of kTokens
+  return align_line(token_bytes(h, M) * kTokens) * (token / kTokens);
 }
 
 static int64_t scratch_bytes(const uint8_t* blob, int64_t M) {
   const Header& h = header_of(blob);
-  return token_block_at(h, M / kTokens * kTokens) + align_line(token_bytes(h) * (M % kTokens));
+  const auto bytes = [&](int64_t tokens) {
+    return token_block_at(h, tokens / kTokens * kTokens, tokens) +
+           align_line(token_bytes(h, tokens) * (tokens % kTokens));
+  };
+  const int64_t few = bytes(min64(M, Lanes::kDirectTokens)), all = bytes(M);  // floats may take more than words
+  return few > all ? few : all;
 }
 
 // Part of the activations of one token block: tokens are interleaved, mb of them.
@@ -66,18 +76,19 @@ struct Activations {
 };
 
 static inline Activations activations_of(const Header& h, const uint8_t* scratch, int64_t token, int64_t M) {
-  return {scratch + token_block_at(h, token), min64(kTokens, M - token)};
+  return {scratch + token_block_at(h, token, M), min64(kTokens, M - token)};
 }
 
 // --- prepare ---
 
 constexpr int64_t kPieceRows = 512;  // put in order at a time
 
-// Activations of a token in the order of the packed rows: row `row + i` to out[i * step]; zero where a group is padded.
-// Number by number: an instruction that gathers 16 takes twice the time (Zen 5).
-static void take_rows(const int32_t* map, const float* x, int64_t row, int64_t rows, float* out, int64_t step) {
+// Activations of a token in the order of the packed rows: row `row + i` to out[i * step]; zero where a group or the
+// last block is padded. Number by number: an instruction that gathers 16 takes twice the time (Zen 5).
+static void take_rows(const Header& h, const int32_t* map, const float* x, int64_t row, int64_t rows, float* out,
+                      int64_t step) {
   for (int64_t i = 0; i < rows; i++) {
-    const int64_t from = map ? map[row + i] : row + i;
+    const int64_t from = map ? map[row + i] : row + i < h.K ? row + i : -1;
     out[i * step] = from < 0 ? 0.0f : x[from];
   }
 }
@@ -130,9 +141,17 @@ static inline void quantize_block(const Header& h, const Section& s, const float
   const Form form = Form(s.form);
   const bool pairs = form == kPairs;
   const Pair pair = pair_of(s.bits);
-  const int range =
-      form == kTwoBytes ? kLargestWord : largest_byte(LinearKind(h.kind), s.bits) - (pairs ? pair.reach() : 0);
-  const float amax = Lanes::reduce_max(top);
+  const int range = h.kind == int32_t(LinearKind::kDense) ? kLargestDenseWord
+                    : form == kTwoBytes                   ? kLargestWord
+                                        : largest_byte(LinearKind(h.kind), s.bits) - (pairs ? pair.reach() : 0);
+  float amax = Lanes::reduce_max(top);
+  if (h.kind == int32_t(LinearKind::kDense)) {
+    F sum = Lanes::zero();
+    for (int i = 0; i < steps; i++) sum = Lanes::add(sum, Lanes::max_abs(Lanes::zero(), values[i]));
+    // Where the sum of the words would be too large, as if the largest of them were so much larger.
+    const float least = Lanes::reduce_add(sum) * (float(kLargestDenseWord) / kLargestDenseSum);
+    amax = least > amax ? least : amax;
+  }
   const float inverse = amax > 1e-30f ? float(range) / amax : 0.0f;
   const float step = float(pairs ? range * pair.n() : range);  // pairs count in Nths (linear_pairs.h)
   meta.scale = (amax > 1e-30f ? amax / step : 0.0f) + Lanes::reduce_add(poison);
@@ -187,7 +206,8 @@ static void prepare(const uint8_t* blob, const float* x, int64_t M, int64_t ldx,
   const int32_t* map = h.has_row_map ? reinterpret_cast<const int32_t*>(blob + h.row_map_at) : nullptr;
   const int64_t token_blocks = (M + kTokens - 1) / kTokens;
   constexpr int64_t kRows = 16;
-  const int64_t units = h.exact ? (h.packed_rows + kRows - 1) / kRows : h.n_blocks;  // per token block
+  const bool floats = in_floats(h, M);
+  const int64_t units = floats ? (h.packed_rows + kRows - 1) / kRows : h.n_blocks;  // per token block
   const int64_t begin = token_blocks * units * part / parts, end = token_blocks * units * (part + 1) / parts;
   for (int64_t at = begin; at < end;) {
     const int64_t token = at / units * kTokens, first = at % units;
@@ -196,9 +216,9 @@ static void prepare(const uint8_t* blob, const float* x, int64_t M, int64_t ldx,
     uint8_t* base = const_cast<uint8_t*>(a.base);
     for (int64_t m = 0; m < a.mb; m++) {
       const float* from = x + (token + m) * ldx;
-      if (h.exact) {
+      if (floats) {
         const int64_t row = first * kRows, rows = min64(h.packed_rows, last * kRows) - row;
-        take_rows(map, from, row, rows, reinterpret_cast<float*>(base) + row * a.mb + m, a.mb);
+        take_rows(h, map, from, row, rows, reinterpret_cast<float*>(base) + row * a.mb + m, a.mb);
         continue;
       }
       const Section* s = sections_of(blob);
@@ -209,14 +229,15 @@ static void prepare(const uint8_t* blob, const float* x, int64_t M, int64_t ldx,
         const int64_t left = min64(last - block, int64_t(s->blocks_per_group) * s->groups - index);
         const int64_t count = min64(left, kPieceRows / rows);
         alignas(kLine) float piece[kPieceRows];
-        if (map) take_rows(map, from, row, count * rows, piece, 1);
+        const bool copied = map || row + count * rows > h.K;
+        if (copied) take_rows(h, map, from, row, count * rows, piece, 1);
         // What the next token has here: in the order of the map no prefetcher would find it. Nearly half of all this.
         if (token + m + 1 < M) ask_for(reinterpret_cast<const uint8_t*>(from + ldx + row), int(count * rows / 16));
         for (int64_t i = 0; i < count; i++, block++) {
           if (M == 1) ask_for_first(h, blob, block);
           int32_t* quads = const_cast<int32_t*>(a.quads(s->x_offset + (index + i) * rows * terms_of(Form(s->form))));
           BlockMeta* meta = const_cast<BlockMeta*>(a.meta(h, block));
-          quantize_block(h, *s, map ? piece + i * rows : from + row + i * rows, quads + m, a.mb,
+          quantize_block(h, *s, copied ? piece + i * rows : from + row + i * rows, quads + m, a.mb,
                          M > Lanes::kDirectTokens, meta[m]);
         }
       }

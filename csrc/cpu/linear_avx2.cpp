@@ -70,6 +70,7 @@ struct Lanes {
   static F add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
   static F sub(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
   static F mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+  static F div(F x, F y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
   static F fma(F x, F y, F z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
   static F max_abs(F x, F y) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
@@ -108,6 +109,10 @@ struct Lanes {
   static I high_byte(I x) {
     const I rounded = add_i(x, set1_i(128));
     return {_mm256_srai_epi32(rounded.a, 8), _mm256_srai_epi32(rounded.b, 8)};
+  }
+  static I pair_words(I low, I high) {
+    const I above = shift_left(high, 16);
+    return {_mm256_blend_epi16(low.a, above.a, 0xaa), _mm256_blend_epi16(low.b, above.b, 0xaa)};
   }
   static I round(F x) {
     constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;

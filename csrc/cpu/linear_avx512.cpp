@@ -50,6 +50,7 @@ struct Lanes {
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F max_abs(F a, F b) { return _mm512_max_ps(a, _mm512_abs_ps(b)); }
   static F even_quads(F a, F b) { return _mm512_shuffle_f32x4(a, b, 0x88); }
@@ -73,6 +74,7 @@ struct Lanes {
     return _mm512_mask_add_epi32(acc, 0x5555, acc, _mm512_mul_epi32(a, _mm512_srli_epi64(a, 32)));
   }
   static I high_byte(I a) { return _mm512_srai_epi32(_mm512_add_epi32(a, _mm512_set1_epi32(128)), 8); }
+  static I pair_words(I low, I high) { return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16)); }
   static I round(F a) { return _mm512_cvt_roundps_epi32(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
   static int32_t reduce_add_i(I a) { return _mm512_reduce_add_epi32(a); }

@@ -33,6 +33,23 @@ static inline int last_columns(const Header& h, int64_t tile, int64_t count) {
   return int(min64(kColumns, h.out_features - (tile + count - 1) * kColumns));
 }
 
+// f(Index<count>{}, first): tiles of a chunk, as many at a time as the register block holds, then one by one.
+template <typename Body>
+static EXL2_INLINE void for_stages(int64_t tiles, Body&& f) {
+  int64_t i = 0;
+  for (; i + kStageTiles <= tiles; i += kStageTiles) f(Index<kStageTiles>{}, i);
+  for (; i < tiles; i++) f(Index<1>{}, i);
+}
+
+// f(Index<mb>{}, activations, first token): all tokens, a block at a time.
+template <typename Body>
+static EXL2_INLINE void for_token_blocks(const Header& h, const uint8_t* scratch, int64_t M, Body&& f) {
+  for (int64_t token = 0; token < M; token += kTokens) {
+    const Activations a = activations_of(h, scratch, token, M);
+    for_tokens(a.mb, [&](auto m) { f(m, a, token); });
+  }
+}
+
 // --- the integer path ---
 
 // Of each of 2 tiles, together 48 KiB: 1536 rows; of pairs 1024, of words 768. Many rows are worth more than tiles:

@@ -69,6 +69,9 @@ struct Lanes {
   static F mul(F a, F b) {
     return each([&](int c) { return a.v[c] * b.v[c]; });
   }
+  static F div(F a, F b) {
+    return each([&](int c) { return a.v[c] / b.v[c]; });
+  }
   static F fma(F a, F b, F c) {  // rounded once or twice, as the machine has it
     return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
   }
@@ -117,6 +120,9 @@ struct Lanes {
   }
   static I high_byte(I a) {
     return each_i([&](int c) { return int32_t(a.v[c] + 128) >> 8; });
+  }
+  static I pair_words(I low, I high) {  // the low 16 bits of both
+    return each_i([&](int c) { return (low.v[c] & 0xffff) | high.v[c] << 16; });
   }
   static I round(F a) {  // |a| < 2^22, ties to even: adding 1.5 * 2^23 leaves the integer in the low mantissa bits
     return each_i([&](int c) {

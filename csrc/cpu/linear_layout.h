@@ -255,13 +255,28 @@ constexpr int terms_of(Form form) { return form == kOneByte ? 1 : 2; }
 // besides its products would weigh more; what all of this costs in KL: docs/performance.md.
 constexpr int kBlockSlabs = 4;
 
+// Of dense weights, that meet words where there are many tokens (linear_prompt_dense.h).
+constexpr int kDenseSlabs = 2;
+constexpr int kDenseBlockRows = kDenseSlabs * kSlabRows;
+
+// The only section of dense weights: blocks of rows that share an activation scale, the last one filled up.
+static inline Section dense_section(int64_t K) {
+  Section s = {};
+  s.bits = 16;
+  s.form = kTwoBytes;
+  s.slabs = kDenseSlabs;
+  s.blocks_per_group = 1;
+  s.groups = int32_t((K + kDenseBlockRows - 1) / kDenseBlockRows);
+  return s;
+}
+
 // Fills h and, when given, the sections; returns false for a width without a layout.
 static inline bool plan(const LinearSource& s, Header& h, Section* sections) {
   h = Header{};
   h.magic = kMagic;
   h.kind = int32_t(s.kind);
   h.dense_type = int32_t(s.dense_type);
-  h.exact = s.exact || s.kind == LinearKind::kDense;
+  h.exact = s.exact || (s.kind == LinearKind::kDense && s.dense_type == DenseType::kF32);
   h.K = s.K;
   h.out_features = s.out_features;
   h.tiles = (s.out_features + kColumns - 1) / kColumns;
@@ -275,6 +290,13 @@ static inline bool plan(const LinearSource& s, Header& h, Section* sections) {
       code_bytes = blocks * narrow_block_bytes(s.dense_type);
     } else {
       code_bytes = align_line(s.K * kColumns * (s.dense_type == DenseType::kF32 ? 4 : 2));
+    }
+    if (!h.exact) {
+      const Section only = dense_section(s.K);
+      if (sections) sections[0] = only;
+      h.n_sections = 1;
+      h.n_blocks = only.groups;
+      h.x_bytes = h.n_blocks * kDenseBlockRows * terms_of(kTwoBytes);
     }
   } else {
     h.n_groups = s.n_groups;

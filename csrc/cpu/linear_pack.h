@@ -257,8 +257,9 @@ static inline void pack_front(const LinearSource& s, Header h, uint8_t* blob) {
   }
   for (int64_t i = 0; i < h.n_sections && !h.exact; i++) {
     const Section& section = sections[i];
+    const int32_t width = section.form == kTwoBytes && section.bits <= 8 ? 0 : section.bits;
     const int32_t blocks[] = {section.form, section.slabs, section.blocks_per_group * section.groups,
-                              common_zero(h, section), section.form == kTwoBytes ? 0 : section.bits};
+                              common_zero(h, section), width};
     h.input_key = hash(h.input_key, blocks, sizeof blocks);
   }
 

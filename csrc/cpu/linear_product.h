@@ -9,7 +9,9 @@
 //                 time
 //   integer       direct_integer                               staged_integer, of bytes or of words, or of sums of
 //                                                              these and codes (linear_sums.h)
-//   fp32, exact   direct_exact, direct_dense                   staged_exact, staged_dense
+//   fp32, exact   direct_exact                                 staged_exact
+//   dense         direct_dense, in fp32                        staged_words: 16 bits of weights and of activations;
+//                                                              exact, or of fp32 weights: staged_floats
 //
 // Integer: out[m,n] = sum over blocks  S[g,n] * sx[m,block] * sum_k (q[k,n] - zero) * x8[m,k]; the inner sum is exact
 // in int32; the zero point enters once per block, through the sum of the block's activations. Exact: out[m,n] = sum
@@ -17,7 +19,7 @@
 #pragma once
 
 #include "linear_decode.h"
-#include "linear_prompt_float.h"
+#include "linear_prompt_dense.h"
 #include "linear_prompt_integer.h"
 
 namespace exl2 {
@@ -32,10 +34,7 @@ static void multiply_staged(const uint8_t* blob, const uint8_t* scratch, int64_t
     const Sums sums = Sums::first(out + t * kColumns, ldo, bias + t * kColumns);
     const bool exl2 = h.kind == int32_t(LinearKind::kExl2);
     if (h.kind == int32_t(LinearKind::kDense)) {
-      const auto run = h.dense_type == int32_t(DenseType::kF16)    ? staged_dense<DenseType::kF16>
-                       : h.dense_type == int32_t(DenseType::kBF16) ? staged_dense<DenseType::kBF16>
-                                                                   : staged_dense<DenseType::kF32>;
-      run(blob, scratch, M, sums, t, tiles);
+      staged_dense(blob, scratch, M, sums, t, tiles);
     } else if (h.exact) {
       (exl2 ? staged_exact<Exl2Params> : staged_exact<GptqParams>)(blob, scratch, M, sums, t, tiles);
     } else {

@@ -1,4 +1,4 @@
-// The product for many tokens in fp32: dense weights, and quantized ones on the exact path.
+// The product for many tokens in fp32: quantized weights on the exact path, and dense ones (linear_prompt_dense.h).
 #pragma once
 
 #include "linear_chunks.h"
@@ -37,20 +37,13 @@ static void multiply_floats(const FloatChunk& chunk, int tile, int rows, const f
 // rows of the chunk, starting at packed row `row`, times all tokens.
 static inline void multiply_chunk(const Header& h, const FloatChunk& chunk, const uint8_t* scratch, int64_t row,
                                   int rows, int64_t M, const Sums& sums, int64_t tile, int64_t tiles) {
-  for (int64_t token = 0; token < M; token += kTokens) {
-    const Activations a = activations_of(h, scratch, token, M);
-    for_tokens(a.mb, [&](auto m) {
-      constexpr int MB = decltype(m)::value;
-      int i = 0;
-      for (; i + kStageTiles <= tiles; i += kStageTiles) {
-        multiply_floats<kStageTiles, MB>(chunk, i, rows, a.rows(row), sums.at(token, i * kColumns),
-                                         last_columns(h, tile + i, kStageTiles));
-      }
-      for (; i < tiles; i++) {
-        multiply_floats<1, MB>(chunk, i, rows, a.rows(row), sums.at(token, i * kColumns), last_columns(h, tile + i, 1));
-      }
+  for_token_blocks(h, scratch, M, [&](auto m, const Activations& a, int64_t token) {
+    for_stages(tiles, [&](auto count, int64_t i) {
+      constexpr int MB = decltype(m)::value, TILES = decltype(count)::value;
+      multiply_floats<TILES, MB>(chunk, int(i), rows, a.rows(row), sums.at(token, i * kColumns),
+                                 last_columns(h, tile + i, TILES));
     });
-  }
+  });
 }
 
 // (q - zero) * S of some slabs of a section: exact in fp32, 9 bits times 11.
@@ -98,44 +91,6 @@ static void staged_exact(const uint8_t* blob, const uint8_t* scratch, int64_t M,
                      tiles);
       sums = sums.more();
     }
-  }
-}
-
-// Some rows of a tile as floats; of narrow halves whole strips.
-template <DenseType TYPE>
-static void dense_rows(const Header& h, const uint8_t* tile, int64_t row, int rows, float* out) {
-  if constexpr (TYPE != DenseType::kF32) {
-    if (h.narrow) {
-      constexpr int kStripBytes = Narrow<TYPE>::kLines * kLine;
-      for (const int64_t end = row + rows; row < end; row += kStripRows, out += kStripRows * kColumns) {
-        const uint8_t* strip = tile + h.params_bytes + row / kStripRows * kStripBytes;
-        const F scale = Lanes::set1(narrow_scale(tile, row / kNarrowBlockRows));
-        ask_for(strip + kChunkAhead, Narrow<TYPE>::kLines);
-        for_each_pair<TYPE>(strip, [&](auto index, F even, F odd) EXL2_INLINE_LAMBDA {
-          float* pair = out + 2 * decltype(index)::value * kColumns;
-          Lanes::store(pair, Lanes::mul(even, scale));
-          Lanes::store(pair + kColumns, Lanes::mul(odd, scale));
-        });
-      }
-      return;
-    }
-  }
-  for (int r = 0; r < rows; r++) {
-    __builtin_prefetch(tile + (row + r) * dense_row_bytes(TYPE) + kChunkAhead, 0, 3);
-    Lanes::store(out + r * kColumns, load_dense<TYPE>(tile, row + r));
-  }
-}
-
-template <DenseType TYPE>
-static void staged_dense(const uint8_t* blob, const uint8_t* scratch, int64_t M, Sums sums, int64_t tile,
-                         int64_t tiles) {
-  const Header& h = header_of(blob);
-  FloatChunk chunk;
-  for (int64_t row = 0; row < h.K; row += kFloatChunkRows) {
-    const int rows = int(min64(kFloatChunkRows, h.K - row));
-    for (int64_t i = 0; i < tiles; i++) dense_rows<TYPE>(h, tile_of(blob, tile + i), row, rows, chunk.weights[i]);
-    multiply_chunk(h, chunk, scratch, row, rows, M, sums, tile, tiles);
-    sums = sums.more();
   }
 }
 

@@ -155,7 +155,7 @@ static void multiply_chunk_of(const CodeChunk& chunk, const Header& h, const Sec
                               const Activations& a, int64_t tile, int64_t tiles, const Sums& sums) {
   const int32_t* x = a.quads(s.x_offset + (block - s.first_block) * s.slabs * kSlabRows * terms_of(FORM));
   const BlockMeta* meta = a.meta(h, block);
-  const auto multiply = [&](auto count, int64_t i) {
+  for_stages(tiles, [&](auto count, int64_t i) {
     constexpr int TILES = decltype(count)::value;
     const Sums mine = sums.at(0, i * kColumns);
     const int columns = last_columns(h, tile + i, TILES);
@@ -164,10 +164,7 @@ static void multiply_chunk_of(const CodeChunk& chunk, const Header& h, const Sec
     } else {
       multiply_bytes<BITS, FORM, TILES, MB, Params>(chunk, int(i), s, blocks, x, meta, mine, columns);
     }
-  };
-  int64_t i = 0;
-  for (; i + kStageTiles <= tiles; i += kStageTiles) multiply(Index<kStageTiles>{}, i);
-  for (; i < tiles; i++) multiply(Index<1>{}, i);
+  });
 }
 
 template <int BITS, int MB, typename Params>
@@ -196,22 +193,19 @@ static void staged_integer(const uint8_t* blob, const uint8_t* scratch, int64_t 
         for_width<UnpackChunk, 0, Params>(s->bits, *s, Params(blob, data), data, first, blocks, chunk.codes[i],
                                           chunk.scales[i], chunk.zeros[i], chunk.starts[i]);
       }
-      for (int64_t token = 0; token < M; token += kTokens) {
-        const Activations a = activations_of(h, scratch, token, M);
-        for_tokens(a.mb, [&](auto m) {
-          constexpr int MB = decltype(m)::value;
-          const Sums mine = sums.at(token, 0);
-          if constexpr (Lanes::kWidthMatters) {
-            for_width<MultiplyChunk, MB, Params>(s->bits, chunk, h, *s, s->first_block + first, blocks, a, tile, tiles,
-                                                 mine);
-          } else {  // one body serves every width
-            const auto run = form == kOneByte ? multiply_chunk_of<8, kOneByte, MB, Params>
-                             : form == kPairs ? multiply_chunk_of<8, kPairs, MB, Params>
-                                              : multiply_chunk_of<8, kTwoBytes, MB, Params>;
-            run(chunk, h, *s, s->first_block + first, blocks, a, tile, tiles, mine);
-          }
-        });
-      }
+      for_token_blocks(h, scratch, M, [&](auto m, const Activations& a, int64_t token) {
+        constexpr int MB = decltype(m)::value;
+        const Sums mine = sums.at(token, 0);
+        if constexpr (Lanes::kWidthMatters) {
+          for_width<MultiplyChunk, MB, Params>(s->bits, chunk, h, *s, s->first_block + first, blocks, a, tile, tiles,
+                                               mine);
+        } else {  // one body serves every width
+          const auto run = form == kOneByte ? multiply_chunk_of<8, kOneByte, MB, Params>
+                           : form == kPairs ? multiply_chunk_of<8, kPairs, MB, Params>
+                                            : multiply_chunk_of<8, kTwoBytes, MB, Params>;
+          run(chunk, h, *s, s->first_block + first, blocks, a, tile, tiles, mine);
+        }
+      });
       sums = sums.more();
     }
   }

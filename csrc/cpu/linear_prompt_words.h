@@ -1,5 +1,6 @@
-// The product for many tokens where activations have two bytes: codes less their zero point and activations as int16,
-// exact int32 sums per block. What products of bytes would take two of each for, and at 6 and 8 bits on AVX2 many more.
+// The product for many tokens where activations have two bytes: codes less their zero point, or dense weights that were
+// rounded (linear_prompt_dense.h), and activations as int16, exact int32 sums per block. What products of bytes would
+// take two of each for, and at 6 and 8 bits on AVX2 many more.
 #pragma once
 
 #include "linear_chunks.h"
@@ -27,7 +28,7 @@ static EXL2_INLINE void add_words(typename L::I (&acc)[TILES][MB], const uint8_t
   }
 }
 
-// Sums of a block: below 128 rows * 2^15 * 2^8 = 2^30.
+// Sums of a block: below 128 rows * 2^15 * 2^8 = 2^30; of dense weights, below 2^31 (linear_sums.h).
 template <int TILES, int MB>
 static void multiply_words(const CodeChunk& chunk, int tile, int slabs, int blocks, const int32_t* x,
                            const BlockMeta* meta, const Sums& sums, int columns) {

@@ -24,6 +24,17 @@ namespace EXL2_ISA {
 
 constexpr int kLargestWord = 32767 - 256;  // and both its bytes fit int8: 127 * 256 + 127 is more
 
+// Of dense weights both factors are rounded to words (linear_prompt_dense.h), and sums of two fit int16. Weights have
+// 2^13 steps, activations as many as the block's sum of products allows, which is at most
+//
+//   2^13 * sum |rounded x| <= 2^13 * (sum |x| + 64 / 2) < 2^31,   x in steps of the scale:
+//
+// rounding may add a half to each of the block's rows, and the sum of |x| is itself made of 64 rounded floats (4: more
+// than all of these errors). A block with an outlier keeps 14.6 bits and a sign, one of equal numbers 12.
+constexpr int kLargestDenseWeight = 1 << 13;
+constexpr int kLargestDenseWord = 32767 - kLargestDenseWeight;
+constexpr int kLargestDenseSum = (1 << 18) - kDenseBlockRows / 2 - 4;
+
 // The largest magnitude of a byte of activations that meets codes of this width: |x| + |q| <= 128. Codes less their
 // zero point are at least -2^(bits - 1); those of GPTQ, whose zero point may be anything up to 2^bits, -2^bits.
 static inline int largest_byte(LinearKind kind, int bits) {
