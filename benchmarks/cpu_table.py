@@ -98,12 +98,10 @@ class Row:
 
     def start_line(self) -> str:
         def middle(engine: str, cache: str, field: str) -> float:
-            found = [e for e in self.row["starts"] if e["engine"] == engine and e["cache"] == cache]
-            return statistics.median(float(entry[field]) for entry in found)
+            found = [entry for entry in self.row["starts"] if entry["engine"] == engine and entry["cache"] == cache]
+            return statistics.median(float(entry[field]) for entry in found if field in entry)
 
         def both(cache: str, field: str) -> str:
-            if not all(field in entry for entry in self.row["starts"] if entry["cache"] == cache):
-                return "–"  # measured before this was
             theirs = min(middle(engine, cache, field) for engine in ("llama.cpp", "plain"))
             return f"{middle('ours', cache, field):.2f} ({theirs:.2f})"
 
@@ -148,7 +146,7 @@ def text(report: dict[str, Any]) -> str:
     if not rows:
         return "No row was measured on a quiet machine yet.\n"
     widths = [value / 1e9 for row in rows for value in row.bandwidths()]
-    commits = sorted({row.row["commit"] for row in rows})
+    commits = sorted({row.row[field] for row in rows for field in ("commit", "starts_commit") if field in row.row})
     lines = [
         f"Machine: {report['machine']}. Read bandwidth, measured before every run of a round: "
         f"{min(widths):.0f} to {max(widths):.0f} GB/s. Commits: {', '.join(commits)}.",

@@ -111,22 +111,23 @@ class Comparison:
         return Child(self.llama, "llama.cpp", pair.theirs, self.threads, pair.context, *flags)
 
     def starts(self, repeats: int) -> list[dict[str, Any]]:
-        """Load time, time to the first token, and memory after a prompt; files out of the page cache, then in it, when
-        also the time to the first token after a prompt is taken. Engines take turns."""
+        """Starts with the files out of the page cache, then in it: load time, time to the first token, memory.
+
+        Each of our starts follows a process of llama.cpp and each of theirs one of ours: memory that a program has just
+        given back is faster to get, and so neither finds its own. Two kinds of starts: with a single token, and, from
+        the page cache only, with a prompt, after which memory is looked at.
+        """
         found = []
-        for cache in ("cold", *["warm"] * repeats):
-            for engine in ("ours", "llama.cpp", "plain"):
+        self.child("plain").close()
+        for cache, flags in [("cold", []), *[("warm", []), ("warm", ["--prompt"])] * repeats]:
+            for engine in ("ours", "llama.cpp", "ours", "plain"):
                 (drop_from_cache if cache == "cold" else read_into_cache)(self.files(engine))
-                child = self.child(engine)
+                child = self.child(engine, *flags)
                 entry = {"engine": engine, "cache": cache, **child.started}
-                if cache == "warm":
-                    child.ask("prompt", PROMPT)
+                if flags:
+                    entry["first_token_of_prompt"] = entry.pop("first_token")
                     entry["peak_memory"] = child.ask("peak")
                 child.close()
-                if cache == "warm":
-                    child = self.child(engine, "--prompt")
-                    entry["first_token_of_prompt"] = child.started["first_token"]
-                    child.close()
                 found.append(entry)
         return found
 
@@ -294,7 +295,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7, help="of decoding")
     parser.add_argument("--prompts", type=int, default=3, help="repetitions of the prompt")
-    parser.add_argument("--starts", type=int, default=0, help="also measure loading, so many times from a warm cache")
+    parser.add_argument("--starts", type=int, default=0, help="also measure loading, so many turns from a warm cache")
+    parser.add_argument("--only-starts", action="store_true", help="and nothing else, of rows that are there")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no row after so long")
     parser.add_argument("--again", action="store_true", help="measure rows again that are there")
     parser.add_argument("--only-make", action="store_true", help="make the files, measure nothing")
@@ -311,9 +313,10 @@ def main() -> None:
             for threads in [] if options.only_make else options.threads:
                 key = " ".join([Path(model).name, kind, str(threads), isa]).strip()
                 done = report["rows"].get(key, {})
-                wanted = [part for part in ("rounds", "starts") if options.again or part not in done]
-                if not options.starts:
-                    wanted = [part for part in wanted if part != "starts"]
+                if options.only_starts and not done:
+                    continue
+                parts = [*([] if options.only_starts else ["rounds"]), *(["starts"] if options.starts else [])]
+                wanted = [part for part in parts if options.again or part not in done]
                 if not wanted or time.monotonic() - began > 60 * options.minutes:
                     continue
                 comparison = Comparison(pair, threads, options.llama)
@@ -323,8 +326,6 @@ def main() -> None:
                     "kind": kind,
                     "threads": threads,
                     "isa": isa,
-                    "commit": commit(),
-                    "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
                     "our_read": pair.our_read,
                     "their_read": pair.their_read,
                     "depth": pair.depth,
@@ -332,10 +333,13 @@ def main() -> None:
                     "their_file": pair.theirs.stat().st_size,
                     "cache_bytes": cache_bytes(ModelConfig.from_dir(pair.ours), pair.context, "fp16"),
                 }
+                version = {"commit": commit(), "date": datetime.now(timezone.utc).isoformat(timespec="minutes")}
                 if "starts" in wanted:
                     row["starts"] = comparison.starts(options.starts)
+                    row["starts_commit"] = version["commit"]
                 if "rounds" in wanted:
                     row["rounds"] = comparison.rounds(options.rounds, options.prompts)
+                    row |= version
                 report["machine"] = machine()
                 report["rows"][key] = row
                 RESULTS.write_text(json.dumps(report, indent=1) + "\n")
@@ -355,6 +359,16 @@ def short(row: dict[str, Any]) -> str:
             f"at {depth} {1 / ours:.1f} t/s ({1 / theirs:.1f}), {theirs / ours:.2f}, "
             f"{row['our_read'] / ours / width:.0%} of {width / 1e9:.0f} GB/s"
         )
+    for field in ("load", "first_token_of_prompt") if "starts" in row else ():
+        ours, *theirs = (
+            statistics.median(
+                entry[field]
+                for entry in row["starts"]
+                if entry["engine"] == engine and entry["cache"] == "warm" and field in entry
+            )
+            for engine in ("ours", "llama.cpp", "plain")
+        )
+        found.append(f"{field} {ours:.2f} s ({min(theirs):.2f})")
     ours = statistics.median(entry["ours"] for entry in rounds["prompt"])
     theirs = min(statistics.median(entry[name] for entry in rounds["prompt"]) for name in ("llama.cpp", "plain"))
     return "; ".join(
