@@ -167,7 +167,9 @@ struct Lanes {
     const I masked = and_halves<MASK>(y);
     return {_mm256_or_si256(x.a, masked.a), _mm256_or_si256(x.b, masked.b)};
   }
-  static void rows_of_halves(F* rows, I line) { rows[0] = floats_of_halves(line.a), rows[1] = floats_of_halves(line.b); }
+  static void rows_of_halves(F* rows, I line) {
+    rows[0] = floats_of_halves(line.a), rows[1] = floats_of_halves(line.b);
+  }
   static void rows_of_quad(F* rows, I code) {
     const __m256i byte = _mm256_set1_epi32(255);
     const auto row = [&](__m256i a, __m256i b) {

@@ -21,8 +21,8 @@
 // A *block* is the run of slabs that shares one activation scale and one int32 accumulation: at most kBlockSlabs of a
 // group. A *section* is a run of groups of equal width and size, so that inner loops know both.
 //
-// A dense tile is K times 16 values in the stored type: row k, columns 16t..16t+15; of halves, on the fast path, in fewer
-// bits (linear_narrow.h).
+// A dense tile is K times 16 values in the stored type: row k, columns 16t..16t+15; of halves, on the fast path, in
+// fewer bits (linear_narrow.h).
 #pragma once
 
 #include <cstdint>
@@ -77,7 +77,7 @@ struct Header {
   int32_t dense_type;
   int32_t exact;
   int32_t has_row_map;
-  int32_t narrow;       // halves in fewer bits
+  int32_t narrow;  // halves in fewer bits
   int32_t padding;
   int64_t K;            // input features
   int64_t packed_rows;  // rows in a tile: K, plus the padding of groups that are no multiple of 32

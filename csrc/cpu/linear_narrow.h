@@ -1,6 +1,6 @@
-// Halves in fewer bits. Most of what fp16 and bf16 weights say with their exponents is the same in all of them, so on the
-// fast path a dense tile holds *narrow halves*: fp16 numbers that share a power of two with their block, and some of whose
-// bits are therefore always 0.
+// Halves in fewer bits. Most of what fp16 and bf16 weights say with their exponents is the same in all of them, so on
+// the fast path a dense tile holds *narrow halves*: fp16 numbers that share a power of two with their block, and some
+// of whose bits are therefore always 0.
 //
 //   from    exponents in use    always 0                                      bits    off by, of a block's largest
 //   fp16    0 to 7              14, 13                                        14      at most 2^-17
@@ -9,9 +9,9 @@
 // What is smaller than 2^-6 (2^-14) of the block's largest power of two becomes a subnormal, and is rounded to these
 // errors; everything else stays what it was.
 //
-// A block is 64 rows of 16 columns, four *strips* of 16 rows. The first 14 (12) rows of a strip lie as they are, two to a
-// line; the bits of the others fill the places of the zeros, so that a strip is 7 (6) lines in place of 8. Of such a pair
-// of rows the one lies in the even rows, the other in the odd ones, in these pieces:
+// A block is 64 rows of 16 columns, four *strips* of 16 rows. The first 14 (12) rows of a strip lie as they are, two to
+// a line; the bits of the others fill the places of the zeros, so that a strip is 7 (6) lines in place of 8. Of such a
+// pair of rows the one lies in the even rows, the other in the odd ones, in these pieces:
 //
 //   fp16    bits 15, 12 | 11, 10 | 9, 8 | 7, 6 | 5, 4 | 3, 2 | 1, 0    in bits 14, 13 of lines 0 to 6
 //   bf16    bits 15, 5-3 | 13, 8-6 | 12, 11-9                          in bits 14, 2-0 of lines 0 to 2, then of 3 to 5
@@ -32,24 +32,25 @@ struct Piece {
   int line, shift, mask;
 };
 
+// What becomes of a type. kMantissa, kExponentBits: its own; kBias: of its exponents, less fp16's. kLargest: exponent
+// of the largest narrow halves; kFree: their bits that are always 0. kLines: of a strip. kPieces: of a row that has no
+// place of its own.
 template <DenseType TYPE>
 struct Narrow;
 
 template <>
 struct Narrow<DenseType::kF16> {
-  static constexpr int kMantissa = 10, kExponentBits = 5, kLargest = 7, kFree = 0x6000, kLines = 7, kPieces = 8;
-  static constexpr int kBias = 0;  // of the stored exponent, less fp16's
+  static constexpr int kMantissa = 10, kExponentBits = 5, kBias = 0;
+  static constexpr int kLargest = 7, kFree = 0x6000, kLines = 7, kPieces = 8;
   static constexpr Piece piece(int i, int /*pair*/) {
-    return i == 0   ? Piece{0, -1, 0x8000}
-           : i == 1 ? Piece{0, 1, 0x1000}
-                    : Piece{i - 1, 2 * i - 1, 3 << (14 - 2 * i)};
+    return i == 0 ? Piece{0, -1, 0x8000} : i == 1 ? Piece{0, 1, 0x1000} : Piece{i - 1, 2 * i - 1, 3 << (14 - 2 * i)};
   }
 };
 
 template <>
 struct Narrow<DenseType::kBF16> {
-  static constexpr int kMantissa = 7, kExponentBits = 8, kLargest = 15, kFree = 0x4007, kLines = 6, kPieces = 6;
-  static constexpr int kBias = 127 - 15;
+  static constexpr int kMantissa = 7, kExponentBits = 8, kBias = 127 - 15;
+  static constexpr int kLargest = 15, kFree = 0x4007, kLines = 6, kPieces = 6;
   static constexpr Piece piece(int i, int pair) {
     constexpr Piece kInPair[] = {{0, -1, 0x8000}, {0, -3, 7 << 3}, {1, 1, 0x2000},
                                  {1, -6, 7 << 6}, {2, 2, 0x1000},  {2, -9, 7 << 9}};
@@ -59,8 +60,9 @@ struct Narrow<DenseType::kBF16> {
 
 constexpr int shifted(int bits, int left) { return left < 0 ? bits >> -left : bits << left; }
 
-// --- making them, from 64 rows of 16 columns ---
+// --- making them ---
 
+// rows: (64, 16) of the type's bits. Sets the block's power of two and its strips.
 template <DenseType TYPE>
 static void pack_block(const uint16_t* rows, float& scale, uint8_t* out) {
   using N = Narrow<TYPE>;

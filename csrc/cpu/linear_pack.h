@@ -10,8 +10,8 @@ namespace EXL2_ISA {
 // Bit planes of a width: `low` bits in the first plane, bits - low in the second.
 constexpr int low_plane(int bits) { return bits == 3 ? 2 : bits == 5 || bits == 6 ? 4 : bits; }
 
-// Consecutive word rows are read for this many tiles at a time: 1 KiB of each row, so that a cache line fetched from the
-// file is used whole and pages are not revisited for each tile.
+// Consecutive word rows are read for this many tiles at a time: 1 KiB of each row, so that a cache line fetched from
+// the file is used whole and pages are not revisited for each tile.
 constexpr int kPackTiles = 16;
 
 struct CodeSource {
@@ -179,8 +179,8 @@ static EXL2_INLINE void transpose(V* in, T* out) {
 }
 
 // (N, K) -> rows k .. end - 1 of a tile (K, 16), a cache line of each of the 16 columns at a time: in the file they are
-// often a power of two apart, and then their lines push each other out of L1 before they could be read twice. For the same
-// reason lines are fetched to L2.
+// often a power of two apart, and then their lines push each other out of L1 before they could be read twice. For the
+// same reason lines are fetched to L2.
 template <typename T>
 static void gather_rows(const LinearSource& s, T* out, int64_t t, int64_t k, int64_t end) {
   typedef T V __attribute__((vector_size(kColumns * sizeof(T))));
@@ -287,11 +287,12 @@ static void pack(const LinearSource& source, uint8_t* blob, int64_t tile_begin, 
       uint8_t* tile = blob + h.tiles_at + t * h.tile_bytes;
       if (source.kind != LinearKind::kDense) {
         pack_params(source, h, tile, t);
-      } else if (h.narrow) {
-        (source.dense_type == DenseType::kF16 ? pack_narrow<DenseType::kF16>
-                                              : pack_narrow<DenseType::kBF16>)(source, h, tile, t);
       } else {
-        (source.dense_type == DenseType::kF32 ? pack_dense<uint32_t> : pack_dense<uint16_t>)(source, h, tile, t);
+        const auto run = source.dense_type == DenseType::kF32   ? pack_dense<uint32_t>
+                         : !h.narrow                            ? pack_dense<uint16_t>
+                         : source.dense_type == DenseType::kF16 ? pack_narrow<DenseType::kF16>
+                                                                : pack_narrow<DenseType::kBF16>;
+        run(source, h, tile, t);
       }
     }
     if (source.kind != LinearKind::kDense) pack_codes(source, h, blob, begin, end);
