@@ -87,8 +87,13 @@ def _loads(draft: ConvertDraft, model: SourceModel) -> tuple[int, int] | None:
     except ConfigError:
         return None
     config = model.config
-    elements = model.decoder_weights + 2 * config.vocab_size * config.hidden_size
-    numbers = Footprint.of(config, finished_bytes(model, largest, draft.fixed_head_bits), elements)
+    embedding = config.vocab_size * config.hidden_size
+    numbers = Footprint.of(
+        config,
+        packed=finished_bytes(model, largest, draft.fixed_head_bits),
+        embedding=2 * embedding,
+        elements=model.decoder_weights + 2 * embedding,
+    )
     machine = this_machine()
     context = min(LOADED_CONTEXT, config.max_position_embeddings)
     return context, numbers.at(context, "fp16", machine.backend, machine.available).total

@@ -21,7 +21,6 @@ from exl2_tui.core.generation.generator import Generator
 from exl2_tui.core.generation.overflow import fit
 from exl2_tui.core.generation.sampler import Sampler
 from exl2_tui.core.library.describe import describe
-from exl2_tui.core.model.footprint import DENSE
 from exl2_tui.core.model.loader import load_model, plan_load
 from exl2_tui.core.model.protocol import LanguageModel
 from exl2_tui.core.prompts import EncodedPrompt, encode_chat
@@ -75,7 +74,7 @@ def open_model(
             on_progress(LoadProgress(model_name(path), done, total, tensor))
 
         model = load_model(checkpoint, config, options, report, cancel, plan)
-        read_bytes = weight_bytes_per_token(checkpoint, config, DENSE.get(plan.backend))
+        read_bytes = weight_bytes_per_token(checkpoint, config, plan.backend, options.exact)
     cache = model.new_cache(plan.estimate.context, options.cache)
     generator = Generator(model, tokenizer, cache)
     return LoadedModel(

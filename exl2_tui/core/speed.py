@@ -20,8 +20,8 @@ from exl2_tui.core.cancel import CancelToken
 from exl2_tui.core.config import ModelConfig
 from exl2_tui.core.errors import ContextError
 from exl2_tui.core.events import SpeedProgress
-from exl2_tui.core.model.estimate import MeasurableSource, dense_bytes, packed_bytes
-from exl2_tui.core.model.footprint import cache_bytes
+from exl2_tui.core.model.estimate import MeasurableSource, footprint
+from exl2_tui.core.model.footprint import DENSE, Backend, cache_bytes
 from exl2_tui.core.model.layout import EMBEDDING
 from exl2_tui.core.model.memory import available_memory
 from exl2_tui.core.model.protocol import Cache, LanguageModel
@@ -106,15 +106,14 @@ def read_bandwidth(
     return best
 
 
-def weight_bytes_per_token(source: MeasurableSource, config: ModelConfig, width: int | None) -> int:
-    """Bytes of weights that one token reads: all but the embedding, of which it reads one row.
-
-    width: bytes per weight where they are held decoded (estimate.DENSE), None: as they are stored.
-    """
-    if width is not None:
-        embedding = 0 if config.tie_word_embeddings else width * config.vocab_size * config.hidden_size
-        return dense_bytes(source, config, width) - embedding
-    return packed_bytes(source, config) - source.info(EMBEDDING).nbytes
+def weight_bytes_per_token(
+    source: MeasurableSource, config: ModelConfig, backend: Backend = "native", exact: bool = False
+) -> int:
+    """Bytes of weights that one token reads: all that are held but the embedding, of which it reads one row."""
+    held = footprint(source, config).weights(backend, exact)
+    if backend in DENSE:
+        return held - (0 if config.tie_word_embeddings else DENSE[backend] * config.vocab_size * config.hidden_size)
+    return held if backend == "native" else held - source.info(EMBEDDING).nbytes
 
 
 def measure(

@@ -76,9 +76,12 @@ def test_bytes_per_token_leave_out_the_embedding(nano_chat, nano_chat_exl2) -> N
     config = ModelConfig.from_dir(nano_chat)
     with Checkpoint.open(nano_chat) as checkpoint:
         norms = 2 * 17 * 384
-        assert speed.weight_bytes_per_token(checkpoint, config, None) == 2 * (linears + head) + norms
-        assert speed.weight_bytes_per_token(checkpoint, config, 4) == 4 * (linears + head)
+        stored = 2 * (linears + head) + norms
+        assert speed.weight_bytes_per_token(checkpoint, config, exact=True) == stored
+        assert speed.weight_bytes_per_token(checkpoint, config, "cuda") == stored
+        assert speed.weight_bytes_per_token(checkpoint, config) == stored - 2 * (linears + head) // 8  # 14 of 16 bits
+        assert speed.weight_bytes_per_token(checkpoint, config, "reference") == 4 * (linears + head)
     with Checkpoint.open(nano_chat_exl2) as checkpoint:
-        stored = speed.weight_bytes_per_token(checkpoint, ModelConfig.from_dir(nano_chat_exl2), None)
+        stored = speed.weight_bytes_per_token(checkpoint, ModelConfig.from_dir(nano_chat_exl2))
         # 4.0 bits per weight, 6 for the head
         assert stored == pytest.approx(linears * 4 / 8 + head * 6 / 8, rel=0.05)

@@ -156,12 +156,12 @@ def test_memory_from_the_config_is_that_of_the_model_itself(
     from exl2_tui.core.checkpoint import Checkpoint
     from exl2_tui.core.config import ModelConfig
 
-    for folder in (nano_chat, nano_chat_exl2, small_chat):
+    for folder, stored in ((nano_chat, "fp16"), (nano_chat_exl2, "EXL2 4 bpw"), (small_chat, "fp16")):
         with Checkpoint.open(folder) as checkpoint:
             config = ModelConfig.from_dir(folder)
             here = footprint(checkpoint, config)
         tensors = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        there = remote_footprint(config, tensors)
+        there = remote_footprint(config, tensors, stored)
         for backend in ("native", "cuda"):
             expected, told = (one.at(1024, "fp16", backend, None).total for one in (here, there))
             assert told == pytest.approx(expected, rel=0.01)

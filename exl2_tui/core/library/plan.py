@@ -50,7 +50,7 @@ def plan_download(
     except Exl2Error as error:
         return replace(base, problem=error.message, hint=error.hint or "")
     tensors = sum(file.size for file in files if file.name.endswith(".safetensors"))
-    memory, fits = machine.plan(remote_footprint(config, tensors), context, cache)
+    memory, fits = machine.plan(remote_footprint(config, tensors, text), context, cache)
     plan = replace(
         base,
         family=config.architecture.removesuffix("ForCausalLM"),
@@ -86,7 +86,7 @@ def look_at_revision(
     except Exl2Error as error:
         return HubRevision(revision, 0, bits_in_name(revision), "unknown", error.message)
     tensors = sum(file.size for file in files if file.name.endswith(".safetensors"))
-    _, fits = machine.plan(remote_footprint(config, tensors), context, cache)
+    _, fits = machine.plan(remote_footprint(config, tensors, text), context, cache)
     bits = bits_in_name(text) or bits_in_name(revision)
     return HubRevision(revision, size, bits, fits)
 

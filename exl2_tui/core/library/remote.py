@@ -129,15 +129,25 @@ def read_config(data: bytes) -> tuple[ModelConfig, str]:
     return config, {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}.get(str(dtype), "float")
 
 
-def remote_footprint(config: ModelConfig, tensor_bytes: int) -> Footprint:
-    """Memory from the config and the sizes of the files: a tied head of floats is packed once more than stored."""
+def remote_footprint(config: ModelConfig, tensor_bytes: int, stored: str) -> Footprint:
+    """Memory from the config and the sizes of the files: a tied head of floats is packed once more than stored.
+
+    stored: the format that read_config() tells.
+    """
     head = config.vocab_size * config.hidden_size
     is_float = config.quantization is None
     is_tied = is_float and config.tie_word_embeddings
     layer = sum(spec.in_features * spec.out_features for spec in layer_linears(config, 0))
     elements = layer * config.num_hidden_layers + head + (0 if is_tied else head)
     embedding = head * (4 if is_float and tensor_bytes > 3 * elements else 2)
-    return Footprint.of(config, tensor_bytes + (embedding if is_tied else 0), embedding, elements)
+    saved = {"fp16": 2, "bf16": 4}.get(stored, 0)  # bits of each weight (estimate.NARROW_BITS)
+    return Footprint.of(
+        config,
+        packed=tensor_bytes + (embedding if is_tied else 0),
+        embedding=embedding,
+        narrowed=saved * (layer * config.num_hidden_layers + head) // 8,
+        elements=elements,
+    )
 
 
 def bits_in_name(name: str) -> float:

@@ -14,8 +14,15 @@ from exl2_tui.core.model.split import ModelSizes
 from exl2_tui.core.model.weights import TensorSource, linear_names, take_inventory
 from exl2_tui.core.sizes import size_of
 
+# Bits that the CPU's fast path keeps of halves, and of how many rows together (csrc/cpu/linear_narrow.h).
+NARROW_BITS = {"F16": 14, "BF16": 12}
+NARROW_ROWS = 64
+
 
 class TensorSize(Protocol):
+    @property
+    def dtype(self) -> str: ...
+
     @property
     def nbytes(self) -> int: ...
 
@@ -29,7 +36,13 @@ class MeasurableSource(TensorSource, Protocol):
 def footprint(source: MeasurableSource, config: ModelConfig) -> Footprint:
     """The numbers of a model that is here."""
     embedding = source.info(EMBEDDING).nbytes
-    return Footprint.of(config, packed_bytes(source, config), embedding, dense_bytes(source, config, 1))
+    return Footprint.of(
+        config,
+        packed=packed_bytes(source, config),
+        embedding=embedding,
+        narrowed=narrowed_bytes(source, config),
+        elements=dense_bytes(source, config, 1),
+    )
 
 
 def estimate(
@@ -40,6 +53,7 @@ def estimate(
     backend: Backend = "native",
     *,
     available: int | None = None,
+    exact: bool = False,
 ) -> MemoryEstimate:
     """What loading would take. context None: the longest up to the model's own (and a sensible limit) that fits.
 
@@ -47,7 +61,7 @@ def estimate(
     system.
     """
     room = available_memory() if available is None else available
-    return footprint(source, config).at(context, cache, backend, room)
+    return footprint(source, config).at(context, cache, backend, room, exact)
 
 
 def require_fit(found: MemoryEstimate, cache: str, model: str) -> None:
@@ -75,6 +89,14 @@ def packed_bytes(source: MeasurableSource, config: ModelConfig) -> int:
     head = head_linear(config)
     is_tied = head.tied_to is not None and source.linear_kind(head.prefix) is None
     return used + (_size(source, linear_names(source, head)) if is_tied else 0)
+
+
+def narrowed_bytes(source: MeasurableSource, config: ModelConfig) -> int:
+    """What halves in fewer bits save: of the linears, a tied head among them, not of the embedding itself."""
+    specs = (spec for spec in model_linears(config) if spec.in_features % NARROW_ROWS == 0)
+    names = {name for spec in specs for name in linear_names(source, spec) if name.endswith(".weight")}
+    found = (source.info(name) for name in names)
+    return sum(tensor.nbytes * (16 - NARROW_BITS.get(tensor.dtype, 16)) // 16 for tensor in found)
 
 
 def dense_bytes(source: TensorSource, config: ModelConfig, width: int = 4) -> int:

@@ -58,13 +58,15 @@ class MemoryEstimate:
 class Footprint:
     """packed: bytes of the weights as kernels hold them; elements: how many numbers they are as plain matrices.
 
-    embedding: bytes of it, part of packed; a CPU reads its rows from the file, each when a token needs it.
+    embedding: bytes of it, part of packed; a CPU reads its rows from the file, each when a token needs it. narrowed:
+    bytes that a CPU saves with halves in fewer bits (csrc/cpu/linear_narrow.h), unless told to be exact.
     cached_heads: kv heads of all layers. activations: float32 values per token of a prompt. largest: weights of the
     largest linear of a layer. longest: the model's own context.
     """
 
     packed: int
     embedding: int
+    narrowed: int
     elements: int
     cached_heads: int
     head_dim: int
@@ -75,11 +77,14 @@ class Footprint:
     longest: int
 
     @classmethod
-    def of(cls, config: ModelConfig, packed: int = 0, embedding: int = 0, elements: int = 0) -> Footprint:
+    def of(
+        cls, config: ModelConfig, *, packed: int = 0, embedding: int = 0, narrowed: int = 0, elements: int = 0
+    ) -> Footprint:
         hidden, ffn = config.hidden_size, config.intermediate_size
         return cls(
             packed=packed,
             embedding=embedding,
+            narrowed=narrowed,
             elements=elements,
             cached_heads=config.num_key_value_heads * config.num_hidden_layers,
             head_dim=config.head_dim,
@@ -90,11 +95,13 @@ class Footprint:
             longest=config.max_position_embeddings,
         )
 
-    def weights(self, backend: Backend) -> int:
+    def weights(self, backend: Backend, exact: bool = False) -> int:
         """Bytes of the weights in memory."""
         if backend in DENSE:
             return DENSE[backend] * self.elements
-        return self.packed - self.embedding if backend == "native" else self.packed
+        if backend == "native":
+            return self.packed - self.embedding - (0 if exact else self.narrowed)
+        return self.packed
 
     def cache(self, context: int, kind: str) -> int:
         """Bytes of the keys and values of `context` tokens. Fewer than 16 bits have one fp16 scale per 32 values."""
@@ -115,9 +122,11 @@ class Footprint:
             return CUDA_CONTEXT + activations + 2 * self.largest + tokens * context
         return activations
 
-    def at(self, context: int | None, cache: str, backend: Backend, available: int | None) -> MemoryEstimate:
+    def at(
+        self, context: int | None, cache: str, backend: Backend, available: int | None, exact: bool = False
+    ) -> MemoryEstimate:
         """What loading takes. context None: the longest up to the model's own (and a sensible limit) that fits."""
-        weights = self.weights(backend)
+        weights = self.weights(backend, exact)
         if context is None:
             context = self._longest_fitting(cache, weights, backend, available)
         return MemoryEstimate(context, weights, self.cache(context, cache), self.scratch(context, backend), available)

@@ -117,7 +117,7 @@ def _plan_cpu(
     reason = _no_native(config)
     backend: Backend = "native" if reason is None else "reference"
     _check_cache(options.cache, backend, reason or no_gpu)
-    found = estimate(checkpoint, config, options.context, options.cache, backend)
+    found = estimate(checkpoint, config, options.context, options.cache, backend, exact=options.exact)
     require_fit(found, options.cache, checkpoint.path.name)
     return LoadPlan(backend, (torch.device("cpu"),) * config.num_hidden_layers, found, inventory, reason or "")
 
