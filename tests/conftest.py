@@ -1,12 +1,24 @@
-"""Fixtures for all tests: where the shared models lie."""
+"""For all tests: their surroundings, and where the shared models lie."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+# What a person or a CI may have set, and programs under test would heed. Tests set what they are about themselves.
+FOREIGN = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "COLUMNS", "LINES", "TMUX", "EXL2_TUI_HOME")
+FOREIGN_FAMILIES = ("HF_", "HUGGING_FACE_", "TEXTUAL")
+
+
+def pytest_configure() -> None:
+    """All tests see the same surroundings, whoever runs them."""
+    for name in [*os.environ]:
+        if name in FOREIGN or name.startswith(FOREIGN_FAMILIES):
+            del os.environ[name]
+    os.environ["TERM"] = "xterm-256color"
 
 
 @pytest.fixture(scope="session")
