@@ -31,12 +31,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
 from gguf_models import quantize, random_tensors, read_bytes, write_gguf
 from random_models import SHAPES, Shape, write_dense, write_exl2
 
 from exl2_tui.core.checkpoint import Checkpoint
 from exl2_tui.core.config import ModelConfig
-from exl2_tui.core.model.estimate import cache_bytes
+from exl2_tui.core.model.estimate import cache_bytes, narrowed_bytes
 from exl2_tui.core.model.layout import model_linears
 from exl2_tui.core.model.weights import linear_names
 from exl2_tui.core.speed import read_bandwidth, read_buffer
@@ -44,8 +45,9 @@ from exl2_tui.core.speed import read_bandwidth, read_buffer
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "cpu_vs_llamacpp.json"
 # llama.cpp's quantizations, and the bits of our head; of the layers' bits see matched_bits().
-KINDS = {"Q2_K": 6, "Q3_K_M": 6, "Q4_0": 6, "Q4_K_M": 6, "Q5_K_M": 6, "Q6_K": 6, "Q8_0": 8, "F16": 16}
+KINDS = {"Q2_K": 6, "Q3_K_M": 6, "Q4_0": 6, "Q4_K_M": 6, "Q5_K_M": 6, "Q6_K": 6, "Q8_0": 8, "F16": 16, "BF16": 16}
 PROMPT = 512
+FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16}
 RUN_SECONDS = 0.2  # of decoding at a time
 CPU_NAMES = {("AuthenticAMD", 26): "Zen 5", ("AuthenticAMD", 25): "Zen 3/4"}
 
@@ -228,14 +230,14 @@ class Models:
         their_read = sum(read_bytes(theirs))
         ours = self.folder / f"{name}-as-{kind}"
         if not (ours / "config.json").is_file():
-            if kind == "F16":
-                write_dense(ours, shape, context)
+            if kind in FLOATS:
+                write_dense(ours, shape, context, dtype=FLOATS[kind])
             else:
                 write_exl2(ours, shape, matched_bits(config, their_read, KINDS[kind]), KINDS[kind], context)
         return Pair(ours, theirs, stored_bytes(ours), their_read, context, depth)
 
     def _trained(self, directory: Path, kind: str) -> Pair:
-        """Ours: the original for F16, else the conversion of it that is nearest in bytes."""
+        """Ours: the original for floats, else the conversion of it that is nearest in bytes."""
         config = ModelConfig.from_dir(directory)
         context = config.max_position_embeddings
         full = self.folder / f"{directory.name}-F16.gguf"
@@ -247,18 +249,18 @@ class Models:
         if not theirs.is_file():
             quantize(self.llama, full, theirs, kind, os.cpu_count() or 1)
         their_read = sum(read_bytes(theirs))
-        candidates = [directory] if kind == "F16" else self.conversions
+        candidates = [directory] if kind in FLOATS else self.conversions
         sizes = {path: stored_bytes(path) for path in candidates}
         ours = min(sizes, key=lambda path: abs(sizes[path] - their_read))
         return Pair(ours, theirs, sizes[ours], their_read, context, context - 128)
 
 
 def stored_bytes(directory: Path) -> int:
-    """Of all linears, each of which a token reads once: what read_bytes() counts in a GGUF file."""
+    """Of all linears as they lie in memory, where a token reads each once; read_bytes() counts them in a GGUF file."""
     with Checkpoint.open(directory) as checkpoint:
         config = ModelConfig.from_dir(directory)
         names = [name for spec in model_linears(config) for name in linear_names(checkpoint, spec)]
-        return sum(checkpoint.info(name).nbytes for name in names)
+        return sum(checkpoint.info(name).nbytes for name in names) - narrowed_bytes(checkpoint, config)
 
 
 def matched_bits(config: ModelConfig, read: int, head_bits: float) -> float:

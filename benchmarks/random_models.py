@@ -70,7 +70,7 @@ def write_exl2(path: Path, shape: Shape, bits: float, head_bits: float, context:
     parsed = ModelConfig.from_dict(config)
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {
-        name: torch.ones(shape.hidden, dtype=torch.float16) for name in model_vectors(parsed) if name != EMBEDDING
+        name: torch.ones(shape.hidden, dtype=dtype) for name in model_vectors(parsed) if name != EMBEDDING
     }
     tensors[EMBEDDING] = torch.randn(shape.vocab, shape.hidden, generator=generator).mul_(0.02).half()
     perms: dict[tuple[str, int], Tensor] = {}
@@ -88,17 +88,15 @@ def write_exl2(path: Path, shape: Shape, bits: float, head_bits: float, context:
     return _write(path, config, tensors)
 
 
-def write_dense(path: Path, shape: Shape, context: int, seed: int = 0) -> Path:
-    """A float16 directory."""
+def write_dense(path: Path, shape: Shape, context: int, seed: int = 0, dtype: torch.dtype = torch.float16) -> Path:
+    """A directory of floats."""
     config = shape.config(context)
     parsed = ModelConfig.from_dict(config)
     generator = torch.Generator().manual_seed(seed)
-    tensors = {
-        name: torch.ones(shape.hidden, dtype=torch.float16) for name in model_vectors(parsed) if name != EMBEDDING
-    }
-    tensors[EMBEDDING] = torch.randn(shape.vocab, shape.hidden, generator=generator).mul_(0.02).half()
+    tensors = {name: torch.ones(shape.hidden, dtype=dtype) for name in model_vectors(parsed) if name != EMBEDDING}
+    tensors[EMBEDDING] = torch.randn(shape.vocab, shape.hidden, generator=generator).mul_(0.02).to(dtype)
     for spec in model_linears(parsed):
-        weight = torch.randn(spec.out_features, spec.in_features, generator=generator).mul_(0.02).half()
+        weight = torch.randn(spec.out_features, spec.in_features, generator=generator).mul_(0.02).to(dtype)
         tensors[f"{spec.prefix}.weight"] = weight
     return _write(path, config, tensors)
 
