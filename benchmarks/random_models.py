@@ -70,7 +70,7 @@ def write_exl2(path: Path, shape: Shape, bits: float, head_bits: float, context:
     parsed = ModelConfig.from_dict(config)
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {
-        name: torch.ones(shape.hidden, dtype=dtype) for name in model_vectors(parsed) if name != EMBEDDING
+        name: torch.ones(shape.hidden, dtype=torch.float16) for name in model_vectors(parsed) if name != EMBEDDING
     }
     tensors[EMBEDDING] = torch.randn(shape.vocab, shape.hidden, generator=generator).mul_(0.02).half()
     perms: dict[tuple[str, int], Tensor] = {}
