@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
+from textual.app import App
+from textual.command import CommandPalette
 from textual.pilot import Pilot
+from textual.timer import Timer
 from textual.widgets import Static
 
 from exl2_tui.app import Exl2App
@@ -26,6 +29,22 @@ async def until(condition: Callable[[], object], seconds: float = LIMIT) -> None
     while not condition():
         assert asyncio.get_running_loop().time() < end, "the condition was never met"
         await asyncio.sleep(0.005)
+
+
+async def rested(app: App[None]) -> None:
+    """Waits until what the screen does after a short rest (previews, checks) is under way."""
+
+    def is_over() -> bool:
+        timer: Timer | None = getattr(app.screen, "_timer", None)
+        return timer is None or timer._task is None or timer._task.done()
+
+    await until(is_over)
+
+
+async def gathered(app: App[None]) -> None:
+    """Waits until the command palette has found all that fits what was typed."""
+    group = CommandPalette._GATHER_COMMANDS_GROUP
+    await until(lambda: not any(worker.group == group for worker in app.workers))
 
 
 class ChatDriver:

@@ -15,7 +15,7 @@ from tests.tui import convert_fakes as fake
 from tests.tui.conftest import MakeApp
 from tests.tui.convert_driver import MODELS, ConvertDriver
 from tests.tui.convert_fakes import FakeConvert
-from tests.tui.driver import until
+from tests.tui.driver import rested, until
 from tests.tui.looks import compare, every_size, one_python
 
 pytestmark = one_python
@@ -153,6 +153,6 @@ async def test_look(
         place = ConvertDriver(pilot)
         await scene(place)
         await place.settle()
-        await pilot.pause(0.1)
+        await rested(place.app)
         await place.settle()
         await compare(pilot, snapshot)

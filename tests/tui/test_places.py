@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from textual.command import CommandPalette
+from textual.command import CommandList, CommandPalette
 from textual.widgets import Select, Static
 
 from exl2_tui.core.errors import ConfigError
@@ -16,7 +16,7 @@ from exl2_tui.screens.settings import SettingsScreen
 from exl2_tui.settings import Settings, load_settings
 from exl2_tui.settings_form import GROUPS, PRESETS, is_default, text_of, with_text
 from tests.tui.conftest import MakeApp
-from tests.tui.driver import ChatDriver, until
+from tests.tui.driver import ChatDriver, gathered, until
 
 FIELDS = {field.key: field for group in GROUPS for field in group.fields}
 
@@ -121,6 +121,8 @@ async def test_palette_runs_actions(make_app: MakeApp) -> None:
         await pilot.press("ctrl+p")
         await until(lambda: isinstance(pilot.app.screen, CommandPalette))
         await pilot.press(*"sampler")
-        await pilot.pause(0.5)
+        await until(lambda: pilot.app.screen.query_one(CommandList).option_count)
+        await gathered(pilot.app)
+        await pilot.pause()
         await pilot.press("enter")
         await until(lambda: isinstance(pilot.app.screen, SamplerPanel))

@@ -16,7 +16,7 @@ from exl2_tui.screens.too_small import TooSmall
 from exl2_tui.settings import ChatSettings, Settings
 from tests.tui.conftest import MakeApp
 from tests.tui.demo import ANSWERS
-from tests.tui.driver import ChatDriver, until
+from tests.tui.driver import ChatDriver, gathered, rested, until
 from tests.tui.looks import compare, every_size, one_python
 
 pytestmark = one_python
@@ -210,6 +210,7 @@ async def palette_search(chat: ChatDriver) -> None:
     await chat.pilot.press(*"theme")
     options = chat.app.screen.query_one(OptionList)
     await until(lambda: 0 < options.option_count < 8)
+    await gathered(chat.app)
 
 
 async def problem(chat: ChatDriver) -> None:
@@ -243,7 +244,7 @@ async def test_look(
         chat = ChatDriver(pilot)
         await scene(chat)
         await chat.settle()
-        await pilot.pause(0.15)  # previews are asked for after a short rest
+        await rested(chat.app)
         await chat.settle()
         await compare(pilot, snapshot)
 
