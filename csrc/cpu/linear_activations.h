@@ -32,6 +32,13 @@ static EXL2_INLINE void for_tokens(int64_t mb, Body&& f) {
   if constexpr (MB > 1) for_tokens<MB - 1>(mb, f);
 }
 
+// f(Index<0>{}) ... f(Index<MB - 1>{}): the tokens of a block, each as a constant.
+template <int MB, int M = 0, typename Body>
+static EXL2_INLINE void for_each_token(Body&& f) {
+  f(Index<M>{});
+  if constexpr (M + 1 < MB) for_each_token<MB, M + 1>(f);
+}
+
 // Per token of the integer path: x_bytes of activations, then for each block its scale and, for each term, where its
 // sum of products starts: -sum(x), times the zero point (of all codes in it) where that is one number (EXL2). So
 // (q - zero) costs nothing. Where sums are multiplied (linear_sums.h), the first term starts with -sum((xb + 128) xa)

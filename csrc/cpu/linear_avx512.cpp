@@ -137,7 +137,11 @@ struct Lanes {
     words[0] = _mm512_sub_epi16(_mm512_and_si512(code, _mm512_set1_epi16(255)), both);
     words[1] = _mm512_sub_epi16(_mm512_srli_epi16(code, 8), both);
   }
-  static I dot2(I acc, I words, int32_t x) { return _mm512_dpwssd_epi32(acc, words, set1_i(x)); }
+  static EXL2_INLINE I dot2(I acc, I words, int32_t x) {
+    acc = _mm512_dpwssd_epi32(acc, words, set1_i(x));
+    in_this_order(acc);
+    return acc;
+  }
   template <int DEPTH, int J, bool LAST>
   static EXL2_INLINE void dot4(Acc& acc, I code, int32_t x) {
     acc = _mm512_dpbusd_epi32(acc, code, set1_i(x));

@@ -49,12 +49,18 @@ static void staged_floats(const uint8_t* blob, const uint8_t* scratch, int64_t M
 
 // One block as words: weights (64, 16) -> codes, two lines a quad. Returns the scale of each column.
 static EXL2_INLINE F round_block(const float* weights, uint8_t* codes, I& start) {
-  F top = Lanes::set1(1e-30f), poison = Lanes::zero();  // as in quantize_block
-  for (int r = 0; r < kDenseBlockRows; r++) {
-    const F row = Lanes::load(weights + r * kColumns);
-    top = Lanes::max_abs(top, row);
-    poison = Lanes::fma(row, Lanes::zero(), poison);
+  constexpr int kChains = 4;  // as in quantize_block; a single chain would wait for itself
+  F tops[kChains], poisons[kChains];
+  for (int c = 0; c < kChains; c++) tops[c] = Lanes::set1(1e-30f), poisons[c] = Lanes::zero();
+  for (int r = 0; r < kDenseBlockRows; r += kChains) {
+    for (int c = 0; c < kChains; c++) {
+      const F row = Lanes::load(weights + (r + c) * kColumns);
+      tops[c] = Lanes::max_abs(tops[c], row);
+      poisons[c] = Lanes::fma(row, Lanes::zero(), poisons[c]);
+    }
   }
+  const F top = Lanes::max_abs(Lanes::max_abs(tops[0], tops[1]), Lanes::max_abs(tops[2], tops[3]));
+  const F poison = Lanes::add(Lanes::add(poisons[0], poisons[1]), Lanes::add(poisons[2], poisons[3]));
   const F inverse = Lanes::div(Lanes::set1(float(kLargestDenseWeight)), top);
   WordSummands<Lanes> summands;
   for (int quad = 0; quad < kDenseBlockRows / 4; quad++, weights += 4 * kColumns, codes += 2 * kLine) {
