@@ -69,7 +69,7 @@ struct LinearKernels {
   int64_t (*tiles)(const uint8_t* blob);
   // Where a tile lies, for whoever asks for it ahead; behind the last one, where that ends.
   const uint8_t* (*tile_data)(const uint8_t* blob, int64_t tile);
-  // Bytes of scratch that prepare() writes for M rows.
+  // Bytes of scratch that prepare() writes for M rows, or for fewer.
   int64_t (*scratch_bytes)(const uint8_t* blob, int64_t M);
   // Part `part` of `parts` equal shares of the work; all parts must be done before multiply() starts.
   // x (M, K) float32 with row stride ldx (elements).
