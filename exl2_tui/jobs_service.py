@@ -170,9 +170,8 @@ class JobService:
                 return  # paused before it began
             self._waiting.remove(job)
             self._running = job, cancel
-        ended: list[
-            Event
-        ] = []  # told once it no longer runs, nor its directory is locked: whoever looks then sees that
+        # Told once it no longer runs, nor its directory is locked: whoever looks then sees that.
+        ended: list[Event] = []
         for event in _guarded(job, lambda: self._make_source().run(request(), fresh, cancel)):
             if isinstance(event, JobEnded | JobFinished):
                 ended.append(event)
