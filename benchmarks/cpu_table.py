@@ -36,6 +36,7 @@ class Row:
     def __init__(self, row: dict[str, Any]) -> None:
         self.row = row
         self.rival: str = row["rounds"]["rival"]
+        self.rivals = [engine for engine in row["rounds"]["pace"] if engine != "ours"]  # that ran
         self.decode: list[dict[str, float]] = row["rounds"]["decode"]
 
     @property
@@ -73,7 +74,7 @@ class Row:
         return 1 / statistics.median(entry[engine] for entry in self.row["rounds"]["prompt"])
 
     def prompt_rival(self) -> str:
-        return max(("llama.cpp", "plain"), key=self.prompt)
+        return max(self.rivals, key=self.prompt)
 
     def prompt_ratio(self) -> tuple[float, float]:
         rival = self.prompt_rival()
@@ -102,14 +103,14 @@ class Row:
             return statistics.median(float(entry[field]) for entry in found if field in entry)
 
         def both(cache: str, field: str) -> str:
-            theirs = min(middle(engine, cache, field) for engine in ("llama.cpp", "plain"))
+            theirs = min(middle(engine, cache, field) for engine in self.rivals)
             return f"{middle('ours', cache, field):.2f} ({theirs:.2f})"
 
         def memory(engine: str) -> float:
             return middle(engine, "warm", "peak_memory") - middle(engine, "warm", "idle_memory")
 
         whole = self.row["our_file"] + self.row["cache_bytes"]
-        theirs = min(memory("llama.cpp"), memory("plain"))
+        theirs = min(map(memory, self.rivals))
         cells = [
             self.name,
             both("warm", "load"),
@@ -139,16 +140,17 @@ def under(head: str) -> str:
     return "|" + "---|" * (head.count("|") - 1)
 
 
-def text(report: dict[str, Any]) -> str:
-    found = [Row(row) for row in report["rows"].values()]
+def text(machine: str, found_rows: dict[str, Any]) -> str:
+    found = [Row(row) for row in found_rows.values()]
     rows = [row for row in found if row.is_quiet]
     loud = [f"{row.name} with {row.row['threads']} threads" for row in found if not row.is_quiet]
     if not rows:
-        return "No row was measured on a quiet machine yet.\n"
+        return f"### {machine}\n\nNo row was measured on a quiet machine yet.\n"
     widths = [value / 1e9 for row in rows for value in row.bandwidths()]
     commits = sorted({row.row[field] for row in rows for field in ("commit", "starts_commit") if field in row.row})
     lines = [
-        f"Machine: {report['machine']}. Read bandwidth, measured before every run of a round: "
+        f"### {machine}\n",
+        "Read bandwidth, measured before every run of a round: "
         f"{min(widths):.0f} to {max(widths):.0f} GB/s. Commits: {', '.join(commits)}.",
     ]
     for depth in sorted({row.row["depth"] for row in rows}, reverse=True):
@@ -171,7 +173,8 @@ def main() -> None:
     document = DOCUMENT.read_text()
     before, rest = document.split(BEGIN)
     _, after = rest.split(END)
-    fresh = f"{before}{BEGIN}\n{text(json.loads(RESULTS.read_text()))}\n{END}{after}"
+    tables = [text(machine, rows) for machine, rows in json.loads(RESULTS.read_text()).items()]
+    fresh = "\n".join([f"{before}{BEGIN}", *tables, f"{END}{after}"])
     if fresh == document:
         return
     if options.check:

@@ -13,7 +13,7 @@ A row is a model, a llama.cpp quantization and a number of threads. Both engines
 (cpu_engine.py) and take turns in short runs, each with a measurement of the memory's read bandwidth before it, so that
 what else the machine does hits both; how many cores other processes kept busy is counted. llama.cpp runs as it is and
 without its repacking of weights; the faster one counts, for decoding and for prompts separately. Every raw number goes
-to benchmarks/results/cpu_vs_llamacpp.json.
+to benchmarks/results/cpu_vs_llamacpp.json, under the name of the processor.
 """
 
 from __future__ import annotations
@@ -49,7 +49,12 @@ KINDS = {"Q2_K": 6, "Q3_K_M": 6, "Q4_0": 6, "Q4_K_M": 6, "Q5_K_M": 6, "Q6_K": 6,
 PROMPT = 512
 FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16}
 RUN_SECONDS = 0.2  # of decoding at a time
-CPU_NAMES = {("AuthenticAMD", 26): "Zen 5", ("AuthenticAMD", 25): "Zen 3/4"}
+CPU_NAMES = {  # by vendor, family and, of Intel's, model
+    ("AuthenticAMD", 26): "Zen 5",
+    ("AuthenticAMD", 25): "Zen 3/4",
+    ("GenuineIntel", 6, 143): "Sapphire Rapids",
+    ("GenuineIntel", 6, 207): "Emerald Rapids",
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,10 @@ class Pair:
     their_read: int
     context: int
     depth: int
+
+
+class EngineEndedError(Exception):
+    """A measured process ended before its answer."""
 
 
 class Child:
@@ -84,7 +93,7 @@ class Child:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"a measured process ended early: {self.process.args}")
+            raise EngineEndedError(f"a measured process ended early: {self.process.args}")
         return json.loads(line)
 
     def ask(self, *job: object) -> Any:
@@ -112,6 +121,24 @@ class Comparison:
         flags = ("--plain", *flags) if engine == "plain" else flags
         return Child(self.llama, "llama.cpp", pair.theirs, self.threads, pair.context, *flags)
 
+    def rivals(self) -> list[str]:
+        """llama.cpp as it is and without its repacking, of these what runs here."""
+        found = [engine for engine in ("llama.cpp", "plain") if self._runs(engine)]
+        if not found:
+            raise SystemExit("llama.cpp does not run here")
+        return found
+
+    def _runs(self, engine: str) -> bool:
+        """Built with AMX, 0.3.36 ends with an illegal instruction at its first prompt: its tiles have no shape."""
+        try:
+            child = self.child(engine)
+            child.ask("prompt", 32)
+            child.close()
+        except EngineEndedError as error:
+            print(f"  left out: {error}", flush=True)
+            return False
+        return True
+
     def starts(self, repeats: int) -> list[dict[str, Any]]:
         """Starts with the files out of the page cache, then in it: load time, time to the first token, memory.
 
@@ -120,9 +147,11 @@ class Comparison:
         the page cache only, with a prompt, after which memory is looked at.
         """
         found = []
+        rivals = self.rivals()
+        turns = [engine for rival in rivals for engine in ("ours", rival)]
         self.child("plain").close()
         for cache, flags in [("cold", []), *[("warm", []), ("warm", ["--prompt"])] * repeats]:
-            for engine in ("ours", "llama.cpp", "ours", "plain"):
+            for engine in turns:
                 (drop_from_cache if cache == "cold" else read_into_cache)(self.files(engine))
                 child = self.child(engine, *flags)
                 entry = {"engine": engine, "cache": cache, **child.started}
@@ -138,10 +167,11 @@ class Comparison:
 
     def rounds(self, count: int, prompts: int) -> dict[str, Any]:
         """Seconds per token of each engine, in rounds: of decoding at both depths, then of prompts."""
-        children = {engine: self.child(engine) for engine in ("ours", "llama.cpp", "plain")}
+        found = self.rivals()
+        children = {engine: self.child(engine) for engine in ("ours", *found)}
         labels = {engine: child.started["label"] for engine, child in children.items()}
         pace = {engine: min(child.ask("decode", 0, 4) for _ in range(3)) for engine, child in children.items()}
-        rivals = [min(("llama.cpp", "plain"), key=pace.__getitem__)]
+        rivals = [min(found, key=pace.__getitem__)]
         depths = [0, self.pair.depth]
         watch = Watch([os.getpid(), *(child.process.pid for child in children.values())])
         buffer = read_buffer()
@@ -281,8 +311,11 @@ def machine() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")
         fields.setdefault(name.strip(), value.strip())
-    core = CPU_NAMES.get((fields.get("vendor_id", ""), int(fields.get("cpu family", 0))))
-    vectors = "AVX-512 with VNNI" if "avx512_vnni" in fields.get("flags", "") else "AVX2"
+    kind = (fields.get("vendor_id", ""), int(fields.get("cpu family", 0)), int(fields.get("model", 0)))
+    core = CPU_NAMES.get(kind) or CPU_NAMES.get(kind[:2])
+    flags = fields.get("flags", "").split()
+    vectors = "AVX-512 with VNNI" if "avx512_vnni" in flags else "AVX2"
+    vectors += " and AMX" if "amx_int8" in flags else ""
     name = fields.get("model name", platform.machine())
     return f"{name}{f' ({core})' if core else ''}, {os.cpu_count()} cores, {vectors}"
 
@@ -305,7 +338,8 @@ def main() -> None:
     options = parser.parse_args()
     began = time.monotonic()
     models = Models(options.folder, options.llama, options.exl2)
-    report = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
+    report = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    rows = report.setdefault(machine(), {})
     isa = os.environ.get("EXL2_TUI_ISA", "")
     for model in options.models:
         for kind in options.kinds:
@@ -314,7 +348,7 @@ def main() -> None:
             print(f"{model} {kind}: {pair.our_read / 1e6:.1f} MB ({pair.their_read / 1e6:.1f}, {off:+.2%})", flush=True)
             for threads in [] if options.only_make else options.threads:
                 key = " ".join([Path(model).name, kind, str(threads), isa]).strip()
-                done = report["rows"].get(key, {})
+                done = rows.get(key, {})
                 if options.only_starts and not done:
                     continue
                 parts = [*([] if options.only_starts else ["rounds"]), *(["starts"] if options.starts else [])]
@@ -342,8 +376,7 @@ def main() -> None:
                 if "rounds" in wanted:
                     row["rounds"] = comparison.rounds(options.rounds, options.prompts)
                     row |= version
-                report["machine"] = machine()
-                report["rows"][key] = row
+                rows[key] = row
                 RESULTS.write_text(json.dumps(report, indent=1) + "\n")
                 print(f"  {key}: {short(row)} ({time.monotonic() - began:.0f} s)", flush=True)
 
@@ -352,6 +385,7 @@ def short(row: dict[str, Any]) -> str:
     """The row's ratios, for whoever watches."""
     rounds = row["rounds"]
     rival = rounds["rival"]
+    rivals = [engine for engine in rounds["pace"] if engine != "ours"]
     found = []
     for depth in (0, row["depth"]):
         ours = statistics.median(entry[f"ours {depth}"] for entry in rounds["decode"])
@@ -368,11 +402,11 @@ def short(row: dict[str, Any]) -> str:
                 for entry in row["starts"]
                 if entry["engine"] == engine and entry["cache"] == "warm" and field in entry
             )
-            for engine in ("ours", "llama.cpp", "plain")
+            for engine in ("ours", *rivals)
         )
         found.append(f"{field} {ours:.2f} s ({min(theirs):.2f})")
     ours = statistics.median(entry["ours"] for entry in rounds["prompt"])
-    theirs = min(statistics.median(entry[name] for entry in rounds["prompt"]) for name in ("llama.cpp", "plain"))
+    theirs = min(statistics.median(entry[name] for entry in rounds["prompt"]) for name in rivals)
     return "; ".join(
         [
             *found,
