@@ -5,7 +5,7 @@ only what changed. The libraries use the stable ABI of LibTorch: they need torch
 to link, contain no Python symbol and run on every torch from 2.10. Hence the wheel tag py3-none-<platform>.
 
 csrc/*_cpu.cpp and csrc/cpu/*.cpp make exl2_tui/_C_cpu.so. A file whose name ends in _generic, _avx2 or _avx512 is
-compiled for that instruction set, inside its own namespace (csrc/cpu/isa.h).
+compiled for that instruction set, inside its own namespace (csrc/cpu/isa.h); one in _amx, where the compiler knows it.
 csrc/*_cuda.cpp, csrc/cuda/*.cu and SHARED make exl2_tui/_C_cuda.so, where nvcc is found: without it if nvcc fails,
 unless EXL2_TUI_CUDA=1; never with EXL2_TUI_CUDA=0. EXL2_TUI_CUDA_ARCH names architectures where there is no GPU to ask,
 EXL2_TUI_CUDA_FLAGS holds more flags for nvcc, such as -lineinfo for a profiler.
@@ -50,6 +50,8 @@ ISA_FLAGS = {
         *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
     ],
 }
+AMX_FLAGS = ["-mamx-tile", "-mamx-int8"]  # known to GCC and Clang from 11 on
+ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512"], *AMX_FLAGS]
 # No -ffast-math: linked in, it sets flush-to-zero for the whole process, and EXL2 scales are often fp16 subnormals.
 COMMON_FLAGS = [
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden"),
@@ -192,6 +194,11 @@ def quoted(path: Path) -> str:
     return f'"{path}"'
 
 
+def knows_amx() -> bool:
+    command = [*compiler().split(), *AMX_FLAGS, "-x", "c++", "-fsyntax-only", "-"]
+    return subprocess.run(command, input="", text=True, capture_output=True, check=False).returncode == 0
+
+
 def isa_of(source: Path) -> str | None:
     return next((isa for isa in ISA_FLAGS if source.stem.endswith(f"_{isa}")), None)
 
@@ -211,15 +218,18 @@ def write_cpu(ninja_file: NinjaFile, build: Path, target: Path) -> None:
     hygiene = "" if apple else "-Wl,--exclude-libs,ALL -Wl,--as-needed -pthread"
     ninja_file.rule("link", f"$cxx -shared $objects {against} {hygiene} -o $out")
 
-    machine = platform.machine().lower()
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    amx = x86 and knows_amx()
     objects = []
     for source in sorted([*SOURCES.glob("*_cpu.cpp"), *(SOURCES / "cpu").glob("*.cpp")]):
         isa = isa_of(source)
-        if isa not in (None, "generic") and machine not in ("x86_64", "amd64"):
+        if isa not in (None, "generic") and not (amx if isa == "amx" else x86):
             continue
-        flags = "" if isa is None else " ".join([f"-DEXL2_ISA_{isa.upper()}=1", *ISA_FLAGS[isa]])
+        flags = ["-DEXL2_HAS_AMX=1"] if amx else []
+        if isa is not None:
+            flags += [f"-DEXL2_ISA_{isa.upper()}=1", *ISA_FLAGS[isa]]
         output = build / "cpu" / f"{source.stem}.o"
-        ninja_file.build(output, "cxx", [source], isa=flags)
+        ninja_file.build(output, "cxx", [source], isa=" ".join(flags))
         objects.append(output)
     if not apple:
         ninja_file.build(stub, "stub", [empty])

@@ -9,7 +9,11 @@ namespace exl2 {
 
 const LinearKernels* linear_kernels_of(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512) return linear_kernels_avx512();
+#if defined(EXL2_HAS_AMX)
+  if (isa == Isa::kAmx) return linear_kernels_amx();
+#endif
+  // Intel's processors have two units that multiply vectors or add them, AMD's two more that add.
+  if (isa == Isa::kAvx512) return __builtin_cpu_is("intel") ? linear_kernels_plain_avx512() : linear_kernels_avx512();
   if (isa == Isa::kAvx2) return linear_kernels_avx2();
 #endif
   (void)isa;

@@ -18,6 +18,7 @@ constexpr int64_t kPieceColumns = 64;  // a multiple of every vector width
 const QuantKernels& quant_kernels(int64_t isa) {
   switch (checked_isa(isa)) {
 #if defined(__x86_64__)
+    case Isa::kAmx:
     case Isa::kAvx512: return *quant_kernels_avx512();
     case Isa::kAvx2: return *quant_kernels_avx2();
 #endif

@@ -10,9 +10,9 @@
 
 namespace exl2 {
 
-enum class Isa : int32_t { kGeneric = 0, kAvx2 = 1, kAvx512 = 2 };
+enum class Isa : int32_t { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3 };  // each with what those before have
 
-constexpr int kIsaCount = 3;
+constexpr int kIsaCount = 4;
 
 const char* isa_name(Isa isa);
 // Compiled in, and the processor and the operating system support it.

@@ -86,5 +86,7 @@ constexpr int64_t kLinearTileColumns = 16;
 const LinearKernels* linear_kernels_generic();
 const LinearKernels* linear_kernels_avx2();    // x86-64 builds only
 const LinearKernels* linear_kernels_avx512();  // x86-64 builds only
+const LinearKernels* linear_kernels_plain_avx512();
+const LinearKernels* linear_kernels_amx();  // where the compiler knows AMX (EXL2_HAS_AMX)
 
 }  // namespace exl2

@@ -15,6 +15,10 @@ struct Lanes {
   static constexpr int kChains = 1;  // two registers, whose sums take a cycle
   static constexpr bool kWidthMatters = true;
   static constexpr bool kSums = false;  // pmaddubsw's sums of two products would not fit 16 bits
+  static constexpr bool kTiles = false;
+  static constexpr int kDecodeAhead = 24576;  // linear_ahead.h
+  static constexpr bool kAskInCall = true;
+  static constexpr bool kAskIntoL2 = false;
 
   struct F {
     __m256 a, b;

@@ -43,9 +43,9 @@ static EXL2_INLINE void for_stages(int64_t tiles, Body&& f) {
 
 // f(Index<mb>{}, activations, first token): all tokens, a block at a time.
 template <typename Body>
-static EXL2_INLINE void for_token_blocks(const Header& h, const uint8_t* scratch, int64_t M, Body&& f) {
+static EXL2_INLINE void for_token_blocks(const uint8_t* blob, const uint8_t* scratch, int64_t M, Body&& f) {
   for (int64_t token = 0; token < M; token += kTokens) {
-    const Activations a = activations_of(h, scratch, token, M);
+    const Activations a = activations_of(blob, scratch, token, M);
     for_tokens(a.mb, [&](auto m) { f(m, a, token); });
   }
 }

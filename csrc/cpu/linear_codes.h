@@ -52,6 +52,7 @@ static EXL2_INLINE void load_slab(I* lines, const uint8_t* codes) {
 
 // Scales and zero points of one tile.
 struct Exl2Params {
+  static constexpr bool kZeroByColumn = false;
   const uint8_t* tile;
   const float* table;
   Exl2Params(const uint8_t* blob, const uint8_t* tile_)
@@ -63,6 +64,7 @@ struct Exl2Params {
 };
 
 struct GptqParams {
+  static constexpr bool kZeroByColumn = true;
   const uint8_t* tile;
   GptqParams(const uint8_t*, const uint8_t* tile_) : tile(tile_) {}
   const uint16_t* group(int64_t g) const { return reinterpret_cast<const uint16_t*>(tile + g * kLine); }

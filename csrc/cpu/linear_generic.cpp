@@ -14,6 +14,10 @@ struct Lanes {
   static constexpr int kChains = 4;             // sums in work at once that hide how long one multiply-add takes
   static constexpr bool kWidthMatters = false;  // dot4 is exact for every width
   static constexpr bool kSums = true;           // products for many tokens are those of sums (linear_sums.h)
+  static constexpr bool kTiles = false;  // by a unit that multiplies matrices (linear_prompt_tiles.h)
+  static constexpr int kDecodeAhead = 24576;  // linear_ahead.h
+  static constexpr bool kAskInCall = true;
+  static constexpr bool kAskIntoL2 = false;
 
   struct F {  // one float per column
     float v[16];
@@ -124,6 +128,13 @@ struct Lanes {
   static I pair_words(I low, I high) {  // the low 16 bits of both
     return each_i([&](int c) { return (low.v[c] & 0xffff) | high.v[c] << 16; });
   }
+  static I pack_bytes(const I* rows) {  // the low bytes of four vectors, those of a lane together
+    return each_i([&](int c) {
+      uint32_t out = 0;
+      for (int r = 0; r < 4; r++) out |= (rows[r].v[c] & 255) << (8 * r);
+      return out;
+    });
+  }
   static I round(F a) {  // |a| < 2^22, ties to even: adding 1.5 * 2^23 leaves the integer in the low mantissa bits
     return each_i([&](int c) {
       const float shifted = a.v[c] + 12582912.0f;
@@ -198,6 +209,9 @@ struct Lanes {
   }
 
   // products
+  static I multiply(I a, I b) {
+    return each_i([&](int c) { return a.v[c] * b.v[c]; });
+  }
   static I multiply16(I a, int32_t b) {  // a < 2^15, |b| < 2^15
     return each_i([&](int c) { return int32_t(a.v[c]) * b; });
   }

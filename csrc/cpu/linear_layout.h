@@ -113,26 +113,6 @@ static inline const uint8_t* tile_of(const uint8_t* blob, int64_t tile) {
   return blob + h.tiles_at + tile * h.tile_bytes;
 }
 
-// How far ahead of the reading the next lines are asked for. (Past the end of the blob this is harmless.)
-// One token: each line is read once, at the speed of memory, and what is under way must cover its latency: 41 GB/s (one
-// core of Zen 5) times some 150 ns are 6 KiB. More makes up for pauses, such as the change from one section to the
-// next. Measured there, one core reading at 46 GB/s, tiles of 4 and 5 bits: 38.6 GB/s with 8 KiB, 39.4 with 12, 16 or
-// 20, 41.4 with 24, which is half of L1; at 6 bits 37.5 with 8 and 40.7 with 24. Asked for into L2 only: 36.6 and 34.1.
-// Many tokens: a tile's share of a chunk is 2 to 8 KiB, and L1 holds the chunk.
-constexpr int kDecodeAhead = 24576;
-constexpr int kChunkAhead = 2048;
-
-// Asks for some lines, for codes of every width with this one instruction: never inlined, never unrolled. The
-// hardware's prefetchers learn a stream by the address of the instruction that reads it, and what software asks for is
-// not enough alone: with prefetches in the loop of each width, every section of a tile began as a new stream. Measured
-// (Zen 5, one core, 4 bits, tiles of two sections, 8 KiB ahead): 32 GB/s so, 37 with this, 30 with this unrolled four
-// times; tiles of one section reach 40, plain reading 44. It costs a sixth of the speed where weights are in L2.
-static __attribute__((noinline)) void ask_for(const uint8_t* codes, int lines) {
-  asm volatile("");  // or the calls of a function without effects would be left out
-#pragma GCC unroll 1
-  for (int i = 0; i < lines; i++) __builtin_prefetch(codes + i * kLine, 0, 3);
-}
-
 // The zero point that is the same in every column, else 1.
 static inline int32_t common_zero(const Header& h, const Section& s) {
   return h.kind == int32_t(LinearKind::kExl2) ? 1 << (s.bits - 1) : 1;

@@ -21,25 +21,33 @@
 #include "linear_decode.h"
 #include "linear_prompt_dense.h"
 #include "linear_prompt_integer.h"
+#include "linear_prompt_tiles.h"
 
 namespace exl2 {
 namespace EXL2_ISA {
+
+template <typename Params>
+static void staged_quantized(const uint8_t* blob, const uint8_t* scratch, int64_t M, Sums sums, int64_t tile,
+                             int64_t tiles) {
+  if (header_of(blob).exact) {
+    staged_exact<Params>(blob, scratch, M, sums, tile, tiles);
+  } else if constexpr (Lanes::kTiles) {
+    staged_tiles<Params>(blob, scratch, M, sums, tile, tiles);
+  } else {
+    staged_integer<Params>(blob, scratch, M, sums, tile, tiles);
+  }
+}
 
 static void multiply_staged(const uint8_t* blob, const uint8_t* scratch, int64_t M, float* out, int64_t ldo,
                             int64_t tile_begin, int64_t tile_end) {
   const Header& h = header_of(blob);
   const float* bias = reinterpret_cast<const float*>(blob + h.bias_at);
+  const auto run = h.kind == int32_t(LinearKind::kDense)  ? staged_dense
+                   : h.kind == int32_t(LinearKind::kExl2) ? staged_quantized<Exl2Params>
+                                                          : staged_quantized<GptqParams>;
   for (int64_t t = tile_begin; t < tile_end; t += kSuperTiles) {
-    const int64_t tiles = min64(kSuperTiles, tile_end - t);
     const Sums sums = Sums::first(out + t * kColumns, ldo, bias + t * kColumns);
-    const bool exl2 = h.kind == int32_t(LinearKind::kExl2);
-    if (h.kind == int32_t(LinearKind::kDense)) {
-      staged_dense(blob, scratch, M, sums, t, tiles);
-    } else if (h.exact) {
-      (exl2 ? staged_exact<Exl2Params> : staged_exact<GptqParams>)(blob, scratch, M, sums, t, tiles);
-    } else {
-      (exl2 ? staged_integer<Exl2Params> : staged_integer<GptqParams>)(blob, scratch, M, sums, t, tiles);
-    }
+    run(blob, scratch, M, sums, t, min64(kSuperTiles, tile_end - t));
   }
 }
 

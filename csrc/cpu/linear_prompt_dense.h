@@ -4,6 +4,7 @@
 #pragma once
 
 #include "linear_prompt_float.h"
+#include "linear_prompt_tiles.h"
 #include "linear_prompt_words.h"
 
 namespace exl2 {
@@ -42,13 +43,14 @@ static void staged_floats(const uint8_t* blob, const uint8_t* scratch, int64_t M
   for (int64_t row = 0; row < h.K; row += kFloatChunkRows) {
     const int rows = int(min64(kFloatChunkRows, h.K - row));
     for (int64_t i = 0; i < tiles; i++) dense_rows<TYPE>(h, tile_of(blob, tile + i), row, rows, chunk.weights[i]);
-    multiply_chunk(h, chunk, scratch, row, rows, M, sums, tile, tiles);
+    multiply_chunk(blob, chunk, scratch, row, rows, M, sums, tile, tiles);
     sums = sums.more();
   }
 }
 
-// One block as words: weights (64, 16) -> codes, two lines a quad. Returns the scale of each column.
-static EXL2_INLINE F round_block(const float* weights, uint8_t* codes, I& start) {
+// One block as words: weights (64, 16), put(i, rows 4i ... 4i + 3 of it). Returns the scale of each column.
+template <typename Put>
+static EXL2_INLINE F round_block(const float* weights, Put&& put) {
   constexpr int kChains = 4;  // as in quantize_block; a single chain would wait for itself
   F tops[kChains], poisons[kChains];
   for (int c = 0; c < kChains; c++) tops[c] = Lanes::set1(1e-30f), poisons[c] = Lanes::zero();
@@ -62,16 +64,50 @@ static EXL2_INLINE F round_block(const float* weights, uint8_t* codes, I& start)
   const F top = Lanes::max_abs(Lanes::max_abs(tops[0], tops[1]), Lanes::max_abs(tops[2], tops[3]));
   const F poison = Lanes::add(Lanes::add(poisons[0], poisons[1]), Lanes::add(poisons[2], poisons[3]));
   const F inverse = Lanes::div(Lanes::set1(float(kLargestDenseWeight)), top);
-  WordSummands<Lanes> summands;
-  for (int quad = 0; quad < kDenseBlockRows / 4; quad++, weights += 4 * kColumns, codes += 2 * kLine) {
-    I row[4];
-    for (int r = 0; r < 4; r++) row[r] = Lanes::round(Lanes::mul(Lanes::load(weights + r * kColumns), inverse));
-    const I words[2] = {Lanes::pair_words(row[0], row[2]), Lanes::pair_words(row[1], row[3])};
-    summands.take(words[0], words[1]);
-    for (int half = 0; half < 2; half++) Lanes::store_line(codes + half * kLine, words[half]);
+  for (int quad = 0; quad < kDenseBlockRows / 4; quad++, weights += 4 * kColumns) {
+    I rows[4];
+    for (int r = 0; r < 4; r++) rows[r] = Lanes::round(Lanes::mul(Lanes::load(weights + r * kColumns), inverse));
+    put(quad, rows);
   }
-  start = summands.start();
   return Lanes::fma(top, Lanes::set1(1.0f / kLargestDenseWeight), poison);
+}
+
+// Block `block` of a tile as round_block has it, the last one filled up with zeros.
+template <DenseType TYPE, typename Put>
+static F dense_block(const Header& h, const uint8_t* tile, int64_t block, Put&& put) {
+  alignas(kLine) float weights[kDenseBlockRows * kColumns];
+  const int64_t row = block * kDenseBlockRows;
+  const int rows = int(min64(kDenseBlockRows, h.K - row));
+  dense_rows<TYPE>(h, tile, row, rows, weights);
+  for (int r = rows; r < kDenseBlockRows; r++) Lanes::store(weights + r * kColumns, Lanes::zero());
+  return round_block(weights, put);
+}
+
+// For vectors: two lines a quad.
+template <DenseType TYPE>
+static EXL2_INLINE F block_of_words(const Header& h, const uint8_t* tile, int64_t block, uint8_t* codes, I& start) {
+  WordSummands<Lanes> summands;
+  const F scale = dense_block<TYPE>(h, tile, block, [&](int quad, const I* rows) EXL2_INLINE_LAMBDA {
+    const I words[2] = {Lanes::pair_words(rows[0], rows[2]), Lanes::pair_words(rows[1], rows[3])};
+    summands.take(words[0], words[1]);
+    for (int half = 0; half < 2; half++) Lanes::store_line(codes + (2 * quad + half) * kLine, words[half]);
+  });
+  start = summands.start();
+  return scale;
+}
+
+// For the tile unit: a tile of high bytes, then one of low ones, both signed.
+template <DenseType TYPE, typename L = Lanes>
+static EXL2_INLINE F block_of_tiles(const Header& h, const uint8_t* tile, int64_t block, uint8_t* codes) {
+  return dense_block<TYPE>(h, tile, block, [&](int quad, const I* rows) EXL2_INLINE_LAMBDA {
+    I high[4], low[4];
+    for (int r = 0; r < 4; r++) {
+      high[r] = Lanes::high_byte(rows[r]);
+      low[r] = Lanes::sub_i(rows[r], Lanes::shift_left(high[r], 8));
+    }
+    Lanes::store_line(codes + quad * kLine, L::pack_bytes(high));
+    Lanes::store_line(codes + kTileBytes + quad * kLine, L::pack_bytes(low));
+  });
 }
 
 template <DenseType TYPE>
@@ -80,19 +116,15 @@ static void staged_words(const uint8_t* blob, const uint8_t* scratch, int64_t M,
   constexpr int kBlockLines = kDenseSlabs * kWordLines, kStep = kChunkLines / kBlockLines;
   const Header& h = header_of(blob);
   CodeChunk chunk;
-  alignas(kLine) float weights[kDenseBlockRows * kColumns];
   for (int64_t first = 0; first < h.n_blocks; first += kStep) {
     const int blocks = int(min64(kStep, h.n_blocks - first));
     for (int64_t i = 0; i < tiles; i++) {
       for (int b = 0; b < blocks; b++) {
-        const int64_t row = (first + b) * kDenseBlockRows;
-        const int rows = int(min64(kDenseBlockRows, h.K - row));
-        dense_rows<TYPE>(h, tile_of(blob, tile + i), row, rows, weights);
-        for (int r = rows; r < kDenseBlockRows; r++) Lanes::store(weights + r * kColumns, Lanes::zero());
-        chunk.scales[i][b] = round_block(weights, chunk.codes[i] + b * kBlockLines * kLine, chunk.starts[i][b]);
+        chunk.scales[i][b] = block_of_words<TYPE>(h, tile_of(blob, tile + i), first + b,
+                                                  chunk.codes[i] + b * kBlockLines * kLine, chunk.starts[i][b]);
       }
     }
-    for_token_blocks(h, scratch, M, [&](auto m, const Activations& a, int64_t token) {
+    for_token_blocks(blob, scratch, M, [&](auto m, const Activations& a, int64_t token) {
       const int32_t* x = a.quads(first * kDenseBlockRows * terms_of(kTwoBytes));
       for_stages(tiles, [&](auto count, int64_t i) {
         constexpr int MB = decltype(m)::value, TILES = decltype(count)::value;
@@ -104,16 +136,41 @@ static void staged_words(const uint8_t* blob, const uint8_t* scratch, int64_t M,
   }
 }
 
-// `tiles` (<= kSuperTiles) tiles from `tile` on, all tokens; sums: from the first column of these on.
-static void staged_dense(const uint8_t* blob, const uint8_t* scratch, int64_t M, const Sums& sums, int64_t tile,
-                         int64_t tiles) {
+template <DenseType TYPE>
+static void staged_dense_tiles(const uint8_t* blob, const uint8_t* scratch, int64_t M, Sums sums, int64_t tile,
+                               int64_t tiles) {
+  constexpr int kTilesOfCodes = 2;
+  using Work = TileWork<kProductOfWords, 8, false, false>;
   const Header& h = header_of(blob);
-  const bool exact = h.exact;
-  const auto run = h.dense_type == int32_t(DenseType::kF32) ? staged_floats<DenseType::kF32>
-                   : h.dense_type == int32_t(DenseType::kF16)
-                       ? exact ? staged_floats<DenseType::kF16> : staged_words<DenseType::kF16>
-                   : exact ? staged_floats<DenseType::kBF16>
-                           : staged_words<DenseType::kBF16>;
+  staged_by_tiles(blob, scratch, M, sums, tile, tiles, [&](TileChunk& chunk, const TiledTokens& tokens) {
+    multiply_section<Work>(blob, chunk, *sections_of(blob), tokens, tiles,
+                           [&](int64_t i, int first, int blocks) {
+                             for (int b = 0; b < blocks; b++) {
+                               uint8_t* codes = chunk.codes[i] + b * kTilesOfCodes * kTileBytes;
+                               chunk.scales[i][b] = block_of_tiles<TYPE>(h, tile_of(blob, tile + i), first + b, codes);
+                             }
+                           });
+  });
+}
+
+template <DenseType TYPE>
+static void staged_halves(const uint8_t* blob, const uint8_t* scratch, int64_t M, Sums sums, int64_t tile,
+                          int64_t tiles) {
+  if (header_of(blob).exact) return staged_floats<TYPE>(blob, scratch, M, sums, tile, tiles);
+  if constexpr (Lanes::kTiles) {
+    staged_dense_tiles<TYPE>(blob, scratch, M, sums, tile, tiles);
+  } else {
+    staged_words<TYPE>(blob, scratch, M, sums, tile, tiles);
+  }
+}
+
+// `tiles` (<= kSuperTiles) tiles from `tile` on, all tokens; sums: from the first column of these on.
+static void staged_dense(const uint8_t* blob, const uint8_t* scratch, int64_t M, Sums sums, int64_t tile,
+                         int64_t tiles) {
+  const int32_t type = header_of(blob).dense_type;
+  const auto run = type == int32_t(DenseType::kF32)   ? staged_floats<DenseType::kF32>
+                   : type == int32_t(DenseType::kF16) ? staged_halves<DenseType::kF16>
+                                                      : staged_halves<DenseType::kBF16>;
   run(blob, scratch, M, sums, tile, tiles);
 }
 

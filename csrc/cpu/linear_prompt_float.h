@@ -35,13 +35,13 @@ static void multiply_floats(const FloatChunk& chunk, int tile, int rows, const f
 }
 
 // rows of the chunk, starting at packed row `row`, times all tokens.
-static inline void multiply_chunk(const Header& h, const FloatChunk& chunk, const uint8_t* scratch, int64_t row,
+static inline void multiply_chunk(const uint8_t* blob, const FloatChunk& chunk, const uint8_t* scratch, int64_t row,
                                   int rows, int64_t M, const Sums& sums, int64_t tile, int64_t tiles) {
-  for_token_blocks(h, scratch, M, [&](auto m, const Activations& a, int64_t token) {
+  for_token_blocks(blob, scratch, M, [&](auto m, const Activations& a, int64_t token) {
     for_stages(tiles, [&](auto count, int64_t i) {
       constexpr int MB = decltype(m)::value, TILES = decltype(count)::value;
       multiply_floats<TILES, MB>(chunk, int(i), rows, a.rows(row), sums.at(token, i * kColumns),
-                                 last_columns(h, tile + i, TILES));
+                                 last_columns(header_of(blob), tile + i, TILES));
     });
   });
 }
@@ -87,7 +87,7 @@ static void staged_exact(const uint8_t* blob, const uint8_t* scratch, int64_t M,
         const uint8_t* data = tile_of(blob, tile + i);
         for_width<UnpackFloats, 0, Params>(s->bits, *s, Params(blob, data), data, first, slabs, chunk.weights[i]);
       }
-      multiply_chunk(h, chunk, scratch, s->first_row + int64_t(first) * kSlabRows, slabs * kSlabRows, M, sums, tile,
+      multiply_chunk(blob, chunk, scratch, s->first_row + int64_t(first) * kSlabRows, slabs * kSlabRows, M, sums, tile,
                      tiles);
       sums = sums.more();
     }

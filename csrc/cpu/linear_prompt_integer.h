@@ -193,7 +193,7 @@ static void staged_integer(const uint8_t* blob, const uint8_t* scratch, int64_t 
         for_width<UnpackChunk, 0, Params>(s->bits, *s, Params(blob, data), data, first, blocks, chunk.codes[i],
                                           chunk.scales[i], chunk.zeros[i], chunk.starts[i]);
       }
-      for_token_blocks(h, scratch, M, [&](auto m, const Activations& a, int64_t token) {
+      for_token_blocks(blob, scratch, M, [&](auto m, const Activations& a, int64_t token) {
         constexpr int MB = decltype(m)::value;
         const Sums mine = sums.at(token, 0);
         if constexpr (Lanes::kWidthMatters) {

@@ -1,6 +1,6 @@
 """Finds and loads the compiled CPU library once, and chooses the instruction set.
 
-EXL2_TUI_ISA=generic|avx2|avx512 forces an instruction set, EXL2_TUI_KERNELS=reference switches the library off; both
+EXL2_TUI_ISA=generic|avx2|avx512|amx forces an instruction set, EXL2_TUI_KERNELS=reference switches the library off; both
 are read at the first use. Knows nothing of what the ops compute.
 """
 
@@ -17,12 +17,13 @@ import torch
 from exl2_tui.core.errors import ExtensionError
 from exl2_tui.core.spare_core import spare_core
 
-Isa = Literal["generic", "avx2", "avx512"]
-ISAS: tuple[Isa, ...] = ("generic", "avx2", "avx512")  # in the order of csrc/cpu/isa.h
+Isa = Literal["generic", "avx2", "avx512", "amx"]
+ISAS: tuple[Isa, ...] = ("generic", "avx2", "avx512", "amx")  # in the order of csrc/cpu/isa.h
 LABELS: dict[Isa | None, str] = {
     "generic": "generic C++",
     "avx2": "AVX2",
     "avx512": "AVX-512",
+    "amx": "AVX-512 and AMX",
     None: "reference (torch)",
 }
 LIBRARY = Path(__file__).resolve().parents[2] / "_C_cpu.so"
