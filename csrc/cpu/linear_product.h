@@ -1,5 +1,5 @@
 // The product of a packed linear (linear_layout.h) in terms of `Lanes`, the 16-column vector that each linear_*.cpp
-// defines: the same text for scalar C++, AVX2 and AVX-512; the scalar Lanes in linear_generic.cpp say what each
+// defines: the same text for scalar C++, AVX2, AVX-512 and AMX; the scalar Lanes in linear_generic.cpp say what each
 // operation means. Widths differ only in the plane table of unpack().
 //
 // Two paths, each with a form for few tokens and one for many:
@@ -8,10 +8,12 @@
 //                 in registers, each line is read once         once and run over all tokens, kTokens x kStageTiles at a
 //                 time
 //   integer       direct_integer                               staged_integer, of bytes or of words, or of sums of
-//                                                              these and codes (linear_sums.h)
+//                                                              these and codes (linear_sums.h); staged_tiles where
+//                                                              there is a tile unit
 //   fp32, exact   direct_exact                                 staged_exact
 //   dense         direct_dense, in fp32                        staged_words: 16 bits of weights and of activations;
-//                                                              exact, or of fp32 weights: staged_floats
+//                                                              by tiles: staged_dense_tiles; exact, or of fp32
+//                                                              weights: staged_floats
 //
 // Integer: out[m,n] = sum over blocks  S[g,n] * sx[m,block] * sum_k (q[k,n] - zero) * x8[m,k]; the inner sum is exact
 // in int32; the zero point enters once per block, through the sum of the block's activations. Exact: out[m,n] = sum
