@@ -7,7 +7,8 @@
 // of a sequence take their share of that.
 //
 // Every unit that looks at tokens of this step writes their keys and values to the cache first, and reads them there as
-// all others: units of the same kv head write the same bytes. Output: half, in the packed order of the output projection.
+// all others: units of the same kv head write the same bytes. Only a single new token is taken from shared memory, and
+// joins what the warps found when that is merged. Output: half, in the packed order of the output projection.
 //
 // Bytes moved per cached token and kv head: 4 D with 16 bits, 2 D + 4 blocks with 8 (cache.cuh).
 #pragma once
@@ -25,7 +26,7 @@ constexpr float kLog2E = 1.4426950408889634f;
 // Shared memory of a unit: see Desk.
 inline int64_t attention_bytes(int64_t heads, int64_t kv_heads, int head_dim) {
   const int64_t together = heads / kv_heads < most_heads(head_dim) ? heads / kv_heads : most_heads(head_dim);
-  return together * (2 * query_row(head_dim) + 4 * kWarps * found_row(head_dim));
+  return 2 * query_row(head_dim) * (together + 2) + 4 * kWarps * found_row(head_dim) * together;
 }
 
 // What a step's attention needs besides the layer; the same for all layers.
@@ -153,17 +154,22 @@ struct Desk {
   uint8_t* const shared;
   const int heads;
 
-  __device__ __forceinline__ uint16_t* queries() const { return reinterpret_cast<uint16_t*>(shared); }  // (heads, query_row)
+  // The queries, and the key and the value of the new token: half (heads + 2, query_row).
+  __device__ __forceinline__ uint16_t* queries() const { return reinterpret_cast<uint16_t*>(shared); }
+  __device__ __forceinline__ uint16_t* key() const { return queries() + query_row(D) * heads; }
+  __device__ __forceinline__ uint16_t* value() const { return key() + query_row(D); }
   __device__ __forceinline__ float* found() const {  // what every warp found, (kWarps, heads, found_row)
-    return reinterpret_cast<float*>(shared + 2 * query_row(D) * heads);
+    return reinterpret_cast<float*>(shared + 2 * query_row(D) * (heads + 2));
   }
 };
 
-template <int D, int kKeyBits, int kValueBits>
+template <bool kOne, int D, int kKeyBits, int kValueBits>
 __device__ __forceinline__ void attend(const Model& model, const Layer& layer, const Linear& o, const Attending& attending,
                                        uint32_t stamp, uint8_t* shared) {
   constexpr bool kTurned = kKeyBits != 16;
   constexpr int kBlocks = (D + 31) / 32;
+  // The way to L2 and back is what a single new token would wait for in the cache. Coded, it is another one there.
+  constexpr bool kDirect = kOne && kKeyBits == 16 && kValueBits == 16 && D % 32 == 0;
   const Unit& unit = attending.unit;
   const auto desk = [&] { return Desk<D>{shared, unit.heads}; };
   const auto keys = [&] { return CachedHead<kKeyBits, D>(layer.keys, layer.key_units, unit.kv * model.capacity); };
@@ -195,30 +201,34 @@ __device__ __forceinline__ void attend(const Model& model, const Layer& layer, c
       if (is_query) {
         const float scaled = value[e] * (static_cast<float>(model.attention_scale) * kLog2E);
         if (lane + 32 * e < D) desk().queries()[task * query_row(D) + lane + 32 * e] = half_bits(scaled);
-      } else if (is_value) {
-        values().row(attending.tokens.cached + j).store(e, value[e]);
       } else {
-        keys().row(attending.tokens.cached + j).store(e, value[e]);
+        if (is_value) {
+          values().row(attending.tokens.cached + j).store(e, value[e]);
+        } else {
+          keys().row(attending.tokens.cached + j).store(e, value[e]);
+        }
+        if constexpr (kDirect) (is_value ? desk().value() : desk().key())[lane + 32 * e] = half_bits(value[e]);
       }
     }
   }
   sync_workers();
 
-  {
+  const auto end = [&] { return kDirect ? unit.end - unit.fresh : unit.end; };
+  if (!kDirect || unit.begin < end()) {
     const int warp = thread_index() / 32;
-    if (warp * kTileKeys < unit.end - unit.begin) {
+    if (warp * kTileKeys < end() - unit.begin) {
       Found<D, kKeyBits, kValueBits> own = {keys(), values()};
 #pragma unroll 1
-      for (int first = unit.begin + warp * kTileKeys; first < unit.end; first += kWarps * kTileKeys) {
-        own.look_at(desk().queries(), unit.heads, first, unit.end - 1);
+      for (int first = unit.begin + warp * kTileKeys; first < end(); first += kWarps * kTileKeys) {
+        own.look_at(desk().queries(), unit.heads, first, end() - 1);
         asm volatile("" ::: "memory");  // what is in shared memory is not worth a register from tile to tile
       }
       own.write(desk().found() + warp * unit.heads * found_row(D), unit.heads);
     }
+    sync_workers();
   }
-  sync_workers();
 
-  const int busy = min(kWarps, (unit.end - unit.begin + kTileKeys - 1) / kTileKeys);  // warps that looked at something
+  const int busy = min(kWarps, (end() - unit.begin + kTileKeys - 1) / kTileKeys);  // warps that looked at something
   const int warp = thread_index() / 32;
   const int lane = thread_index() % 32;
   const int elements = unit.heads * D;
@@ -246,6 +256,20 @@ __device__ __forceinline__ void attend(const Model& model, const Layer& layer, c
     for (int other = 0; other < busy; ++other) top = fmaxf(top, from[other * apart + D]);
     float value = 0.f;
     float total = 0.f;
+    if constexpr (kDirect) {
+      if (unit.fresh != 0) {
+        const uint16_t* const query = desk().queries() + h * query_row(D);
+        float score = 0.f;
+#pragma unroll
+        for (int e = 0; e < kBlocks; ++e) {
+          score += half_float(query[lane + 32 * e]) * half_float(desk().key()[lane + 32 * e]);
+        }
+        score = warp_sum(score);
+        top = fmaxf(top, score);
+        total = exp2_of(score - top);
+        value = half_float(desk().value()[element % D]) * total;
+      }
+    }
 #pragma unroll 4
     for (int other = 0; other < busy; ++other) {
       const float2 top_total = *reinterpret_cast<const float2*>(from + other * apart + D);
@@ -308,17 +332,19 @@ __device__ __forceinline__ void attend(const Model& model, const Layer& layer, c
 }
 
 // attending.unit of a layer. kHeadDim: 0 for any of 16, 32, 64, 96, 128 and 256. shared: aligned to 16 bytes.
-template <int kHeadDim, int kKeyBits, int kValueBits>
+template <bool kOne, int kHeadDim, int kKeyBits, int kValueBits>
 __device__ __forceinline__ void attend_unit(const Model& model, const Layer& layer, const Linear& o,
                                             const Attending& attending, uint32_t stamp, uint8_t* shared) {
-  if constexpr (kHeadDim != 0) return attend<kHeadDim, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
+  if constexpr (kHeadDim != 0) {
+    return attend<kOne, kHeadDim, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
+  }
   switch (model.head_dim) {
-    case 16: return attend<16, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
-    case 32: return attend<32, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
-    case 64: return attend<64, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
-    case 96: return attend<96, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
-    case 128: return attend<128, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
-    default: return attend<256, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
+    case 16: return attend<kOne, 16, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
+    case 32: return attend<kOne, 32, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
+    case 64: return attend<kOne, 64, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
+    case 96: return attend<kOne, 96, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
+    case 128: return attend<kOne, 128, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
+    default: return attend<kOne, 256, kKeyBits, kValueBits>(model, layer, o, attending, stamp, shared);
   }
 }
 

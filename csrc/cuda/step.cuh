@@ -175,7 +175,8 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
       multiplied.wait(grid);
 #pragma unroll 1
       for (int unit = static_cast<int>(blockIdx.x);;) {
-        attend_unit<kHeadDim, kKeyBits, kValueBits>(shared_model, layer, parts[0], attending, stamp, shared + step.sums_at);
+        attend_unit<kOne, kHeadDim, kKeyBits, kValueBits>(shared_model, layer, parts[0], attending, stamp,
+                                                          shared + step.sums_at);
         sync_workers();
         if (attending.units.count <= grid) break;
         unit += grid;  // more new tokens than CUDA blocks for them
