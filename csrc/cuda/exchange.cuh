@@ -111,12 +111,13 @@ class Arrivals {
     if (thread_index() == 0) *target_ += blocks;
   }
 
-  // Until `blocks` more have arrived, and all workers know. What they wrote may be on its way still: its stamps tell.
+  // Until `blocks` more have arrived, but `early` of them, and all workers know. What they wrote may be on its way still:
+  // its stamps tell.
   // Without this wait before the first look, all threads would ask for all results again and again, in the way of the
   // weights.
-  __device__ __forceinline__ void wait(int blocks) {
+  __device__ __forceinline__ void wait(int blocks, int early) {
     if (thread_index() == 0) {
-      const uint32_t target = *target_ += blocks;
+      const uint32_t target = (*target_ += blocks) - static_cast<uint32_t>(early);
       while (static_cast<int32_t>(static_cast<uint32_t>(look(count_)) - target) < 0) {
       }
     }

@@ -49,6 +49,11 @@ __device__ __forceinline__ void take_registers() {
 #endif
 }
 
+// The first look at results takes as long as the last CUDA blocks do, so it begins when this part of them is not done yet.
+// If it were more, those who look in vain would be in the way of the weights. Attention has few who look.
+constexpr int kEarlyProducts = 32;
+constexpr int kEarlyAttention = 8;
+
 // False on a GPU that holds layers in the middle of a model; there, the residual is the result.
 __device__ __forceinline__ bool has_head(const Model& model) { return model.vocab != 0; }
 
@@ -172,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
     const bool attends = phase == kOutputPhase && static_cast<int>(blockIdx.x) < attending.units.count;
     if (attends) {
       if (thread == 32) attending.unit.look(attending.units, cached, static_cast<int>(layer.window));
-      multiplied.wait(grid);
+      multiplied.wait(grid, grid / kEarlyAttention);
 #pragma unroll 1
       for (int unit = static_cast<int>(blockIdx.x);;) {
         attend_unit<kOne, kHeadDim, kKeyBits, kValueBits>(shared_model, layer, parts[0], attending, stamp,
@@ -212,9 +217,10 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
       }
     }
     if (phase == kOutputPhase) {
-      attended.wait(min(grid, attending.units.count));
+      const int attending_blocks = min(grid, attending.units.count);
+      attended.wait(attending_blocks, attending_blocks / kEarlyAttention);
     } else if (index > 0) {
-      multiplied.wait(grid);
+      multiplied.wait(grid, grid / kEarlyProducts);
     }
     const float first_value = first_old_at != nullptr ? await(first_old, first_old_at, stamp) : 0.f;
 
