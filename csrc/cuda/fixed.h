@@ -51,13 +51,14 @@ EXL2_HD uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t which) {
 }
 
 // What activations are multiplied by, and what one of their units is worth. largest: of their absolute values, which may
-// be up to twice as large; an fp16 number, if not exactly.
+// be up to twice as large.
 struct FixedPoint {
   float scale;
   float unit;
 
   EXL2_HD explicit FixedPoint(float largest) {
-    const uint32_t exponent = largest > 0.f ? bits_of(largest) >> 23 : 127;
+    const uint32_t found = bits_of(largest) >> 23;
+    const uint32_t exponent = found < 22 ? 22 : found;
     scale = float_of((275 - exponent) << 23);
     unit = float_of((exponent - 21) << 23);
   }

@@ -44,10 +44,13 @@ struct Segment {
 };
 static_assert(sizeof(Segment) == 16);
 
-// Segments [begin, end) of every strip belong to one warp; the first of them lies at [from, to), in 16 bytes.
+// Segments [begin, end) of every strip belong to one warp: blocks [first_block, last_block) of the rows. The first segment
+// lies at [from, to), in 16 bytes.
 struct Share {
-  int32_t begin;
-  int32_t end;
+  uint16_t begin;
+  uint16_t end;
+  uint16_t first_block;
+  uint16_t last_block;
   uint32_t from;
   uint32_t to;
 };

@@ -1,10 +1,9 @@
-// Activations on their way into shared memory, in the packed order of the weight that they will be multiplied by, and
-// their sums over blocks of rows. Those of one token become whole numbers there (fixed.h).
+// Activations on their way into shared memory as halves, in the packed order of the weight that they will be multiplied by,
+// and their sums over blocks of rows: of several tokens, or for dense weights. Otherwise: stage_one.cuh.
 #pragma once
 
 #include "arrange.cuh"
 #include "exchange.cuh"
-#include "fixed.h"
 #include "unpack.cuh"
 
 namespace exl2::cuda {
@@ -23,20 +22,29 @@ struct NormPlace {
     if (inverse != nullptr) rows = *reinterpret_cast<const uint2*>(inverse + i);
   }
 
-  // Returns the largest of them. The choice is made here: made in load(), it would wait for the rows to arrive.
-  __device__ __forceinline__ float store(const float4& value, float factor, bool ordered, int i, uint16_t* row) const {
+  __device__ __forceinline__ float4 times(const float4& value) const {
+    const float2 low = __half22float2(as_half2(weight.x));
+    const float2 high = __half22float2(as_half2(weight.y));
+    return make_float4(value.x * low.x, value.y * low.y, value.z * high.x, value.w * high.y);
+  }
+
+  // To a row of floats or of halves. The choice is made here: made in load(), it would wait for the rows to arrive.
+  template <typename To>
+  __device__ __forceinline__ void store(const float4& value, bool ordered, int i, To* row) const {
     const uint32_t at = static_cast<uint32_t>(i);
     const uint4 place = ordered ? make_uint4(at, at + 1, at + 2, at + 3)
                                 : make_uint4(rows.x & 0xffffu, rows.x >> 16, rows.y & 0xffffu, rows.y >> 16);
-    const float2 low = __half22float2(as_half2(weight.x));
-    const float2 high = __half22float2(as_half2(weight.y));
-    const float4 result = make_float4(value.x * factor * low.x, value.y * factor * low.y, value.z * factor * high.x,
-                                      value.w * factor * high.y);
-    row[place.x] = half_bits(result.x);
-    row[place.y] = half_bits(result.y);
-    row[place.z] = half_bits(result.z);
-    row[place.w] = half_bits(result.w);
-    return fmaxf(fmaxf(fabsf(result.x), fabsf(result.y)), fmaxf(fabsf(result.z), fabsf(result.w)));
+    const auto stored = [](float number) {
+      if constexpr (std::is_same_v<To, float>) {
+        return number;
+      } else {
+        return half_bits(number);
+      }
+    };
+    row[place.x] = stored(value.x);
+    row[place.y] = stored(value.y);
+    row[place.z] = stored(value.z);
+    row[place.w] = stored(value.w);
   }
 };
 
@@ -51,21 +59,14 @@ __device__ __forceinline__ void load_near(NearPlaces& places, const uint16_t* no
   }
 }
 
-// What a warp found to be the largest, for split_activations() behind the next sync_workers().
-__device__ __forceinline__ void keep_largest(float largest, float* kept) {
-  const uint32_t most = __reduce_max_sync(0xffffffffu, bits_of(fminf(largest, kLargestHalf)));
-  const int thread = thread_index();
-  if (thread % 32 == 0) kept[thread / 32] = float_of(most);
-}
-
 __device__ __forceinline__ float square_sum(const float4& v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
 
-// The residual, as soon as it is there, normalized. place: of load_near(). kept: where sums will be; scratch, largest: float (kWarps).
+// The residual, as soon as it is there, normalized. place: of load_near(). kept: where sums will be; scratch: float
+// (kWarps).
 template <bool kOne>
 __device__ __forceinline__ void stage_normalized(const Step& step, const ShortPacket* residual, uint32_t stamp,
                                                  const uint16_t* norm, const uint16_t* inverse, const NearPlaces& place,
-                                                 int64_t in_features, uint16_t* x, float* kept, float* scratch,
-                                                 float* largest) {
+                                                 int64_t in_features, uint16_t* x, float* kept, float* scratch) {
   const Model& model = step.model;
   const int thread = thread_index();
   const int hidden = static_cast<int>(model.hidden);
@@ -98,20 +99,21 @@ __device__ __forceinline__ void stage_normalized(const Step& step, const ShortPa
     }
     const float mean = __fdividef(workers_sum(squares, scratch), static_cast<float>(hidden));
     const float factor = rsqrtf(mean + static_cast<float>(model.eps));
-    float most = 0.f;
+    auto store = [&](const NormPlace& at, const float4& value, int i) {
+      const float4 scaled = make_float4(value.x * factor, value.y * factor, value.z * factor, value.w * factor);
+      at.store(at.times(scaled), inverse == nullptr, i, row);
+    };
 #pragma unroll
     for (int r = 0; r < kNormRounds; ++r) {
       const int i = 4 * (thread + kWorkers * r);
-      if (i < hidden) most = fmaxf(most, place[r].store(value[r], factor, inverse == nullptr, i, row));
+      if (i < hidden) store(place[r], value[r], i);
     }
 #pragma unroll 2
     for (int i = kNormFar + 4 * thread; i < hidden; i += 4 * kWorkers) {
       NormPlace far = {};
       far.load(norm, inverse, i);
-      const float4 value = i < end_of_kept ? waiting[i / 4] : far_value(i);
-      most = fmaxf(most, far.store(value, factor, inverse == nullptr, i, row));
+      store(far, i < end_of_kept ? waiting[i / 4] : far_value(i), i);
     }
-    if constexpr (kOne) keep_largest(most, largest);
     for (int64_t i = hidden + thread; i < in_features; i += kWorkers) row[i] = 0;
     sync_workers();
   }
@@ -121,12 +123,11 @@ __device__ __forceinline__ void stage_normalized(const Step& step, const ShortPa
 // (see sum_blocks): 8 threads share a block. size: of them; in_features of the weight may be more.
 template <bool kOne>
 __device__ __forceinline__ void stage_packed(const Step& step, const HalfPacket* input, uint32_t stamp, int64_t size,
-                                             int64_t in_features, uint16_t* x, float* ones, float* largest) {
+                                             int64_t in_features, uint16_t* x, float* ones) {
   constexpr int kAtOnce = 6;
   const int thread = thread_index();
   const int tokens = kOne ? 1 : step.tokens;
   const int end = static_cast<int>(in_features);
-  half2 most = {};
 #pragma unroll 1
   for (int m = 0; m < tokens; ++m) {
     const HalfPacket* from = input + m * in_features;
@@ -147,10 +148,7 @@ __device__ __forceinline__ void stage_packed(const Step& step, const HalfPacket*
         if (i < end) {
           const uint2 four = await_four(found[r], from + i, stamp, static_cast<int>(size) - i);
           *reinterpret_cast<uint2*>(row + i) = four;
-          if constexpr (kOne) {
-            most = __hmax2(most, __hmax2(__habs2(as_half2(four.x)), __habs2(as_half2(four.y))));
-            continue;
-          }
+          if constexpr (kOne) continue;
           const float2 low = __half22float2(as_half2(four.x));
           const float2 high = __half22float2(as_half2(four.y));
           sum = (low.x + low.y) + (high.x + high.y);
@@ -163,7 +161,6 @@ __device__ __forceinline__ void stage_packed(const Step& step, const HalfPacket*
       }
     }
   }
-  if constexpr (kOne) keep_largest(fmaxf(__low2float(most), __high2float(most)), largest);
   sync_workers();
 }
 
@@ -193,49 +190,6 @@ __device__ __forceinline__ void sum_blocks(const Step& step, int64_t in_features
     }
   }
   sync_workers();
-}
-
-// Where a lane's eight rows of a block lie, when they are whole numbers: the high and the middle digits in the 16 bytes
-// that were the eight halves, the low ones in eight bytes elsewhere.
-//
-// Makes them of the staged activations of one token, with their sums over blocks, int32 (blocks). Returns what a unit is
-// worth. largest: float (kWarps), of keep_largest().
-__device__ __forceinline__ float split_activations(int64_t in_features, uint16_t* x, uint8_t* lowest, int32_t* ones,
-                                                   const float* largest) {
-  const int thread = thread_index();
-  const FixedPoint fixed(float_of(__reduce_max_sync(0xffffffffu, bits_of(largest[thread % kWarps]))));
-  const int lanes = static_cast<int>(in_features) / 8;
-  constexpr int kAtOnce = 3;
-#pragma unroll 1
-  for (int first = 0; first < lanes; first += kAtOnce * kWorkers) {
-    uint4 halves[kAtOnce] = {};
-#pragma unroll
-    for (int r = 0; r < kAtOnce; ++r) {
-      const int i = first + thread + kWorkers * r;
-      if (i < lanes) halves[r] = *reinterpret_cast<const uint4*>(x + 8 * i);
-    }
-#pragma unroll
-    for (int r = 0; r < kAtOnce; ++r) {
-      const int i = first + thread + kWorkers * r;
-      if (first + kWorkers * r >= lanes) break;
-      const float2 a = __half22float2(as_half2(halves[r].x));
-      const float2 b = __half22float2(as_half2(halves[r].y));
-      const float2 c = __half22float2(as_half2(halves[r].z));
-      const float2 d = __half22float2(as_half2(halves[r].w));
-      const float eight[8] = {a.x, a.y, b.x, b.y, c.x, c.y, d.x, d.y};
-      const Digits digits = split_digits(eight, fixed.scale);
-      int32_t sum = digits.sum;
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      if (i < lanes) {
-        *reinterpret_cast<uint4*>(x + 8 * i) = make_uint4(digits.high[0], digits.high[1], digits.middle[0], digits.middle[1]);
-        *reinterpret_cast<uint2*>(lowest + 8 * i) = make_uint2(digits.low[0], digits.low[1]);
-        if (i % 4 == 0) ones[i / 4] = sum;
-      }
-    }
-  }
-  sync_workers();
-  return fixed.unit;
 }
 
 }  // namespace exl2::cuda

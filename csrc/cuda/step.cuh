@@ -4,14 +4,15 @@
 // that runs ahead of the phases. While blocks wait for each other, stage activations or attend, the next weights arrive.
 //
 // A linear: strips of 32 columns are dealt to the CUDA blocks, the rows of a strip to the warps. Activations are staged
-// once per phase in shared memory, in the packed order of the weight. Sums over warps have a fixed order and no column
-// has two writers, so that a step gives the same bits every time.
+// once per phase in shared memory, in the packed order of the weight; where they come in that order, one token's by every
+// warp for itself. Sums over warps have a fixed order and no column has two writers, so that a step gives the same bits
+// every time.
 //
 // Bytes moved per weight: bits / 8, plus 32 bytes per segment of 128 rows and 32 columns (EXL2).
 #pragma once
 
 #include "arrange.cuh"
-#include "stage.cuh"
+#include "stage_one.cuh"
 #include "strips.cuh"
 
 namespace exl2::cuda {
@@ -259,25 +260,28 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant
       };
       for (; next < count && goes_along(parts[next]); ++next) has_strips |= first_strip(parts[next]) < parts[next].strips;
       const int64_t in_features = parts[part].in_features;
-      if (!has_strips) {  // and must not read: see exchange.cuh
-      } else if (phase == kOutputPhase) {
-        stage_packed<kOne>(step, model.attended, stamp, model.heads * model.head_dim, in_features, x, ones, largest);
-      } else if (phase == kDownPhase) {
-        stage_packed<kOne>(step, model.activated, stamp, model.ffn, in_features, x, ones, largest);
-      } else {
+      if (has_strips) {  // and must not read without: see exchange.cuh
         const ShortPacket* const residual = phase == kMlpPhase ? model.middle : model.entering;
-        if (part > 0) load_near(near, norm, parts[part].inverse, static_cast<int>(model.hidden));
-        stage_normalized<kOne>(step, residual, stamp, norm, parts[part].inverse, near, in_features, x,
-                               reinterpret_cast<float*>(shared + step.sums_at), scratch, largest);
-      }
-      if (has_strips) {
+        const HalfPacket* const packed = phase == kDownPhase ? model.activated : model.attended;
+        const int64_t size = phase == kDownPhase ? model.ffn : model.heads * model.head_dim;
+        if (normalizes && part > 0) load_near(near, norm, parts[part].inverse, static_cast<int>(model.hidden));
         float unit = 1.f;
-        if constexpr (kOne) {
-          if (has_codes) {
-            unit = split_activations(in_features, x, shared + step.lowest_at, reinterpret_cast<int32_t*>(ones), largest);
+        if (kOne && has_codes) {
+          uint8_t* const input = shared + step.input_at;
+          const Digitized to = {input, input + lowest_offset(in_features), reinterpret_cast<int32_t*>(ones)};
+          if (normalizes) {
+            float* const values = reinterpret_cast<float*>(input + values_offset(in_features));
+            unit = digitize_normalized(step, residual, stamp, norm, parts[part].inverse, near,
+                                       static_cast<int>(in_features), to, values, scratch, largest);
+          } else {
+            unit = digitize_packed(packed, stamp, static_cast<int>(size), parts[part].shares[thread / 32], to);
           }
+        } else if (normalizes) {
+          stage_normalized<kOne>(step, residual, stamp, norm, parts[part].inverse, near, in_features, x,
+                                 reinterpret_cast<float*>(shared + step.sums_at), scratch);
+          if (!kOne && has_codes) sum_blocks(step, in_features, x, ones);
         } else {
-          if (has_codes && normalizes) sum_blocks(step, in_features, x, ones);
+          stage_packed<kOne>(step, packed, stamp, size, in_features, x, ones);
         }
         multiply_strips<kOne>(step, parts, part, next, rings, position, shared, unit, items, finish);
       }

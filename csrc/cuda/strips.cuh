@@ -38,7 +38,7 @@ __device__ __forceinline__ void multiply_strips(const Step& step, const Linear* 
   Activations x;
   x.halves = shared + step.input_at + 16 * t + (g < tokens ? g : 0) * 2 * padded_row(parts[first].in_features);
   x.digits = g == 2   ? shared + step.zeros_at + 8 * t
-             : g == 3 ? shared + step.lowest_at + 8 * t
+             : g == 3 ? shared + step.input_at + lowest_offset(parts[first].in_features) + 8 * t
                       : shared + step.input_at + 16 * t + 8 * (g % 2);
   x.digits_step = g == 2 ? 0 : g == 3 ? kBlockRows : 2 * kBlockRows;
   x.sums = shared + step.ones_at + 4 * (2 * t < tokens ? 2 * t : 0);

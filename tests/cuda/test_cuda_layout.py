@@ -51,10 +51,13 @@ def test_every_segment_belongs_to_one_warp(widths: list[tuple[int, int]], kind: 
     plan = linear.plan(offset=5)
     assert len(plan) == 12 * 8 + WARPS * 16
     assert struct.unpack_from("<7q", plan, 40)[2] == 4  # strips of 100 columns
+    segments = cut_segments(widths)
     next_segment = 0
     for warp in range(WARPS):
-        begin, end, start, stop = struct.unpack_from("<4i", plan, 96 + 16 * warp)
+        begin, end, first, last, start, stop = struct.unpack_from("<4H2I", plan, 96 + 16 * warp)
         assert begin == next_segment <= end
+        assert last - first == sum(segment.blocks for segment in segments[begin:end])
+        assert begin == end or first == segments[begin].first_block
         assert start * 16 == linear.starts[begin]
         if begin < end:
             assert stop * 16 == linear.starts[begin + 1]
@@ -65,8 +68,8 @@ def test_every_segment_belongs_to_one_warp(widths: list[tuple[int, int]], kind: 
 @pytest.mark.parametrize("widths", [[(4, 4)] * 32, [(5, 4)] * 4 + [(4, 4)] * 20 + [(3, 4)] * 8], ids=["one", "mixed"])
 def test_long_columns_keep_all_warps_equally_busy(widths: list[tuple[int, int]]) -> None:
     linear = empty_linear("exl2", widths, 32, CPU)
-    shares = [struct.unpack_from("<4i", linear.plan(), 96 + 16 * warp) for warp in range(WARPS)]
-    assert {end - begin for begin, end, _, _ in shares} == {2}
+    shares = [struct.unpack_from("<4H2I", linear.plan(), 96 + 16 * warp) for warp in range(WARPS)]
+    assert {end - begin for begin, end, *_ in shares} == {2}
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -81,7 +81,8 @@ class CudaLinear:
     """One packed linear. Fields mirror struct Linear of csrc/cuda/plan.h; None becomes a null pointer.
 
     codes (strips * strip_bytes,) uint8. table (n_segments, 4) int32: struct Segment. starts: where segments begin in a
-    strip and where the last one ends, in bytes; offsets the same on the GPU, int32, in 16 bytes.
+    strip and where the last one ends, in bytes; offsets the same on the GPU, int32, in 16 bytes; block_starts the same
+    in blocks of rows.
     perm (K,) int32: input feature of each packed row, None where rows are in order; inverse: inverse_of it. in_features
     is K rounded up to 32.
     """
@@ -91,6 +92,7 @@ class CudaLinear:
     table: Tensor
     offsets: Tensor
     starts: tuple[int, ...]
+    block_starts: tuple[int, ...]
     inverse: Tensor | None
     perm: Tensor | None
     bias: Tensor | None
@@ -130,14 +132,15 @@ class CudaLinear:
             offset,
         )
         shares = list(self._shares())
-        return fields + b"".join(struct.pack("<4i", *shares[(warp - turn) % WARPS]) for warp in range(WARPS))
+        return fields + b"".join(struct.pack("<4H2I", *shares[(warp - turn) % WARPS]) for warp in range(WARPS))
 
-    def _shares(self) -> Iterator[tuple[int, int, int, int]]:
+    def _shares(self) -> Iterator[tuple[int, ...]]:
         """struct Share of every warp."""
         count = len(self.starts) - 1
         for begin, end in pairwise(share_segments(count)):
             last = min(begin + 1, count)
-            yield begin, end, self.starts[begin] // 16, self.starts[last] // 16
+            blocks = self.block_starts[begin], self.block_starts[end]
+            yield begin, end, *blocks, self.starts[begin] // 16, self.starts[last] // 16
 
     @cached_property
     def plan_tensor(self) -> Tensor:
@@ -284,6 +287,7 @@ def empty_linear(
         table=torch.frombuffer(table, dtype=torch.int32).view(-1, 4).to(device),
         offsets=torch.tensor(starts, dtype=torch.int64).div_(16, rounding_mode="floor").to(torch.int32).to(device),
         starts=starts,
+        block_starts=(0, *accumulate(segment.blocks for segment in segments)),
         inverse=inverse,
         perm=perm,
         bias=None if bias is None else bias.to(device=device, dtype=torch.float16),
