@@ -12,7 +12,7 @@ const LinearKernels* linear_kernels_of(Isa isa) {
 #if defined(EXL2_HAS_AMX)
   if (isa == Isa::kAmx) return linear_kernels_amx();
 #endif
-  // Intel's processors have two units that multiply vectors or add them, AMD's two more that add.
+  // Which multiplies sums depends on how many vectors a processor adds beside products (lanes_avx512.h).
   if (isa == Isa::kAvx512) return __builtin_cpu_is("intel") ? linear_kernels_plain_avx512() : linear_kernels_avx512();
   if (isa == Isa::kAvx2) return linear_kernels_avx2();
 #endif

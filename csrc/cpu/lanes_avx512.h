@@ -1,6 +1,6 @@
-// The vectors of linear layers with AVX-512 (F, BW, DQ, VL, VNNI, VBMI: Ice Lake, Zen 4 and later), for the linear_*.cpp
-// files that differ in what they make of them. What each operation means is said, under the same name, by the scalar
-// Lanes of linear_generic.cpp.
+// The vectors of linear layers with AVX-512 (F, BW, DQ, VL, VNNI, VBMI: Ice Lake, Zen 4 and later), for the
+// linear_*.cpp files that differ in what they make of them. What each operation means is said, under the same name, by
+// the scalar Lanes of linear_generic.cpp.
 #pragma once
 
 // GCC 12's own headers start from "undefined" vectors and warn about them (its bug 105593).
@@ -161,6 +161,14 @@ struct Avx512Lanes {
     return acc;
   }
   static I value(Acc acc) { return acc; }
+};
+
+// Of Intel's processors, which have two units that multiply vectors or add them, and no more: plain products.
+struct IntelLanes : Avx512Lanes {
+  static constexpr bool kSums = false;
+  static constexpr int kDecodeAhead = 16384;  // linear_ahead.h
+  static constexpr bool kAskInCall = false;
+  static constexpr bool kAskIntoL2 = true;
 };
 
 }  // namespace EXL2_ISA

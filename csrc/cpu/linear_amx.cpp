@@ -5,14 +5,10 @@
 namespace exl2 {
 namespace EXL2_ISA {
 
-struct Lanes : Avx512Lanes {
+struct Lanes : IntelLanes {
   static constexpr int kTokens = 16;  // rows of a tile; of floats, as many sums
   static constexpr int kStageTiles = 1;
-  static constexpr bool kSums = false;
   static constexpr bool kTiles = true;
-  static constexpr int kDecodeAhead = 16384;  // linear_ahead.h
-  static constexpr bool kAskInCall = false;
-  static constexpr bool kAskIntoL2 = true;
 };
 
 }  // namespace EXL2_ISA

@@ -14,8 +14,8 @@ struct Lanes {
   static constexpr int kChains = 4;             // sums in work at once that hide how long one multiply-add takes
   static constexpr bool kWidthMatters = false;  // dot4 is exact for every width
   static constexpr bool kSums = true;           // products for many tokens are those of sums (linear_sums.h)
-  static constexpr bool kTiles = false;  // by a unit that multiplies matrices (linear_prompt_tiles.h)
-  static constexpr int kDecodeAhead = 24576;  // linear_ahead.h
+  static constexpr bool kTiles = false;         // by a unit that multiplies matrices (linear_prompt_tiles.h)
+  static constexpr int kDecodeAhead = 24576;    // linear_ahead.h
   static constexpr bool kAskInCall = true;
   static constexpr bool kAskIntoL2 = false;
 

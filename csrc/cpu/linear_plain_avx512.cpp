@@ -5,16 +5,12 @@
 namespace exl2 {
 namespace EXL2_ISA {
 
-struct Lanes : Avx512Lanes {
+struct Lanes : IntelLanes {
   // 6 tokens x 2 tiles are 12 integer and 12 float sums of the 32 registers. 2 weights + 6 broadcast activations are
   // 8 loads for 12 products: the two load ports keep ahead of the two multipliers.
   static constexpr int kTokens = 6;
   static constexpr int kStageTiles = 2;
-  static constexpr bool kSums = false;
   static constexpr bool kTiles = false;
-  static constexpr int kDecodeAhead = 16384;  // linear_ahead.h
-  static constexpr bool kAskInCall = false;
-  static constexpr bool kAskIntoL2 = true;
 };
 
 }  // namespace EXL2_ISA

@@ -143,13 +143,12 @@ static void staged_dense_tiles(const uint8_t* blob, const uint8_t* scratch, int6
   using Work = TileWork<kProductOfWords, 8, false, false>;
   const Header& h = header_of(blob);
   staged_by_tiles(blob, scratch, M, sums, tile, tiles, [&](TileChunk& chunk, const TiledTokens& tokens) {
-    multiply_section<Work>(blob, chunk, *sections_of(blob), tokens, tiles,
-                           [&](int64_t i, int first, int blocks) {
-                             for (int b = 0; b < blocks; b++) {
-                               uint8_t* codes = chunk.codes[i] + b * kTilesOfCodes * kTileBytes;
-                               chunk.scales[i][b] = block_of_tiles<TYPE>(h, tile_of(blob, tile + i), first + b, codes);
-                             }
-                           });
+    multiply_section<Work>(blob, chunk, *sections_of(blob), tokens, tiles, [&](int64_t i, int first, int blocks) {
+      for (int b = 0; b < blocks; b++) {
+        uint8_t* codes = chunk.codes[i] + b * kTilesOfCodes * kTileBytes;
+        chunk.scales[i][b] = block_of_tiles<TYPE>(h, tile_of(blob, tile + i), first + b, codes);
+      }
+    });
   });
 }
 

@@ -7,11 +7,12 @@
 //   dense         (high high) 2^16 + (high low + low high) 2^8 + low low, of words split into bytes
 //
 // Two tiles of tokens meet two of columns, so that each load serves two products. Their sums leave the unit through
-// memory, and while it multiplies a block, vectors add the sums of the one before to floats. Whatever lacks to 32 tokens
-// or 32 columns is multiplied, too, and forgotten.
+// memory, and while it multiplies a block, vectors add the sums of the one before to floats. Whatever lacks to 32
+// tokens or 32 columns is multiplied, too, and forgotten.
 //
-// Bytes moved: every line of codes once for each kTileTokensAtOnce tokens; a chunk of 48 KiB is written to and read from
-// the caches, once for each 32 tokens; floats are read and written once for each chunk, out of a buffer that L2 holds.
+// Bytes moved: every line of codes once for each kTileTokensAtOnce tokens; a chunk of 48 KiB is written to and read
+// from the caches, once for each 32 tokens; floats are read and written once for each chunk, out of a buffer that L2
+// holds.
 #pragma once
 
 #include "linear_chunks.h"
@@ -161,7 +162,8 @@ struct TiledTokens {
 template <typename Work, int COUNT>
 static void multiply_tile_chunk(TileChunk& chunk, int blocks, const TiledTokens& tokens) {
   alignas(kLine) TileSums<Work> sums[2];
-  constexpr int64_t x_step = Work::tiles_of_x(COUNT) * kTileBytes, codes_step = Work::tiles_of_codes(COUNT) * kTileBytes;
+  constexpr int64_t x_step = Work::tiles_of_x(COUNT) * kTileBytes,
+                    codes_step = Work::tiles_of_codes(COUNT) * kTileBytes;
   for (int t = 0; t < tokens.count; t += kTilePair) {
     const int present = tokens.count - t < kTilePair ? 1 : kTilePair;
     const uint8_t* x[kTilePair] = {tokens.tile(t), tokens.tile(t + present - 1)};
@@ -267,15 +269,13 @@ static void staged_by_tiles(const uint8_t* blob, const uint8_t* scratch, int64_t
         }
       }
     };
-    each_row([&](float* total, int64_t m, int64_t column, int n) EXL2_INLINE_LAMBDA {
-      Lanes::store(total, sums.load(m, column, n));
-    });
+    each_row([&](float* total, int64_t m, int64_t column, int n)
+                 EXL2_INLINE_LAMBDA { Lanes::store(total, sums.load(m, column, n)); });
     const TiledTokens tokens = {scratch + token_block_at(blob, token, M), token_block_bytes(blob, kTokens, M), 0, 0,
                                 int((count + kTileTokens - 1) / kTileTokens)};
     body(chunk, tokens);
-    each_row([&](const float* total, int64_t m, int64_t column, int n) EXL2_INLINE_LAMBDA {
-      sums.store(m, column, Lanes::load(total), n);
-    });
+    each_row([&](const float* total, int64_t m, int64_t column, int n)
+                 EXL2_INLINE_LAMBDA { sums.store(m, column, Lanes::load(total), n); });
   }
 }
 

@@ -48,9 +48,9 @@ static EXL2_INLINE void quantize_slab(Pair pair, const F* values, F inverse, Qua
   sums.summands.take(parts[0], parts[1]);
 }
 
-// One block of one token, x: in packed order: quads[i] receives rows 4i..4i+3, second[i] those of the second term. many:
-// for the product for many tokens by vectors, where two bytes become int16 and sums are multiplied. Returns the block's
-// scale.
+// One block of one token, x: in packed order: quads[i] receives rows 4i..4i+3, second[i] those of the second term.
+// many: for the product for many tokens by vectors, where two bytes become int16 and sums are multiplied. Returns the
+// block's scale.
 template <typename Quads>
 static inline float quantize_block(const Header& h, const Section& s, const float* x, Quads quads, Quads second,
                                    bool many, BlockSums& sums) {
@@ -66,7 +66,7 @@ static inline float quantize_block(const Header& h, const Section& s, const floa
   const bool pairs = form == kPairs;
   const Pair pair = pair_of(s.bits);
   const int range = h.kind == int32_t(LinearKind::kDense) ? kLargestDenseWord
-                    : form == kTwoBytes                   ? kLargestWord
+                    : form == kTwoBytes ? kLargestWord
                                         : largest_byte(LinearKind(h.kind), s.bits) - (pairs ? pair.reach() : 0);
   float amax = Lanes::reduce_max(top);
   if (h.kind == int32_t(LinearKind::kDense)) {

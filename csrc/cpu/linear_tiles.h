@@ -1,5 +1,5 @@
-// Activations for the tile unit (tile_unit.h): 16 tokens x 64 rows of one byte each, a tile after the other, as products
-// of a block take them. For each block of 16 tokens:
+// Activations for the tile unit (tile_unit.h): 16 tokens x 64 rows of one byte each, a tile after the other, as
+// products of a block take them. For each block of 16 tokens:
 //
 //   for each block of rows: the tiles of its first term, then those of its second | for each block of rows: TileMeta
 //
@@ -76,8 +76,8 @@ struct Tiles {
     };
     const int quads = s.slabs * kSlabQuads, tiles = tiles_of_term(s, 0);
     const InTiles own = quads_of(0, quads, tiles);
-    const InTiles second = terms_of(form) == 1 ? own
-                           : quads_of(tiles, form == kPairs ? quads / 2 : quads, tiles_of_term(s, 1));
+    const InTiles second =
+        terms_of(form) == 1 ? own : quads_of(tiles, form == kPairs ? quads / 2 : quads, tiles_of_term(s, 1));
     BlockSums sums;
     meta.scale[m] = quantize_block(h, s, x, own, second, false, sums);
     I sum = sums.term[1];

@@ -1,7 +1,7 @@
 """Finds and loads the compiled CPU library once, and chooses the instruction set.
 
-EXL2_TUI_ISA=generic|avx2|avx512|amx forces an instruction set, EXL2_TUI_KERNELS=reference switches the library off; both
-are read at the first use. Knows nothing of what the ops compute.
+EXL2_TUI_ISA=generic|avx2|avx512|amx forces an instruction set, EXL2_TUI_KERNELS=reference switches the library off;
+both are read at the first use. Knows nothing of what the ops compute.
 """
 
 from __future__ import annotations
