@@ -15,8 +15,8 @@
 // one of its 16 buffers until it comes from memory, and then whatever else misses L1 waits. Into L2: 13.0 and 12.5
 // with 64 KiB; inlined 13.4 to 13.8 and 12.3 to 13.4 with 16 KiB, which scatters less than 8 or 32 do.
 //
-// Many tokens: a tile's share of a chunk is 2 to 8 KiB, and L1 holds the chunk. (Past the end of the blob all of this
-// is harmless.)
+// Many tokens: a tile's share of a chunk is 2 to 8 KiB, and where lines come into L1, it holds the chunk. (Past the end
+// of the blob all of this is harmless.)
 #pragma once
 
 #include "linear_layout.h"

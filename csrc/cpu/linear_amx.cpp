@@ -6,7 +6,7 @@ namespace exl2 {
 namespace EXL2_ISA {
 
 struct Lanes : IntelLanes {
-  static constexpr int kTokens = 16;  // rows of a tile; of floats, as many sums
+  static constexpr int kTokens = 16;  // rows of a tile; on the exact path, as many sums of floats
   static constexpr int kStageTiles = 1;
   static constexpr bool kTiles = true;
 };

@@ -6,12 +6,7 @@ namespace exl2 {
 namespace EXL2_ISA {
 
 struct Lanes : Avx512Lanes {
-  // 6 tokens x 2 tiles are 12 integer and 12 float sums of the 32 registers. 2 weights + 6 broadcast activations are
-  // 8 loads for 12 products: the two load ports keep ahead of the two multipliers.
-  static constexpr int kTokens = 6;
-  static constexpr int kStageTiles = 2;
   static constexpr bool kSums = true;
-  static constexpr bool kTiles = false;
   static constexpr int kDecodeAhead = 24576;  // linear_ahead.h
   static constexpr bool kAskInCall = true;
   static constexpr bool kAskIntoL2 = false;

@@ -5,13 +5,7 @@
 namespace exl2 {
 namespace EXL2_ISA {
 
-struct Lanes : IntelLanes {
-  // 6 tokens x 2 tiles are 12 integer and 12 float sums of the 32 registers. 2 weights + 6 broadcast activations are
-  // 8 loads for 12 products: the two load ports keep ahead of the two multipliers.
-  static constexpr int kTokens = 6;
-  static constexpr int kStageTiles = 2;
-  static constexpr bool kTiles = false;
-};
+using Lanes = IntelLanes;
 
 }  // namespace EXL2_ISA
 }  // namespace exl2

@@ -193,7 +193,7 @@ static void unpack_tiles(const Section& s, const Params& params, const uint8_t* 
     const I zero = params.zero(g, BITS);
     const I zeros = PAIRS ? Lanes::multiply16(zero, codes_in_term(BITS, FORM, 1)) : zero;
     scales[b] = params.scale(g);
-    corrections[b] = Lanes::sub_i(Lanes::set1_i(128), zeros);
+    corrections[b] = Lanes::sub_i(Lanes::set1_i(128), zeros);  // tile_correction of each column
     const I twice = Lanes::add_i(zero, Lanes::shift_left(zero, 8));
     const I off = BITS == 8 ? half : Lanes::add_i(twice, Lanes::shift_left(twice, 16));
     uint8_t *out = codes, *both = codes + own;
@@ -238,7 +238,8 @@ struct TileSection {
     for_form<BITS>(s, [&](auto form) {
       constexpr Form FORM = Form(decltype(form)::value);
       constexpr bool BY_COLUMN = Params::kZeroByColumn;
-      constexpr bool CORRECTED = BY_COLUMN ? FORM == kPairs || BITS == 8 : FORM == kPairs && BITS == 4;
+      constexpr bool CORRECTED =
+          BY_COLUMN ? FORM == kPairs || BITS == 8 : tile_correction(BITS, FORM, 1 << (BITS - 1)) != 0;
       constexpr TileProduct PRODUCT = FORM == kPairs      ? kProductOfPairs
                                       : FORM == kTwoBytes ? kProductOfTwoBytes
                                                           : kProductOfBytes;
